@@ -1,0 +1,303 @@
+"""The one way of a postback: judge it with the engine, keep it and its effect in one transaction.
+
+A live request, an imported line, a replay and a click's arrival all come through here. The caller
+holds the transaction; nothing here commits.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from query import Postback, read_fields, read_postback
+from rates import WORTH_LIMIT, Priced, Rate, convert
+from statuses import Change, Decision, Policy, Reason, Status, Verdict, judge
+from storage import (
+    ClickRow,
+    KnownClick,
+    ParkedPostback,
+    PostbackRow,
+    Storage,
+    amount_columns,
+    cost_columns,
+    cost_worth_columns,
+    payout_columns,
+    to_json,
+    utc_text,
+)
+
+# A flood of postbacks for one click id must not make the click's arrival a long transaction.
+PARKED_PER_CLICK = 100
+
+# How much the housekeeping does in one transaction: some 20 ms of the write lock.
+DUE_CLICKS_AT_ONCE = 20
+WAITING_AT_ONCE = 500
+
+# The source of the rate of an amount that was sent in the tracker's own currency.
+SAME_CURRENCY = "same"
+
+
+class Terms(NamedTuple):
+    """What of the config bears on money and moves."""
+
+    currency: str
+    policy: Policy = Policy()
+    park_days: int = 90
+    decimal_comma: bool = False
+
+
+class Arrival(NamedTuple):
+    """A postback as it came: when (aware, UTC), how (`source`), from where, and what it says."""
+
+    received_at: datetime
+    source: str
+    method: str | None
+    remote_addr: str | None
+    query: str
+    postback: Postback
+
+
+class Outcome(NamedTuple):
+    """What came of an arrival."""
+
+    verdict: Verdict
+    reason: Reason
+    warnings: tuple[str, ...]
+    conversion_id: int | None = None
+
+
+def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
+    """Judge a postback and write down both it and its effect."""
+    decision, known = _judge(db, arrival.postback, terms)
+    conversion_id, warnings = _apply(db, decision, known, arrival, terms)
+    outcome = Outcome(
+        decision.verdict,
+        decision.reason,
+        arrival.postback.warnings + decision.warnings + warnings,
+        conversion_id,
+    )
+    postback_id = db.add_postback(_postback_row(arrival, outcome))
+    _note_change(db, decision, conversion_id, utc_text(arrival.received_at), postback_id)
+    return outcome
+
+
+def preview(db: Storage, postback: Postback, terms: Terms) -> Outcome:
+    """Say what would come of a postback, and write nothing."""
+    decision, _ = _judge(db, postback, terms)
+    conversion_id = None if decision.conversion is None else decision.conversion.id
+    return Outcome(
+        decision.verdict, decision.reason, postback.warnings + decision.warnings, conversion_id
+    )
+
+
+def keep_clicks(db: Storage, rows: Iterable[ClickRow], now: datetime, terms: Terms) -> int:
+    """Take clicks in, with what was parked for them; returns how many are new."""
+    new = db.put_clicks(rows, utc_text(now))
+    settle_due_clicks(db, now, terms)
+    return new
+
+
+def settle_due_clicks(db: Storage, now: datetime, terms: Terms, *, limit: int | None = None) -> int:
+    """Apply what is parked for clicks that have come, whoever wrote them; returns how many."""
+    # SQLite takes a negative limit for none.
+    due = db.find_due_clicks(-1 if limit is None else limit)
+    for click_id, subid in due:
+        _settle_parked(db, subid, now, terms)
+        db.clear_due_click(click_id)
+    return len(due)
+
+
+def fill_in_waiting(db: Storage, now: datetime, *, limit: int = WAITING_AT_ONCE) -> int:
+    """Convert amounts and costs whose rate has come at last; returns how many."""
+    filled = 0
+    for currency in db.find_waiting_currencies():
+        for kind, columns in (("payout", payout_columns), ("cost", cost_worth_columns)):
+            for waiting in db.find_waiting(kind, currency, limit - filled):
+                rate = db.find_rate(currency, waiting.day)
+                assert rate is not None
+                priced = Priced(waiting.amount, currency, waiting.day, None, None)
+                values = columns(_price_at(priced, rate))
+                if values["payout_micros" if kind == "payout" else "cost_micros"] is None:
+                    values = {"amount_day" if kind == "payout" else "cost_day": None}
+                _convert_late(db, waiting.conversion_id, values, utc_text(now))
+                filled += 1
+    return filled
+
+
+def _convert_late(db: Storage, conversion_id: int, values: Mapping[str, Any], at: str) -> None:
+    db.change_conversion(conversion_id, {**values, "updated_at": at}, {})
+    db.add_history(conversion_id, "converted", at, None)
+
+
+def _judge(db: Storage, postback: Postback, terms: Terms) -> tuple[Decision, KnownClick | None]:
+    subid = postback.incoming.subid
+    known = db.find_click(subid) if subid else None
+    click = None if known is None else known.click
+    return judge(postback.incoming, click, terms.policy), known
+
+
+def _apply(
+    db: Storage, decision: Decision, known: KnownClick | None, arrival: Arrival, terms: Terms
+) -> tuple[int | None, tuple[str, ...]]:
+    """Make the decision's change; gives the conversion it is about, and pricing's warnings."""
+    change = decision.change
+    if change is None:
+        return (None if decision.conversion is None else decision.conversion.id), ()
+    money, warnings = _price_change(db, change, arrival, terms)
+    if known is None:
+        assert arrival.postback.incoming.subid is not None
+        known = db.add_bare_click(arrival.postback.incoming.subid, utc_text(arrival.received_at))
+    if change.conversion is None:
+        conversion_id = _add_conversion(db, known, change, arrival, money)
+    else:
+        conversion_id = change.conversion.id
+        _change_conversion(db, change, arrival, money)
+    if arrival.postback.sub_ids:
+        db.patch_click_sub_ids(known.id, arrival.postback.sub_ids)
+    return conversion_id, warnings
+
+
+def _add_conversion(
+    db: Storage, known: KnownClick, change: Change, arrival: Arrival, money: Mapping[str, Any]
+) -> int:
+    postback = arrival.postback
+    at = utc_text(arrival.received_at)
+    values = {
+        "tid": change.tid,
+        "status": change.status,
+        "original_status": postback.incoming.word,
+        "network": postback.network,
+        "sub_ids": known.sub_ids,
+        "created_at": at,
+        "updated_at": at,
+        "sale_at": at if change.status in {Status.SALE, Status.REBILL} else None,
+        **money,
+    }
+    conversion_id = db.add_conversion(known, values)
+    if postback.sub_ids:
+        db.change_conversion(conversion_id, {}, postback.sub_ids)
+    return conversion_id
+
+
+def _change_conversion(
+    db: Storage, change: Change, arrival: Arrival, money: Mapping[str, Any]
+) -> None:
+    assert change.conversion is not None
+    postback = arrival.postback
+    at = utc_text(arrival.received_at)
+    values = {"tid": change.tid, "updated_at": at, **money}
+    if change.status is not change.conversion.status:
+        values["status"] = change.status
+        values["previous_status"] = change.conversion.status
+        values["original_status"] = postback.incoming.word
+        if change.status is Status.SALE:
+            values["sale_at"] = at
+    if postback.network is not None:
+        values["network"] = postback.network
+    db.change_conversion(change.conversion.id, values, postback.sub_ids)
+
+
+def _note_change(
+    db: Storage, decision: Decision, conversion_id: int | None, at: str, postback_id: int
+) -> None:
+    if decision.change is not None and conversion_id is not None:
+        db.add_history(conversion_id, decision.verdict, at, postback_id)
+
+
+def _price_change(
+    db: Storage, change: Change, arrival: Arrival, terms: Terms
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    incoming = arrival.postback.incoming
+    values: dict[str, Any] = {}
+    warnings: dict[str, None] = {}
+    if change.takes_amount and incoming.amount is not None:
+        priced = _price(db, incoming.amount, incoming.currency, arrival.received_at, terms)
+        values |= amount_columns(priced)
+        warnings |= dict.fromkeys(_price_warnings(priced))
+    if change.takes_cost and incoming.cost is not None:
+        priced = _price(db, incoming.cost, incoming.currency, arrival.received_at, terms)
+        values |= cost_columns(priced)
+        warnings |= dict.fromkeys(_price_warnings(priced))
+    return values, tuple(warnings)
+
+
+def _price(
+    db: Storage, amount: Decimal, currency: str | None, received_at: datetime, terms: Terms
+) -> Priced:
+    if currency is None:
+        return Priced(amount, None, None, None, None)
+    day = received_at.astimezone(UTC).date()
+    if currency == terms.currency:
+        return Priced(amount, currency, day, amount, Rate(Decimal(1), day, SAME_CURRENCY))
+    unpriced = Priced(amount, currency, day, None, None)
+    rate = db.find_rate(currency, day)
+    return unpriced if rate is None else _price_at(unpriced, rate)
+
+
+def _price_at(priced: Priced, rate: Rate) -> Priced:
+    worth = convert(priced.amount, rate.value)
+    if not -WORTH_LIMIT < worth < WORTH_LIMIT:
+        return priced._replace(day=None)
+    return priced._replace(worth=worth, rate=rate)
+
+
+def _price_warnings(priced: Priced) -> Iterable[str]:
+    if priced.worth is not None or priced.currency is None:
+        return ()
+    if priced.day is None:
+        return (f"{priced.amount:f} {priced.currency} is too much to convert at its rate",)
+    return (f"no rate for {priced.currency} is at hand: converted as soon as there is one",)
+
+
+def _postback_row(arrival: Arrival, outcome: Outcome) -> PostbackRow:
+    incoming = arrival.postback.incoming
+    return PostbackRow(
+        received_at=utc_text(arrival.received_at),
+        source=arrival.source,
+        method=arrival.method,
+        remote_addr=arrival.remote_addr,
+        query=arrival.query,
+        subid=incoming.subid,
+        tid=incoming.tid,
+        original_status=incoming.word,
+        verdict=outcome.verdict,
+        reason=outcome.reason.detail,
+        warnings=to_json(outcome.warnings) if outcome.warnings else "[]",
+        conversion_id=outcome.conversion_id,
+        network=arrival.postback.network,
+    )
+
+
+def _settle_parked(db: Storage, subid: str, now: datetime, terms: Terms) -> None:
+    oldest = utc_text(now - timedelta(days=terms.park_days))
+    for parked in db.find_parked(subid, PARKED_PER_CLICK):
+        if parked.received_at < oldest:
+            reason = f"parked for more than {terms.park_days} days before its click came"
+            db.settle_postback(parked.id, utc_text(now), Verdict.REFUSED, reason, None)
+        else:
+            _settle_one(db, parked, utc_text(now), terms)
+    reason = f"more than {PARKED_PER_CLICK} postbacks were parked for this click"
+    db.settle_parked(subid, utc_text(now), Verdict.REFUSED, reason)
+
+
+def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: Terms) -> None:
+    postback = reread(parked.query, terms)
+    received_at = datetime.fromisoformat(parked.received_at)
+    arrival = Arrival(
+        received_at, parked.source, parked.method, parked.remote_addr, parked.query, postback
+    )
+    decision, known = _judge(db, postback, terms)
+    conversion_id, warnings = _apply(db, decision, known, arrival, terms)
+    reason = "; ".join((decision.reason.detail, *warnings))
+    db.settle_postback(parked.id, at, decision.verdict, reason, conversion_id)
+    _note_change(db, decision, conversion_id, parked.received_at, parked.id)
+
+
+def reread(query: str, terms: Terms) -> Postback:
+    """Read a stored query again, under the terms of today."""
+    return read_postback(
+        read_fields(query),
+        {},
+        tracker_currency=terms.currency,
+        decimal_comma=terms.decimal_comma,
+    )

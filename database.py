@@ -1,0 +1,220 @@
+"""The SQLite file: opened, brought up to date, committed to durably, watched for being swapped."""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from types import TracebackType
+from typing import Self
+
+import schema
+
+# How long SQLite waits for a writer that does not take our lock (another program's). Longer than
+# any commit; shorter than the patience of a sender.
+BUSY_TIMEOUT_SECONDS = 5.0
+
+# How often a busy lock is looked at again: well below the time of a commit, so that its end is
+# not missed by much, and dear only to those who wait.
+LOCK_POLL_SECONDS = 0.0003
+
+# Pages of 4 KiB in the log before SQLite moves them to the database: larger makes commits wait
+# longer once, smaller more often; 1000 to 4000 measured best.
+WAL_AUTOCHECKPOINT_PAGES = 2000
+
+# Every statement of the write path stays prepared; preparing them anew took a third of the time.
+CACHED_STATEMENTS = 256
+
+
+class DatabaseError(Exception):
+    """The database cannot be used at present; the sentence says why and what to do."""
+
+
+def open_connection(path: Path, currency: str, *, create: bool = True) -> sqlite3.Connection:
+    """Open the file, made or brought up to date where needed; raises DatabaseError."""
+    try:
+        return _open(path, currency, create=create)
+    except (sqlite3.Error, OSError, schema.SchemaError) as error:
+        raise DatabaseError(describe_trouble(error, path)) from error
+
+
+def describe_trouble(error: Exception, path: Path | None) -> str:
+    """Say in a sentence what is wrong with the database and what mends it."""
+    if isinstance(error, DatabaseError):
+        return str(error)
+    name = f"database {str(path)!r}"
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return f"{name}: {error}; {_REMEDIES.get(code, 'see `postback check`')}"
+    return f"{name}: {error}"
+
+
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: "another program holds a write lock: end it, or wait",
+    sqlite3.SQLITE_LOCKED: "another program holds a write lock: end it, or wait",
+    sqlite3.SQLITE_CANTOPEN: "check that the directory exists and that this user may write there",
+    sqlite3.SQLITE_READONLY: "give this user write permission for the file and its directory",
+    sqlite3.SQLITE_PERM: "give this user write permission for the file and its directory",
+    sqlite3.SQLITE_FULL: "free some disk space",
+    sqlite3.SQLITE_IOERR: "check the disk (`dmesg`) and the free space",
+    sqlite3.SQLITE_CORRUPT: "stop the service and restore the latest backup",
+    sqlite3.SQLITE_NOTADB: "the file is no SQLite database: check [db] path, or restore a backup",
+}
+
+
+def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
+    if not create and not path.exists():
+        raise DatabaseError(
+            f"database {str(path)!r} is not there: put it back, or restart to begin a new one"
+        )
+    is_new = not path.exists()
+    if is_new:
+        # Only its owner reads who earned what; SQLite gives -wal and -shm the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    db = sqlite3.connect(
+        path,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        isolation_level=None,
+        cached_statements=CACHED_STATEMENTS,
+    )
+    try:
+        _configure(db)
+        schema.migrate(db, currency)
+        _refuse_other_currency(db, path, currency)
+        if is_new:
+            _sync_directory(path.parent)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _configure(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA journal_mode = WAL")
+    # FULL: a commit returns when the log is synced. With NORMAL a power cut takes back
+    # postbacks that were answered 200.
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+    db.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
+
+
+def _refuse_other_currency(db: sqlite3.Connection, path: Path, currency: str) -> None:
+    (kept,) = db.execute("SELECT currency FROM tracker").fetchone()
+    if kept != currency:
+        raise DatabaseError(
+            f"database {str(path)!r} keeps its amounts in {kept}, and the config says currency ="
+            f" {currency!r}: put {kept} back, or give [db] path a new file"
+        )
+
+
+def _sync_directory(directory: Path) -> None:
+    # Without it, a power cut may take the new file's name away, and with it every row.
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Database:
+    """An open database file. Use from one thread; `with` closes it."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        """Take on an open, migrated connection; `open_connection` gives one."""
+        self.db = db
+        self.path = path
+        self._wal_path = Path(f"{path}-wal")
+        # Never removed: a lock file that is unlinked while one waits for it locks nothing.
+        self._lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # A read makes SQLite open the -wal file, so that its identity can be noted.
+        db.execute("SELECT 1 FROM tracker").fetchone()
+        self._identity = self._identify()
+
+    def __enter__(self) -> Self:
+        """Give itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and the lock file."""
+        self.db.close()
+        os.close(self._lock)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make what happens inside one commit, on disk when this returns; any exception undoes it.
+
+        Raises DatabaseError where the commit went into a file that is no longer at its path.
+        """
+        self._take_lock()
+        try:
+            # IMMEDIATE: a deferred transaction that reads first fails at once, without waiting,
+            # if another writer commits before it writes.
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.db.execute("COMMIT")
+            except BaseException:
+                # SQLite itself has rolled back already on some errors (a full disk).
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                raise
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self._refuse_replaced_file()
+
+    def _take_lock(self) -> None:
+        # SQLite's busy handler sleeps for up to 100 ms at a time, and some waiters starve for
+        # seconds; those who know this lock look far more often, and are let through.
+        # Programs that do not know it are left to the busy handler.
+        deadline = monotonic() + BUSY_TIMEOUT_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if monotonic() > deadline:
+                    raise DatabaseError(
+                        f"database {str(self.path)!r}: another program has held the write lock for"
+                        f" {BUSY_TIMEOUT_SECONDS:g} seconds: end it, or wait"
+                    ) from None
+                sleep(LOCK_POLL_SECONDS)
+            else:
+                return
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Make what happens inside undone as a whole where it raises, and nothing beside it."""
+        self.db.execute("SAVEPOINT one")
+        try:
+            yield
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK TO one")
+                self.db.execute("RELEASE one")
+            raise
+        self.db.execute("RELEASE one")
+
+    def _identify(self) -> tuple[tuple[int, int], ...]:
+        stats = (os.stat(self.path), os.stat(self._wal_path))
+        return tuple((stat.st_dev, stat.st_ino) for stat in stats)
+
+    def _refuse_replaced_file(self) -> None:
+        # SQLite itself commits happily into a file that was unlinked: rows nobody will ever see.
+        try:
+            present = self._identify()
+        except FileNotFoundError:
+            present = ()
+        if present != self._identity:
+            raise DatabaseError(
+                f"database {str(self.path)!r} was moved, replaced or removed while in use"
+            )

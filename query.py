@@ -1,0 +1,319 @@
+"""What a request says: its query, body and cookies read as PHP reads them, into one value.
+
+The names, aliases and rules are those of the contract's section on parameters; how names and
+percent escapes are read was measured with PHP 8.2 (`tests/test_query.py` holds the table).
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes
+
+from rates import read_amount, read_currency
+from statuses import Incoming, WordLists
+
+# Of equal meaning, the leftmost with a usable value wins. Source: Keitaro docs, "Postback".
+SUBID_NAMES = ("subid", "sub_id", "clickid", "click_id")
+SUBID_COOKIES = ("subid", "_subid")
+PAYOUT_NAMES = ("payout", "revenue", "profit")
+REJECTED_LIST_NAMES = ("rejected_status", "rejected", "reject_status")
+IGNORE_LIST_NAMES = ("ignore", "ignore_status")
+LIST_NAMES = (
+    "lead_status",
+    "sale_status",
+    "rebill_status",
+    *REJECTED_LIST_NAMES,
+    *IGNORE_LIST_NAMES,
+)
+# Keitaro documents 15, its newer versions 30.
+SUB_ID_NAMES = tuple(f"sub_id_{number}" for number in range(1, 31))
+
+# What PHP's trim() takes off by default.
+PHP_WHITE_SPACE = " \t\n\r\0\x0b"
+
+# How much of a hostile value a warning repeats; the whole of it stands in the stored query.
+QUOTED_CHARACTERS = 64
+
+# A shorter key could be a word of the trade ("sale"): hiding it would change what was said.
+HIDEABLE_KEY_BYTES = 6
+HIDDEN = "***"
+
+_NAME = r"[A-Za-z0-9 _.\-]{1,64}"
+# Literal placeholders of affiliate networks, as they arrive when nothing replaced them.
+_MACRO = re.compile(
+    rf"\{{{_NAME}\}}|\{{\{{{_NAME}\}}\}}|\$\{{{_NAME}\}}|\[{_NAME}\]|\[\[\[{_NAME}\]\]\]"
+    rf"|\#{_NAME}\#|\#\#{_NAME}\#\#|%{_NAME}%|%%{_NAME}%%|<{_NAME}>|\[={_NAME}=\]"
+)
+_BARE_MACROS = frozenset({"replace", "optional"})
+_MACRO_STARTS = frozenset("{$[#%<")
+_UNPRINTABLE = re.compile(r"[^!-~]")
+# Every printable ASCII character: quoting with these left alone touches nothing else.
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+
+
+class Postback(NamedTuple):
+    """One postback, read: what the engine judges, and what is kept or answered beside it."""
+
+    incoming: Incoming
+    sub_ids: Mapping[str, str] = {}
+    network: str | None = None
+    answer: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def read_fields(raw: str) -> dict[str, str]:
+    """Read a query string or a form body (each character one byte) as PHP does: last name wins."""
+    fields = {}
+    for pair in raw.split("&"):
+        name, _, value = pair.partition("=")
+        php_name = _read_name(name)
+        if php_name:
+            fields[php_name] = _decode_value(value)
+    return fields
+
+
+def read_cookies(header: str) -> dict[str, str]:
+    """Read a Cookie header (each character one byte): percent-decoded, the first of a name wins."""
+    cookies: dict[str, str] = {}
+    for pair in header.split(";"):
+        name, _, value = pair.partition("=")
+        cookies.setdefault(_read_name(name), _decode_value(value))
+    return cookies
+
+
+def read_postback(
+    fields: Mapping[str, str],
+    cookies: Mapping[str, str],
+    *,
+    tracker_currency: str,
+    decimal_comma: bool = False,
+    leads_only: bool = False,
+) -> Postback:
+    """Read what was sent. Never raises: what cannot be used is named in the warnings."""
+    warnings: list[str] = []
+    word, word_is_macro = _read_word(fields, warnings)
+    amount = _read_amount(fields, PAYOUT_NAMES, warnings, decimal_comma=decimal_comma)
+    cost = _read_amount(fields, ("cost",), warnings, decimal_comma=decimal_comma)
+    incoming = Incoming(
+        subid=_read_subid(fields, cookies, warnings),
+        word=word,
+        word_is_macro=word_is_macro,
+        tid=_read_usable(fields, "tid", warnings) or "",
+        amount=amount,
+        cost=cost,
+        currency=_read_currency(fields, tracker_currency, warnings),
+        lists=_read_lists(fields),
+        leads_only=leads_only,
+    )
+    return Postback(
+        incoming=incoming,
+        sub_ids=read_sub_ids(fields, warnings),
+        network=_read_usable(fields, "from", warnings),
+        answer=_read_value(fields, "return"),
+        warnings=tuple(warnings),
+    )
+
+
+def read_subid(fields: Mapping[str, str], warnings: list[str]) -> str | None:
+    """Read the click id under the leftmost of its names that holds a usable one."""
+    for name in SUBID_NAMES:
+        subid = _read_usable(fields, name, warnings)
+        if subid is not None:
+            return subid
+    return None
+
+
+def read_sub_ids(fields: Mapping[str, str], warnings: list[str]) -> dict[str, str]:
+    """Read `sub_id_1` … `sub_id_30`, those that were sent."""
+    return {
+        name: value
+        for name in SUB_ID_NAMES
+        if name in fields and (value := _read_usable(fields, name, warnings)) is not None
+    }
+
+
+def is_macro(text: str) -> bool:
+    """Tell whether a value is, as a whole, a network's literal placeholder."""
+    if text[:1] in _MACRO_STARTS:
+        return _MACRO.fullmatch(text) is not None
+    return text.lower() in _BARE_MACROS
+
+
+def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> str:
+    """Write down what was sent as one query in printable ASCII that reads back the same.
+
+    Body fields that the query does not name follow it; so does a click id from a cookie.
+    """
+    parts = [query] if query else []
+    if body:
+        named = read_fields(query)
+        parts += [
+            pair for pair in body.split("&") if _read_name(pair.partition("=")[0]) not in named
+        ]
+    if cookie_subid is not None:
+        parts.append(f"subid={quote(cookie_subid, safe='')}")
+    text = "&".join(parts)
+    if _UNPRINTABLE.search(text):
+        return quote(text.encode("latin-1"), safe=_PRINTABLE)
+    return text
+
+
+def secrets_pattern(keys: Iterable[bytes]) -> re.Pattern[str] | None:
+    """Build what finds a key standing by itself in decoded text (one character a byte)."""
+    long_keys = [re.escape(k.decode("latin-1")) for k in keys if len(k) >= HIDEABLE_KEY_BYTES]
+    if not long_keys:
+        return None
+    return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(long_keys)})(?![A-Za-z0-9])")
+
+
+def hide_secrets(raw: str, pattern: re.Pattern[str] | None) -> str:
+    """Take keys out of a query or body, percent-encoded ones too; others come back untouched."""
+    if pattern is None:
+        return raw
+    decoded = _decode_bytes(raw) if "%" in raw else raw
+    if not pattern.search(decoded):
+        return raw
+    return "&".join(_hide_in_pair(pair, pattern) for pair in raw.split("&"))
+
+
+def quote_value(value: str) -> str:
+    """Quote a value for a sentence, escaped, and cut where it is long."""
+    if len(value) > QUOTED_CHARACTERS:
+        value = value[:QUOTED_CHARACTERS] + "…"
+    return repr(value)
+
+
+def _hide_in_pair(pair: str, pattern: re.Pattern[str]) -> str:
+    decoded = _decode_bytes(pair)
+    if not pattern.search(decoded):
+        return pair
+    name, equals, value = (_decode_bytes(part) for part in pair.partition("="))
+    hidden = (
+        quote(pattern.sub(HIDDEN, part).encode("latin-1"), safe="*") for part in (name, value)
+    )
+    return equals.join(hidden)
+
+
+def _read_name(raw: str) -> str:
+    """Read a field's name; empty where PHP would make no plain variable of it."""
+    if raw.isidentifier() and raw.isascii():
+        return raw
+    name = _decode(raw).partition("\0")[0].lstrip(" ")
+    head, bracket, rest = name.partition("[")
+    if bracket and (not head or "]" in rest):
+        return ""
+    return name.replace(".", "_").replace(" ", "_").replace("[", "_")
+
+
+def _decode_value(raw: str) -> str:
+    value = _decode(raw)
+    # "%aff_sub%" is a placeholder whose first three characters happen to be an escape.
+    if "\ufffd" in value and is_macro(raw):
+        return raw
+    return value
+
+
+def _decode(raw: str) -> str:
+    if raw.isascii() and "%" not in raw and "+" not in raw:
+        return raw
+    return _decode_bytes(raw).encode("latin-1").decode("utf-8", "replace")
+
+
+def _decode_bytes(raw: str) -> str:
+    return unquote_to_bytes(raw.replace("+", " ").encode("latin-1")).decode("latin-1")
+
+
+def _read_value(fields: Mapping[str, str], name: str) -> str | None:
+    value = fields.get(name)
+    return (value.strip(PHP_WHITE_SPACE) or None) if value else None
+
+
+def _read_usable(fields: Mapping[str, str], name: str, warnings: list[str]) -> str | None:
+    value = _read_value(fields, name)
+    if value is not None and is_macro(value):
+        warnings.append(_macro_warning(name, value))
+        return None
+    return value
+
+
+def _macro_warning(name: str, value: str) -> str:
+    return f"{name} is {quote_value(value)}, a macro that the network did not replace"
+
+
+def _read_subid(
+    fields: Mapping[str, str], cookies: Mapping[str, str], warnings: list[str]
+) -> str | None:
+    subid = read_subid(fields, warnings)
+    return read_cookie_subid(cookies) if subid is None and cookies else subid
+
+
+def read_cookie_subid(cookies: Mapping[str, str]) -> str | None:
+    """Read the click id that a visitor's browser brings along."""
+    for name in SUBID_COOKIES:
+        subid = _read_value(cookies, name)
+        if subid is not None and not is_macro(subid):
+            return subid
+    return None
+
+
+def _read_word(fields: Mapping[str, str], warnings: list[str]) -> tuple[str | None, bool]:
+    word = _read_value(fields, "status")
+    if word is None or not is_macro(word):
+        return word, False
+    warnings.append(_macro_warning("status", word))
+    return word, True
+
+
+def _read_amount(
+    fields: Mapping[str, str], names: Sequence[str], warnings: list[str], *, decimal_comma: bool
+) -> Decimal | None:
+    for name in names:
+        text = _read_usable(fields, name, warnings)
+        if text is None:
+            continue
+        amount = read_amount(text, decimal_comma=decimal_comma)
+        if amount is not None:
+            return amount
+        warnings.append(
+            f"{name} {quote_value(text)} is unreadable: send plain digits with a decimal point,"
+            " such as 12.50"
+        )
+    return None
+
+
+def _read_currency(
+    fields: Mapping[str, str], tracker_currency: str, warnings: list[str]
+) -> str | None:
+    text = _read_value(fields, "currency")
+    if text is None:
+        return tracker_currency
+    if is_macro(text):
+        warnings.append(_macro_warning("currency", text))
+        return None
+    currency = read_currency(text)
+    if currency is None:
+        warnings.append(f"currency {quote_value(text)} is no currency code such as EUR")
+    return currency
+
+
+_NO_LISTS = WordLists()
+
+
+def _read_lists(fields: Mapping[str, str]) -> WordLists:
+    if fields.keys().isdisjoint(LIST_NAMES):
+        return _NO_LISTS
+    return WordLists(
+        sale=frozenset(_read_words(fields, ("sale_status",))),
+        lead=frozenset(_read_words(fields, ("lead_status",))),
+        rejected=frozenset(_read_words(fields, REJECTED_LIST_NAMES)),
+        rebill=frozenset(_read_words(fields, ("rebill_status",))),
+        ignore=frozenset(_read_words(fields, IGNORE_LIST_NAMES)),
+    )
+
+
+def _read_words(fields: Mapping[str, str], names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        for word in fields.get(name, "").split(","):
+            if trimmed := word.strip(PHP_WHITE_SPACE).casefold():
+                yield trimmed

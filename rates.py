@@ -1,0 +1,120 @@
+"""Money and exchange rates: read, hold and convert exactly.
+
+Money is `Decimal` in memory and whole micros (10^-6) in the database; a float never touches it.
+A rate is what one unit of a currency is worth in the tracker's currency.
+"""
+
+import re
+from datetime import date
+from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException
+from typing import NamedTuple
+
+MICRO = Decimal("0.000001")
+
+# Amounts at or above this are unreadable. Source: the contract; in micros (10^15) SQLite's 64-bit
+# sums hold nine thousand of the largest, and any real report.
+AMOUNT_LIMIT = 10**9
+
+# Wide enough that a product of an amount (15 digits) and a rate is exact before its one rounding:
+# the default context of 28 digits would round twice.
+EXACT = Context(prec=120, rounding=ROUND_HALF_EVEN)
+
+# What an amount may be worth in the tracker's currency: its micros (10^18) still fit in SQLite's
+# 64-bit integers. Only a slip in a rate leads beyond.
+WORTH_LIMIT = 10**12
+
+# A rate outside of these is a slip of the keyboard or a broken feed: between the dearest and the
+# cheapest currency unit lie about six orders of magnitude, coins add five more.
+RATE_RANGE = (Decimal("1e-12"), Decimal("1e12"))
+
+_AMOUNT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
+_COMMA_AMOUNT = re.compile(r"([+-]?[0-9]*),([0-9]{1,2})")
+_CODE = re.compile(r"[A-Z0-9]{3,10}")
+
+
+class Rate(NamedTuple):
+    """What one unit of a currency was worth on a day, and who said so."""
+
+    value: Decimal
+    day: date
+    source: str
+
+
+class Priced(NamedTuple):
+    """An amount as it was sent, and in the tracker's currency where a rate was at hand.
+
+    `day` is the day it was received, whose rate applies, or None where no rate can ever apply;
+    `worth` and `rate` are None together.
+    """
+
+    amount: Decimal
+    currency: str | None
+    day: date | None
+    worth: Decimal | None
+    rate: Rate | None
+
+
+class UnreadableRateError(ValueError):
+    """A rate that is no positive decimal number in range; the message quotes it."""
+
+
+def read_amount(text: str, *, decimal_comma: bool = False) -> Decimal | None:
+    """Read a decimal amount, rounded half even to the micro; None where it is unreadable.
+
+    Readable: a sign, ASCII digits, a point and digits (`.5` and `5.` too), below 10^9. With
+    `decimal_comma`, `12,50` reads as 12.50: one comma, no dot, one or two digits after it.
+    """
+    if decimal_comma and (found := _COMMA_AMOUNT.fullmatch(text)):
+        text = f"{found[1]}.{found[2]}"
+    if not _AMOUNT.fullmatch(text):
+        return None
+    amount = Decimal(text)
+    if not -AMOUNT_LIMIT < amount < AMOUNT_LIMIT:
+        return None
+    return round_to_micro(amount)
+
+
+def read_currency(text: str) -> str | None:
+    """Read a currency code, upper case; None where it can be none.
+
+    Longer than ISO 4217's three letters, because networks pay in USDT too and `rates set` can
+    price it; whether the code is worth anything is a matter of having a rate for it.
+    """
+    code = text.upper()
+    return code if _CODE.fullmatch(code) else None
+
+
+def read_rate(text: str) -> Decimal:
+    """Read a rate by hand or from a feed: a positive plain decimal, kept to the last digit."""
+    try:
+        rate = Decimal(text) if _AMOUNT.fullmatch(text) else Decimal("NaN")
+    except DecimalException:
+        rate = Decimal("NaN")
+    if not rate.is_finite() or not RATE_RANGE[0] <= rate <= RATE_RANGE[1]:
+        raise UnreadableRateError(f"{text!r} is no rate: give a positive number such as 1.0876")
+    return rate
+
+
+def round_to_micro(amount: Decimal) -> Decimal:
+    """Round half even to six decimals, without trailing zeros; `-0` becomes `0`."""
+    return EXACT.add(EXACT.quantize(amount, MICRO), 0).normalize(EXACT)
+
+
+def convert(amount: Decimal, rate: Decimal) -> Decimal:
+    """Give the amount in the tracker's currency: exact product, one rounding to the micro."""
+    return round_to_micro(EXACT.multiply(amount, rate))
+
+
+def to_micros(amount: Decimal) -> int:
+    """Give an amount, already rounded to the micro, as whole micros."""
+    return int(EXACT.scaleb(amount, 6))
+
+
+def from_micros(micros: int) -> Decimal:
+    """Give whole micros as an amount."""
+    return EXACT.scaleb(Decimal(micros), -6).normalize(EXACT)
+
+
+def decimal_text(amount: Decimal) -> str:
+    """Write an amount or a rate without exponent and trailing zeros: `12.5`."""
+    return f"{amount.normalize(EXACT):f}"

@@ -1,0 +1,275 @@
+"""The database: what is kept, table by table, and how an older file is brought up to date.
+
+Times are ISO 8601 UTC text with milliseconds (`2026-11-22T10:24:50.123Z`): they sort, and SQLite's
+date functions read them. Money is whole micros (10^-6) in integers; rates are decimal text.
+"""
+
+import sqlite3
+
+
+def decimal_sql(column: str) -> str:
+    """Write a column of micros as decimal text without trailing zeros: exact, no float."""
+    digits = f"printf('%d.%06d', abs({column}) / 1000000, abs({column}) % 1000000)"
+    sign = f"CASE WHEN {column} < 0 THEN '-' ELSE '' END"
+    return f"({sign} || rtrim(rtrim({digits}, '0'), '.'))"
+
+
+_MIGRATION_1 = f"""
+-- One row: what this database was made for. Amounts are in this currency for ever.
+CREATE TABLE tracker (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    currency TEXT NOT NULL,
+    -- /health writes here, so that "ok" means that a write was synced. Null before the first.
+    health_checked_at TEXT
+) STRICT;
+
+-- A campaign groups clicks. `cost_model` null: not known, so a postback's cost counts.
+CREATE TABLE campaigns (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE CHECK (name <> ''),
+    cost_model TEXT CHECK (cost_model IN ('cpc', 'cpm', 'cpa', 'revshare', 'none'))
+) STRICT;
+
+-- An offer is what an advertiser pays for. Rebills are refused unless it allows them.
+CREATE TABLE offers (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE CHECK (name <> ''),
+    allow_rebills INTEGER NOT NULL DEFAULT 0 CHECK (allow_rebills IN (0, 1))
+) STRICT;
+
+-- A click is a visit that an offer may pay for. Other programs may write here (docs/schema.md).
+-- Null: not known. `cost_model` beats the campaign's.
+CREATE TABLE clicks (
+    id INTEGER PRIMARY KEY,
+    subid TEXT NOT NULL UNIQUE CHECK (subid <> '' AND length(subid) <= 255),
+    campaign_id INTEGER REFERENCES campaigns (id),
+    offer_id INTEGER REFERENCES offers (id),
+    clicked_at TEXT CHECK (clicked_at GLOB '????-??-??T??:??:??*Z'),
+    cost_model TEXT CHECK (cost_model IN ('cpc', 'cpm', 'cpa', 'revshare', 'none')),
+    sub_ids TEXT NOT NULL DEFAULT '{{}}' CHECK (json_valid(sub_ids)),
+    created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+) STRICT;
+
+-- A conversion is what a click earned, known by its click and the network's transaction id ('' if
+-- none was sent). amount and currency are what was sent; payout is in the tracker's currency and
+-- null while no rate is known. amount_day is the day the amount was received: that day's rate
+-- counts; null where there is nothing to convert, ever. Cost likewise.
+-- sale_at: when it first was money.
+CREATE TABLE conversions (
+    id INTEGER PRIMARY KEY,
+    click_id INTEGER NOT NULL REFERENCES clicks (id),
+    tid TEXT NOT NULL CHECK (length(tid) <= 255),
+    status TEXT NOT NULL CHECK (status IN ('lead', 'sale', 'rejected', 'rebill')),
+    original_status TEXT,
+    previous_status TEXT CHECK (previous_status IN ('lead', 'sale', 'rejected', 'rebill')),
+    amount_micros INTEGER,
+    currency TEXT CHECK (currency IS NULL OR amount_micros IS NOT NULL),
+    amount_day TEXT CHECK (amount_day IS NULL OR amount_micros IS NOT NULL),
+    payout_micros INTEGER CHECK (payout_micros IS NULL OR rate IS NOT NULL),
+    rate TEXT,
+    rate_day TEXT,
+    rate_source TEXT,
+    cost_amount_micros INTEGER,
+    cost_currency TEXT CHECK (cost_currency IS NULL OR cost_amount_micros IS NOT NULL),
+    cost_day TEXT CHECK (cost_day IS NULL OR cost_amount_micros IS NOT NULL),
+    cost_micros INTEGER CHECK (cost_micros IS NULL OR cost_rate IS NOT NULL),
+    cost_rate TEXT,
+    cost_rate_day TEXT,
+    cost_rate_source TEXT,
+    campaign_id INTEGER REFERENCES campaigns (id),
+    offer_id INTEGER REFERENCES offers (id),
+    network TEXT,
+    sub_ids TEXT NOT NULL DEFAULT '{{}}' CHECK (json_valid(sub_ids)),
+    created_at TEXT NOT NULL,
+    updated_at TEXT NOT NULL,
+    sale_at TEXT,
+    UNIQUE (click_id, tid)
+) STRICT;
+
+-- `report` and `conversions --since` go by this.
+CREATE INDEX conversions_by_time ON conversions (created_at);
+-- What waits for a rate; empty most of the time.
+CREATE INDEX conversions_without_payout ON conversions (currency, amount_day)
+    WHERE payout_micros IS NULL AND amount_day IS NOT NULL;
+CREATE INDEX conversions_without_cost ON conversions (cost_currency, cost_day)
+    WHERE cost_micros IS NULL AND cost_day IS NOT NULL;
+
+-- Every postback under a right key, whatever came of it. Rows are only appended; what came of a
+-- parked or a replayed one later stands in settled_*, and its conversion is filled in then.
+-- `query` is without the key, with a POST body's fields and a cookie's click id. `tid` is ''
+-- where none was sent; `original_status` null where none was sent.
+CREATE TABLE postbacks (
+    id INTEGER PRIMARY KEY,
+    received_at TEXT NOT NULL,
+    source TEXT NOT NULL CHECK (source IN ('http', 'pixel', 'import', 'replay')),
+    method TEXT,
+    remote_addr TEXT,
+    query TEXT NOT NULL,
+    subid TEXT,
+    tid TEXT NOT NULL DEFAULT '',
+    original_status TEXT,
+    verdict TEXT NOT NULL CHECK (verdict IN (
+        'recorded', 'updated', 'repeated', 'refused', 'ignored', 'parked', 'unmapped', 'invalid')),
+    reason TEXT NOT NULL,
+    warnings TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(warnings)),
+    conversion_id INTEGER REFERENCES conversions (id),
+    network TEXT,
+    settled_at TEXT,
+    settled_verdict TEXT CHECK (settled_verdict IN (
+        'recorded', 'updated', 'repeated', 'refused', 'ignored', 'unmapped', 'invalid')),
+    settled_reason TEXT
+) STRICT;
+
+-- `log --since` goes by this.
+CREATE INDEX postbacks_by_time ON postbacks (received_at);
+-- `log --subid` asks the two that follow: by the click's conversions, and for what has none. Both
+-- stay cheap where it counts: a new sale's conversion has the highest id yet, so its entry goes at
+-- the end, while an index over random click ids of all rows would cost a tenth of the speed.
+CREATE INDEX postbacks_by_conversion ON postbacks (conversion_id) WHERE conversion_id IS NOT NULL;
+CREATE INDEX postbacks_without_conversion ON postbacks (subid) WHERE conversion_id IS NULL;
+-- What waits for its click.
+CREATE INDEX postbacks_parked ON postbacks (subid, id)
+    WHERE verdict = 'parked' AND settled_at IS NULL;
+
+CREATE TRIGGER postbacks_are_only_appended BEFORE UPDATE OF
+    id, received_at, source, method, remote_addr, query, subid, tid, original_status, verdict,
+    reason, warnings, network ON postbacks
+BEGIN
+    SELECT RAISE(ABORT, 'postbacks are only appended to');
+END;
+
+-- Every change of a conversion, in order: what it was from then on, and the postback that did it
+-- (null for a conversion to the tracker's currency that came with a late rate).
+CREATE TABLE conversion_history (
+    conversion_id INTEGER NOT NULL REFERENCES conversions (id),
+    seq INTEGER NOT NULL,
+    at TEXT NOT NULL,
+    change TEXT NOT NULL CHECK (change IN ('recorded', 'updated', 'converted')),
+    postback_id INTEGER,
+    status TEXT NOT NULL,
+    original_status TEXT,
+    tid TEXT NOT NULL,
+    amount_micros INTEGER,
+    currency TEXT,
+    payout_micros INTEGER,
+    rate TEXT,
+    rate_day TEXT,
+    rate_source TEXT,
+    cost_micros INTEGER,
+    PRIMARY KEY (conversion_id, seq)
+) STRICT, WITHOUT ROWID;
+
+-- What one unit of a currency was worth in the tracker's, on a day, by a source. 'hand' beats the
+-- others until its ended_at. Rows stay for ever.
+CREATE TABLE rates (
+    id INTEGER PRIMARY KEY,
+    currency TEXT NOT NULL,
+    day TEXT NOT NULL CHECK (day GLOB '????-??-??'),
+    source TEXT NOT NULL,
+    rate TEXT NOT NULL,
+    created_at TEXT NOT NULL,
+    ended_at TEXT
+) STRICT;
+
+CREATE INDEX rates_by_day ON rates (currency, day);
+CREATE UNIQUE INDEX rates_fetched ON rates (currency, day, source) WHERE source <> 'hand';
+CREATE UNIQUE INDEX rates_by_hand ON rates (currency) WHERE source = 'hand' AND ended_at IS NULL;
+
+-- Clicks that have come, whoever wrote them, and have postbacks parked for them. The service
+-- empties this table within five seconds, or with the next postback.
+CREATE TABLE due_clicks (
+    click_id INTEGER PRIMARY KEY REFERENCES clicks (id) ON DELETE CASCADE
+) STRICT;
+
+CREATE TRIGGER a_click_comes AFTER INSERT ON clicks
+BEGIN
+    INSERT OR IGNORE INTO due_clicks (click_id) SELECT NEW.id WHERE EXISTS (
+        SELECT 1 FROM postbacks
+        WHERE subid = NEW.subid AND verdict = 'parked' AND settled_at IS NULL);
+END;
+
+CREATE TRIGGER a_click_is_renamed AFTER UPDATE OF subid ON clicks
+BEGIN
+    INSERT OR IGNORE INTO due_clicks (click_id) SELECT NEW.id WHERE EXISTS (
+        SELECT 1 FROM postbacks
+        WHERE subid = NEW.subid AND verdict = 'parked' AND settled_at IS NULL);
+END;
+
+-- Conversions for people and scripts: names instead of ids, decimals instead of micros.
+CREATE VIEW conversions_view AS
+SELECT conversions.id, clicks.subid, conversions.tid, conversions.status,
+    conversions.original_status, conversions.previous_status,
+    CASE WHEN amount_micros IS NOT NULL THEN {decimal_sql("amount_micros")} END AS amount,
+    conversions.currency,
+    CASE WHEN payout_micros IS NOT NULL THEN {decimal_sql("payout_micros")} END AS payout,
+    conversions.rate, conversions.rate_day, conversions.rate_source,
+    CASE WHEN cost_micros IS NOT NULL THEN {decimal_sql("cost_micros")} END AS cost,
+    campaigns.name AS campaign, offers.name AS offer, conversions.network, conversions.sub_ids,
+    conversions.created_at, conversions.updated_at, conversions.sale_at
+FROM conversions
+JOIN clicks ON clicks.id = conversions.click_id
+LEFT JOIN campaigns ON campaigns.id = conversions.campaign_id
+LEFT JOIN offers ON offers.id = conversions.offer_id;
+"""
+
+# One script per version, in order; a script that has shipped is never edited again.
+MIGRATIONS = (_MIGRATION_1,)
+
+
+class SchemaError(Exception):
+    """The file is a database, but none that this program can take on; the sentence says why."""
+
+
+def migrate(db: sqlite3.Connection, currency: str) -> None:
+    """Bring the open database up to date, in one transaction; two programs at once do it once.
+
+    A migration that is interrupted changes nothing: SQLite rolls DDL and user_version back too.
+    """
+    if read_version(db) == len(MIGRATIONS):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        # Read again under the lock: another worker may just have done it.
+        version = read_version(db)
+        if version == 0:
+            _refuse_foreign(db)
+        for script in MIGRATIONS[version:]:
+            _run_script(db, script)
+        if version == 0:
+            db.execute("INSERT INTO tracker (id, currency) VALUES (1, ?)", (currency,))
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def read_version(db: sqlite3.Connection) -> int:
+    """Read which migrations the database has; a newer program's database is refused."""
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise SchemaError(
+            f"the database has schema {version}, and this program knows up to {len(MIGRATIONS)}:"
+            " install the newer version of the program again, or restore an older backup"
+        )
+    return version
+
+
+def _refuse_foreign(db: sqlite3.Connection) -> None:
+    table = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchone()
+    if table is not None:
+        raise SchemaError(
+            f"the database is another program's (it has a table {table[0]!r} and no schema of"
+            " ours): give [db] path the name of a file of its own"
+        )
+
+
+def _run_script(db: sqlite3.Connection, script: str) -> None:
+    # Not executescript: it would commit the transaction that makes a migration whole.
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            db.execute(statement)
+            statement = ""

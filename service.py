@@ -1,0 +1,185 @@
+"""The receiver's working half in one process: the config in force, the writer, the housekeeping."""
+
+import atexit
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from pathlib import Path
+from time import monotonic
+from typing import NamedTuple
+
+import booking
+from booking import Arrival, Outcome, Terms
+from config import ConfigWatch, Settings
+from query import Postback, secrets_pattern
+from statuses import Policy, Verdict
+from storage import ClickRow, Storage, open_database, utc_text
+from writer import Commit, Committer, Job, Result, UnavailableError, Writer
+
+Clock = Callable[[], datetime]
+
+# How long a write check is believed: /health may be asked by several balancers at once.
+HEALTH_SECONDS = 2.0
+
+
+class Orders(NamedTuple):
+    """What the settings come to on a day: the keys by kind, the terms, what to keep secret."""
+
+    settings: Settings
+    today: date
+    keys: Mapping[str, tuple[bytes, ...]]
+    terms: Terms
+    secrets: re.Pattern[str] | None
+
+
+def read_clock() -> datetime:
+    """Give the present moment."""
+    return datetime.now(UTC)
+
+
+def read_terms(settings: Settings) -> Terms:
+    """Give what of the settings bears on money and moves."""
+    return Terms(
+        currency=settings.currency,
+        policy=Policy(
+            accepts_unknown_subid=settings.unknown_subid == "accept",
+            updates_on_repeat=settings.repeats == "update",
+        ),
+        park_days=settings.park_days,
+        decimal_comma=settings.decimal_comma,
+    )
+
+
+class Service:
+    """Belongs to the process that made it; a fork makes its own. Opens everything when needed."""
+
+    def __init__(self, config_path: Path, clock: Clock = read_clock) -> None:
+        """Take the config file's path and where to read the time."""
+        self.pid = os.getpid()
+        self._clock = clock
+        self._watch = ConfigWatch(config_path)
+        self._orders: Orders | None = None
+        self._committer = Committer(self._open_storage, self._housekeep)
+        self._writer = Writer(self._committer)
+        self._commit: Commit | None = None
+        self._filled_to_rate_id = -1
+        self._has_opened = False
+        self._healthy_until = 0.0
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Commit and answer what was taken, and stop."""
+        atexit.unregister(self.close)
+        self._writer.close()
+        if not self._writer.has_run:
+            self._committer.leave_storage()
+
+    def start(self) -> None:
+        """Begin the housekeeping without waiting for a request, where a config is in force."""
+        if self.find_orders() is not None:
+            self._writer.start()
+
+    def find_orders(self) -> Orders | None:
+        """Give what is in force now; None while no usable key has been read since the start."""
+        settings = self._watch.current(monotonic())
+        if settings is None:
+            return None
+        today = self._clock().astimezone(UTC).date()
+        orders = self._orders
+        if orders is None or orders.settings is not settings or orders.today != today:
+            orders = Orders(
+                settings,
+                today,
+                {
+                    "postback": settings.postback_keys(today),
+                    "pixel": (settings.pixel_key,),
+                    "click": (settings.click_key,),
+                },
+                read_terms(settings),
+                secrets_pattern(settings.secrets()),
+            )
+            self._orders = orders
+        return orders
+
+    def read_clock(self) -> datetime:
+        """Give the present moment."""
+        return self._clock()
+
+    def keep(self, arrival: Arrival, terms: Terms) -> Outcome:
+        """Judge and keep a postback; on disk when this returns, else UnavailableError."""
+        return self._run(lambda db: booking.keep(db, arrival, terms))
+
+    def preview(self, postback: Postback, terms: Terms) -> Outcome:
+        """Say what would come of a postback."""
+        return self._run(lambda db: booking.preview(db, postback, terms))
+
+    def keep_click(self, row: ClickRow, now: datetime, terms: Terms) -> Verdict:
+        """Take a click in, with what was parked for it."""
+        new = self._run(lambda db: booking.keep_clicks(db, [row], now, terms))
+        return Verdict.RECORDED if new else Verdict.UPDATED
+
+    def preview_click(self, row: ClickRow) -> Verdict:
+        """Say what would come of a click."""
+        known = self._run(lambda db: db.find_click(row.subid))
+        return Verdict.RECORDED if known is None else Verdict.UPDATED
+
+    @contextmanager
+    def one_commit(self) -> Iterator[None]:
+        """Let the requests answered inside share one commit, made by this thread.
+
+        For a server that holds the answers back: they are good only once this has returned, and
+        where it raises UnavailableError each of them is to be a 503. One thread at a time, and not
+        beside requests outside of it.
+        """
+        with self._committer.one_commit() as commit:
+            self._commit = commit
+            try:
+                yield
+            finally:
+                self._commit = None
+
+    def keep_house(self) -> None:
+        """Do the housekeeping where it is due, for a server that uses `one_commit`."""
+        if self.find_orders() is not None and monotonic() >= self._committer.next_tick:
+            with self.one_commit():
+                self._run(lambda db: None)
+
+    def _run(self, job: Job[Result]) -> Result:
+        return self._writer.run(job) if self._commit is None else self._commit.run(job)
+
+    def find_ailment(self) -> str | None:
+        """Say why the service could not keep a postback now, or None where it took a write."""
+        if self.find_orders() is None:
+            return "no usable key is in force"
+        if monotonic() < self._healthy_until:
+            return None
+        now = utc_text(self._clock())
+        try:
+            self._run(lambda db: db.note_health_check(now))
+        except UnavailableError:
+            return "the database takes no writes"
+        self._healthy_until = monotonic() + HEALTH_SECONDS
+        return None
+
+    def _open_storage(self) -> Storage:
+        orders = self.find_orders()
+        if orders is None:
+            raise UnavailableError("no usable key is in force")
+        # A file that this process has seen and that is gone now is not made anew: somebody is
+        # moving it, and an empty one in its place would be in the way.
+        settings = orders.settings
+        storage = open_database(settings.db_path, settings.currency, create=not self._has_opened)
+        self._has_opened = True
+        return storage
+
+    def _housekeep(self, db: Storage) -> None:
+        orders = self.find_orders()
+        if orders is None:
+            return
+        now = self._clock()
+        booking.settle_due_clicks(db, now, orders.terms, limit=booking.DUE_CLICKS_AT_ONCE)
+        last_rate_id = db.find_last_rate_id()
+        if last_rate_id != self._filled_to_rate_id and booking.fill_in_waiting(db, now) == 0:
+            self._filled_to_rate_id = last_rate_id

@@ -1,0 +1,466 @@
+"""What a postback, a click and a rate read and write, in the trade's words: one method a question.
+
+Storage decides nothing. The connection and its transactions are `database.py`'s, the tables
+`schema.py`'s, what people ask from a terminal `questions.py`'s.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from database import Database, open_connection
+from rates import Priced, Rate, decimal_text, from_micros, to_micros
+from statuses import Click, Conversion, Status, Verdict
+
+
+class KnownClick(NamedTuple):
+    """A click as it stands: its ids, its sub ids as JSON, and what the engine asks about it."""
+
+    id: int
+    campaign_id: int | None
+    offer_id: int | None
+    sub_ids: str
+    click: Click
+
+
+class ClickRow(NamedTuple):
+    """A click on its way in; None changes nothing that stands."""
+
+    subid: str
+    campaign: str | None = None
+    offer: str | None = None
+    clicked_at: str | None = None
+    cost_model: str | None = None
+    sub_ids: Mapping[str, str] = {}
+
+
+class PostbackRow(NamedTuple):
+    """A postback on its way into the log; the fields are the columns."""
+
+    received_at: str
+    source: str
+    method: str | None
+    remote_addr: str | None
+    query: str
+    subid: str | None
+    tid: str
+    original_status: str | None
+    verdict: Verdict
+    reason: str
+    warnings: str
+    conversion_id: int | None
+    network: str | None
+
+
+class ParkedPostback(NamedTuple):
+    """A postback that waits for its click, as it was received."""
+
+    id: int
+    received_at: str
+    source: str
+    method: str | None
+    remote_addr: str | None
+    query: str
+
+
+class Waiting(NamedTuple):
+    """An amount or a cost that waits for a rate of its currency."""
+
+    conversion_id: int
+    amount: Decimal
+    currency: str
+    day: date
+
+
+def to_json(value: object) -> str:
+    """Write JSON as the database keeps it: compact, readable in any language."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def utc_text(moment: datetime) -> str:
+    """Write an aware moment as the database keeps it: `2026-11-22T10:24:50.123Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:23] + "Z"
+
+
+def open_database(path: Path, currency: str, *, create: bool = True) -> "Storage":
+    """Open the database, made or brought up to date where needed; raises DatabaseError."""
+    return Storage(open_connection(path, currency, create=create), path)
+
+
+class Storage(Database):
+    """An open database and the questions that a postback and a click ask of it."""
+
+    # Clicks
+
+    def find_click(self, subid: str) -> KnownClick | None:
+        """Find a click and the conversions that stand on it."""
+        row = self.db.execute(_FIND_CLICK + "WHERE clicks.subid = ?", (subid,)).fetchone()
+        return self._known_click(row) if row else None
+
+    def get_click(self, click_id: int) -> KnownClick:
+        """Read a click that is there."""
+        row = self.db.execute(_FIND_CLICK + "WHERE clicks.id = ?", (click_id,)).fetchone()
+        return self._known_click(row)
+
+    def _known_click(self, row: tuple[Any, ...]) -> KnownClick:
+        click_id, campaign_id, offer_id, sub_ids, offer, allows_rebills, cost_model = row
+        rows = self.db.execute(
+            "SELECT id, tid, status, amount_micros, currency, cost_amount_micros, cost_currency"
+            " FROM conversions WHERE click_id = ? ORDER BY id",
+            (click_id,),
+        )
+        conversions = tuple(map(_read_conversion, rows))
+        click = Click(offer, bool(allows_rebills), cost_model, conversions)
+        return KnownClick(click_id, campaign_id, offer_id, sub_ids, click)
+
+    def add_bare_click(self, subid: str, now: str) -> KnownClick:
+        """Make a click of which only the subid is known."""
+        cursor = self.db.execute(
+            "INSERT INTO clicks (subid, created_at) VALUES (?, ?)", (subid, now)
+        )
+        assert cursor.lastrowid is not None
+        return KnownClick(cursor.lastrowid, None, None, "{}", Click())
+
+    def put_clicks(self, rows: Iterable[ClickRow], now: str) -> int:
+        """Make clicks, or let what is given replace what stands; returns how many are new."""
+        campaigns = _Names(self.db, "campaigns")
+        offers = _Names(self.db, "offers")
+        before = self._last_click_id()
+        self.db.executemany(
+            _PUT_CLICK,
+            (
+                (
+                    row.subid,
+                    campaigns.find_or_add(row.campaign),
+                    offers.find_or_add(row.offer),
+                    row.clicked_at,
+                    row.cost_model,
+                    to_json(row.sub_ids) if row.sub_ids else "{}",
+                    now,
+                )
+                for row in rows
+            ),
+        )
+        # Ids are given in order and only to new rows, and we hold the write lock.
+        return self._last_click_id() - before
+
+    def _last_click_id(self) -> int:
+        last: int = self.db.execute("SELECT coalesce(max(id), 0) FROM clicks").fetchone()[0]
+        return last
+
+    def patch_click_sub_ids(self, click_id: int, sub_ids: Mapping[str, str]) -> None:
+        """Replace those of a click's sub ids that are given."""
+        self.db.execute(
+            "UPDATE clicks SET sub_ids = json_patch(sub_ids, ?) WHERE id = ?",
+            (to_json(sub_ids), click_id),
+        )
+
+    # Conversions
+
+    def add_conversion(self, click: KnownClick, values: Mapping[str, Any]) -> int:
+        """Make a conversion of a click; `values` are columns. Gives its id."""
+        row = {
+            "click_id": click.id,
+            "campaign_id": click.campaign_id,
+            "offer_id": click.offer_id,
+            **values,
+        }
+        names = ", ".join(row)
+        marks = ", ".join("?" * len(row))
+        cursor = self.db.execute(
+            f"INSERT INTO conversions ({names}) VALUES ({marks})",
+            tuple(row.values()),
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def change_conversion(
+        self, conversion_id: int, values: Mapping[str, Any], sub_ids: Mapping[str, str]
+    ) -> None:
+        """Change columns of a conversion, and replace those of its sub ids that are given."""
+        changes = "".join(f", {name} = ?" for name in values)
+        self.db.execute(
+            f"UPDATE conversions SET sub_ids = json_patch(sub_ids, ?){changes} WHERE id = ?",
+            (to_json(sub_ids), *values.values(), conversion_id),
+        )
+
+    def add_history(
+        self, conversion_id: int, change: str, at: str, postback_id: int | None
+    ) -> None:
+        """Write down what the conversion is from now on."""
+        self.db.execute(_ADD_HISTORY, (at, change, postback_id, conversion_id))
+
+    def find_waiting(self, kind: str, currency: str, limit: int) -> list[Waiting]:
+        """List amounts (`kind` "payout") or costs ("cost") that wait for a rate of a currency."""
+        rows = self.db.execute(_FIND_WAITING[kind], (currency, limit))
+        return [
+            Waiting(conversion_id, from_micros(micros), currency, date.fromisoformat(day))
+            for conversion_id, micros, day in rows
+        ]
+
+    def find_waiting_currencies(self) -> list[str]:
+        """List the currencies whose rate is known by now and that amounts or costs wait for."""
+        return [currency for (currency,) in self.db.execute(_FIND_WAITING_CURRENCIES)]
+
+    # Postbacks
+
+    def add_postback(self, row: PostbackRow) -> int:
+        """Append to the log; gives the row's id."""
+        cursor = self.db.execute(_ADD_POSTBACK, row)
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def find_parked(self, subid: str, limit: int) -> list[ParkedPostback]:
+        """List what is parked for a click id, in the order received."""
+        return [ParkedPostback(*row) for row in self.db.execute(_FIND_PARKED, (subid, limit))]
+
+    def count_parked_for_due_clicks(self) -> int:
+        """Count what is parked for the clicks that have come."""
+        count: int = self.db.execute(_COUNT_PARKED_FOR_DUE_CLICKS).fetchone()[0]
+        return count
+
+    def settle_postback(
+        self, postback_id: int, at: str, verdict: Verdict, reason: str, conversion_id: int | None
+    ) -> None:
+        """Write down what came of a parked or replayed postback later."""
+        self.db.execute(
+            "UPDATE postbacks SET settled_at = ?, settled_verdict = ?, settled_reason = ?,"
+            " conversion_id = ? WHERE id = ?",
+            (at, verdict, reason, conversion_id, postback_id),
+        )
+
+    def settle_parked(self, subid: str, at: str, verdict: Verdict, reason: str) -> None:
+        """Write down the same for all that is parked for a click id."""
+        self.db.execute(
+            "UPDATE postbacks SET settled_at = ?, settled_verdict = ?, settled_reason = ?"
+            " WHERE subid = ? AND verdict = 'parked' AND settled_at IS NULL",
+            (at, verdict, reason, subid),
+        )
+
+    def find_due_clicks(self, limit: int) -> list[tuple[int, str]]:
+        """List clicks (id, subid) that have come and for which postbacks are parked."""
+        return self.db.execute(
+            "SELECT click_id, subid FROM due_clicks JOIN clicks ON clicks.id = click_id"
+            " ORDER BY click_id LIMIT ?",
+            (limit,),
+        ).fetchall()
+
+    def clear_due_click(self, click_id: int) -> None:
+        """Take a click off the list: nothing is parked for it any more."""
+        self.db.execute("DELETE FROM due_clicks WHERE click_id = ?", (click_id,))
+
+    # Rates
+
+    def find_rate(self, currency: str, day: date) -> Rate | None:
+        """Find the rate for a day: one set by hand, else the newest by then, else the newest."""
+        for statement in (_FIND_RATE_BY_HAND, _FIND_RATE_BY_THEN, _FIND_NEWEST_RATE):
+            row = self.db.execute(statement, {"currency": currency, "day": str(day)}).fetchone()
+            if row is not None:
+                return Rate(Decimal(row[0]), date.fromisoformat(row[1]), row[2])
+        return None
+
+    def find_last_rate_id(self) -> int:
+        """Tell the id of the rate that was written last, 0 where there is none."""
+        last: int = self.db.execute("SELECT coalesce(max(id), 0) FROM rates").fetchone()[0]
+        return last
+
+    def add_rate_by_hand(self, currency: str, rate: Decimal, now: datetime) -> None:
+        """Put a rate by hand in force, in place of the one before it."""
+        self.end_rate_by_hand(currency, now)
+        self.db.execute(
+            "INSERT INTO rates (currency, day, source, rate, created_at)"
+            " VALUES (?, ?, 'hand', ?, ?)",
+            (currency, now.date().isoformat(), decimal_text(rate), utc_text(now)),
+        )
+
+    def end_rate_by_hand(self, currency: str, now: datetime) -> bool:
+        """End the rate by hand in force; False where there was none."""
+        cursor = self.db.execute(
+            "UPDATE rates SET ended_at = ?"
+            " WHERE currency = ? AND source = 'hand' AND ended_at IS NULL",
+            (utc_text(now), currency),
+        )
+        return cursor.rowcount > 0
+
+    # Offers, campaigns, health
+
+    def set_offer(self, name: str, *, allow_rebills: bool) -> None:
+        """Say whether an offer allows rebills; an offer not known yet is made."""
+        self.db.execute(
+            "INSERT INTO offers (name, allow_rebills) VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET allow_rebills = excluded.allow_rebills",
+            (name, int(allow_rebills)),
+        )
+
+    def set_campaign(self, name: str, cost_model: str | None) -> None:
+        """Set a campaign's cost model (None: unknown); a campaign not known yet is made."""
+        self.db.execute(
+            "INSERT INTO campaigns (name, cost_model) VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET cost_model = excluded.cost_model",
+            (name, cost_model),
+        )
+
+    def note_health_check(self, now: str) -> None:
+        """Write a row, so that its commit proves the database takes writes."""
+        self.db.execute("UPDATE tracker SET health_checked_at = ?", (now,))
+
+
+class _Names:
+    """The ids of campaigns or offers by name, found or made, each asked for once."""
+
+    def __init__(self, db: sqlite3.Connection, table: str) -> None:
+        self._db = db
+        self._table = table
+        self._ids: dict[str, int] = {}
+
+    def find_or_add(self, name: str | None) -> int | None:
+        if name is None:
+            return None
+        if name not in self._ids:
+            self._ids[name] = self._ask(name)
+        return self._ids[name]
+
+    def _ask(self, name: str) -> int:
+        table = self._table
+        self._db.execute(f"INSERT OR IGNORE INTO {table} (name) VALUES (?)", (name,))
+        row = self._db.execute(f"SELECT id FROM {table} WHERE name = ?", (name,))
+        found: int = row.fetchone()[0]
+        return found
+
+
+def _read_conversion(row: tuple[Any, ...]) -> Conversion:
+    conversion_id, tid, status, amount, currency, cost, cost_currency = row
+    return Conversion(
+        conversion_id,
+        tid,
+        Status(status),
+        None if amount is None else from_micros(amount),
+        currency,
+        None if cost is None else from_micros(cost),
+        cost_currency,
+    )
+
+
+def amount_columns(priced: Priced) -> dict[str, Any]:
+    """Give the columns that hold what was sent and what it is worth."""
+    return {
+        "amount_micros": to_micros(priced.amount),
+        "currency": priced.currency,
+        "amount_day": None if priced.day is None else priced.day.isoformat(),
+        **payout_columns(priced),
+    }
+
+
+def payout_columns(priced: Priced) -> dict[str, Any]:
+    """Give the columns of an amount in the tracker's currency, with the rate that made it."""
+    return _worth_columns(priced, "payout_micros", "")
+
+
+def cost_columns(priced: Priced) -> dict[str, Any]:
+    """Give the columns that hold a cost as it was sent and what it is worth."""
+    return {
+        "cost_amount_micros": to_micros(priced.amount),
+        "cost_currency": priced.currency,
+        "cost_day": None if priced.day is None else priced.day.isoformat(),
+        **cost_worth_columns(priced),
+    }
+
+
+def cost_worth_columns(priced: Priced) -> dict[str, Any]:
+    """Give the columns of a cost in the tracker's currency, with the rate that made it."""
+    return _worth_columns(priced, "cost_micros", "cost_")
+
+
+def _worth_columns(priced: Priced, worth_name: str, prefix: str) -> dict[str, Any]:
+    rate = priced.rate
+    return {
+        worth_name: None if priced.worth is None else to_micros(priced.worth),
+        f"{prefix}rate": None if rate is None else decimal_text(rate.value),
+        f"{prefix}rate_day": None if rate is None else rate.day.isoformat(),
+        f"{prefix}rate_source": None if rate is None else rate.source,
+    }
+
+
+_FIND_CLICK = (
+    "SELECT clicks.id, campaign_id, offer_id, sub_ids, offers.name, offers.allow_rebills,"
+    " coalesce(clicks.cost_model, campaigns.cost_model) FROM clicks"
+    " LEFT JOIN offers ON offers.id = offer_id"
+    " LEFT JOIN campaigns ON campaigns.id = campaign_id "
+)
+
+_PUT_CLICK = """
+    INSERT INTO clicks (subid, campaign_id, offer_id, clicked_at, cost_model, sub_ids, created_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (subid) DO UPDATE SET
+        campaign_id = coalesce(excluded.campaign_id, campaign_id),
+        offer_id = coalesce(excluded.offer_id, offer_id),
+        clicked_at = coalesce(excluded.clicked_at, clicked_at),
+        cost_model = coalesce(excluded.cost_model, cost_model),
+        sub_ids = json_patch(sub_ids, excluded.sub_ids)
+"""
+
+_ADD_POSTBACK = f"""
+    INSERT INTO postbacks ({", ".join(PostbackRow._fields)})
+    VALUES ({", ".join("?" * len(PostbackRow._fields))})
+"""
+
+_FIND_PARKED = """
+    SELECT id, received_at, source, method, remote_addr, query FROM postbacks
+    WHERE subid = ? AND verdict = 'parked' AND settled_at IS NULL ORDER BY id LIMIT ?
+"""
+
+_COUNT_PARKED_FOR_DUE_CLICKS = """
+    SELECT count(*) FROM due_clicks JOIN clicks ON clicks.id = click_id
+    JOIN postbacks ON postbacks.subid = clicks.subid
+        AND postbacks.verdict = 'parked' AND postbacks.settled_at IS NULL
+"""
+
+_ADD_HISTORY = """
+    INSERT INTO conversion_history (
+        conversion_id, seq, at, change, postback_id, status, original_status, tid, amount_micros,
+        currency, payout_micros, rate, rate_day, rate_source, cost_micros)
+    SELECT id,
+        (SELECT coalesce(max(seq), 0) + 1 FROM conversion_history WHERE conversion_id = c.id),
+        ?, ?, ?, status, original_status, tid, amount_micros,
+        currency, payout_micros, rate, rate_day, rate_source, cost_micros
+    FROM conversions AS c WHERE id = ?
+"""
+
+_FIND_RATE_BY_HAND = """
+    SELECT rate, day, source FROM rates
+    WHERE currency = :currency AND source = 'hand' AND ended_at IS NULL
+"""
+# Of two sources of one day the one written first: the config asks its sources in order.
+_FIND_RATE_BY_THEN = """
+    SELECT rate, day, source FROM rates
+    WHERE currency = :currency AND source <> 'hand' AND day <= :day ORDER BY day DESC, id LIMIT 1
+"""
+_FIND_NEWEST_RATE = """
+    SELECT rate, day, source FROM rates
+    WHERE currency = :currency AND source <> 'hand' ORDER BY day DESC, id LIMIT 1
+"""
+
+_FIND_WAITING = {
+    "payout": """
+        SELECT id, amount_micros, amount_day FROM conversions
+        WHERE payout_micros IS NULL AND amount_day IS NOT NULL AND currency = ?
+        ORDER BY amount_day, id LIMIT ?
+    """,
+    "cost": """
+        SELECT id, cost_amount_micros, cost_day FROM conversions
+        WHERE cost_micros IS NULL AND cost_day IS NOT NULL AND cost_currency = ?
+        ORDER BY cost_day, id LIMIT ?
+    """,
+}
+
+_FIND_WAITING_CURRENCIES = """
+    SELECT currency FROM conversions WHERE payout_micros IS NULL AND amount_day IS NOT NULL
+        AND EXISTS (SELECT 1 FROM rates WHERE rates.currency = conversions.currency
+            AND ended_at IS NULL)
+    UNION SELECT cost_currency FROM conversions WHERE cost_micros IS NULL AND cost_day IS NOT NULL
+        AND EXISTS (SELECT 1 FROM rates WHERE rates.currency = cost_currency AND ended_at IS NULL)
+"""

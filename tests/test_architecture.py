@@ -1,0 +1,93 @@
+"""The house holds its shape: arrows between rooms point down only, and importing opens nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# Each room and the floor it stands on; a room imports rooms of lower floors only, and rooms of the
+# core import none. README.md names the rooms in the same order.
+FLOORS = {
+    "statuses": 0,
+    "rates": 0,
+    "php_ini": 0,
+    "config": 1,
+    "query": 1,
+    "schema": 1,
+    "database": 2,
+    "storage": 3,
+    "clicks": 4,
+    "booking": 4,
+    "writer": 4,
+    "questions": 4,
+    "service": 5,
+    "postback": 6,
+    "server": 7,
+    "worker": 7,
+    "display": 7,
+    "commands": 8,
+    "cli": 9,
+}
+
+
+def rooms() -> dict[str, list[Path]]:
+    """Every room with its files: the modules at the top and the packages' modules."""
+    found = {path.stem: [path] for path in ROOT.glob("*.py")}
+    for package in ROOT.glob("*/__init__.py"):
+        if package.parent.name in FLOORS:
+            found[package.parent.name] = sorted(package.parent.glob("*.py"))
+    return found
+
+
+def imports_of(path: Path) -> set[str]:
+    """The top-level names that a file imports, wherever it does so."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_every_room_has_its_floor() -> None:
+    assert set(rooms()) == set(FLOORS)
+
+
+def test_arrows_point_down_only() -> None:
+    upward = [
+        f"{room} -> {name}"
+        for room, paths in rooms().items()
+        for path in paths
+        for name in imports_of(path) & set(FLOORS) - {room}
+        if FLOORS[name] >= FLOORS[room]
+    ]
+
+    assert upward == []
+
+
+def test_every_room_is_installed() -> None:
+    listed = (ROOT / "setup.cfg").read_text().partition("py_modules =")[2]
+    modules = listed.partition("\ninstall_requires")[0].split()
+
+    assert set(FLOORS) <= {*modules, "packages", "=", "commands"}
+
+
+def test_importing_the_application_opens_and_starts_nothing(tmp_path: Path) -> None:
+    script = """
+import os, sys, threading
+before = set(os.listdir('/proc/self/fd'))
+import postback
+assert callable(postback.application)
+assert threading.active_count() == 1
+assert len(set(os.listdir('/proc/self/fd'))) == len(before), 'an open file'
+assert os.listdir('.') == []
+"""
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,196 @@
+"""Names, values and escapes are read as PHP reads them; what is stored reads back the same."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from query import (
+    Postback,
+    hide_secrets,
+    is_macro,
+    read_cookies,
+    read_fields,
+    read_postback,
+    secrets_pattern,
+    store_query,
+)
+
+# Measured with parse_str() of PHP 8.2; arrays, which the contract leaves out, are empty here.
+MEASURED = [
+    ("a.b=1", {"a_b": "1"}),
+    ("a b=1", {"a_b": "1"}),
+    ("+a=1", {"a": "1"}),
+    ("%20a=1", {"a": "1"}),
+    ("a%00b=1", {"a": "1"}),
+    ("%00a=1", {}),
+    ("a[b=1", {"a_b": "1"}),
+    ("a[b.c d[e=1", {"a_b_c_d_e": "1"}),
+    ("a[=1", {"a_": "1"}),
+    ("a.[b=1", {"a__b": "1"}),
+    ("a]b=1", {"a]b": "1"}),
+    ("a\tb=1", {"a\tb": "1"}),
+    ("a[b]=1", {}),
+    ("a[]=1", {}),
+    ("a%5B%5D=1", {}),
+    ("a[b]c=1", {}),
+    ("[a]=1", {}),
+    ("=1", {}),
+    ("", {}),
+    ("&&", {}),
+    ("a", {"a": ""}),
+    ("a=", {"a": ""}),
+    ("a==1", {"a": "=1"}),
+    ("a=1&a=2", {"a": "2"}),
+    ("a=1;b=2", {"a": "1;b=2"}),
+    ("a=%zz&b=%4", {"a": "%zz", "b": "%4"}),
+    ("a=%u0041", {"a": "%u0041"}),
+    ("a%FF=1", {"a\ufffd": "1"}),
+    ("a=%FF%C3%A9", {"a": "\ufffdé"}),
+    ("%61=1&a=2", {"a": "2"}),
+    ("sub id=3", {"sub_id": "3"}),
+    ("a=b+c%2Bd", {"a": "b c+d"}),
+    ("a=\xc3\xa9", {"a": "é"}),
+]
+
+
+@pytest.mark.parametrize(("query", "fields"), MEASURED)
+def test_a_query_is_read_as_php_reads_it(query: str, fields: dict[str, str]) -> None:
+    assert read_fields(query) == fields
+
+
+@pytest.mark.parametrize(
+    ("header", "cookies"),
+    [
+        ("subid=c1", {"subid": "c1"}),
+        ("a=1; subid=c%201;b=2", {"a": "1", "subid": "c 1", "b": "2"}),
+        ("subid=c1; subid=c2", {"subid": "c1"}),
+        ("=x; ;", {"": "x"}),
+    ],
+)
+def test_cookies_are_read_as_php_reads_them(header: str, cookies: dict[str, str]) -> None:
+    assert read_cookies(header) == cookies
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{x}", "{{x}}", "${x}", "[x]", "[[[x]]]", "#x#", "##x##", "%x%", "%%x%%", "<x>", "[=x=]"),
+        *("{click id}", "{a-b.c_d}", "REPLACE", "replace", "Optional", "{" + "x" * 64 + "}"),
+    ],
+)
+def test_a_placeholder_as_a_whole_is_a_macro(text: str) -> None:
+    assert is_macro(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x{x}",
+        "{x}y",
+        "{}",
+        "{x",
+        "[[x]]",
+        "{a/b}",
+        "{é}",
+        "REPLACED",
+        "#x",
+        "{" + "x" * 65 + "}",
+        "",
+    ],
+)
+def test_anything_beside_a_placeholder_is_a_value(text: str) -> None:
+    assert not is_macro(text)
+
+
+def test_a_percent_macro_whose_start_looks_like_an_escape_is_still_a_macro() -> None:
+    fields = read_fields("subid=%aff_sub%&tid=%ad_id%")
+
+    assert fields == {"subid": "%aff_sub%", "tid": "%ad_id%"}
+
+
+def read(query: str) -> Postback:
+    return read_postback(read_fields(query), {}, tracker_currency="USD")
+
+
+@pytest.mark.parametrize(
+    ("query", "warning"),
+    [
+        ("payout=$10", "payout '$10' is unreadable"),
+        ("payout={sum}", "payout is '{sum}', a macro"),
+        ("currency=dollars!", "currency 'dollars!' is no currency code"),
+        ("cost=1e3", "cost '1e3' is unreadable"),
+        ("sub_id_7=[x]", "sub_id_7 is '[x]', a macro"),
+        ("from=%from%", "from is '%from%', a macro"),
+        ("payout=%1B[2J", r"payout '\x1b[2J' is unreadable"),
+        ("payout=" + "9" * 70, "payout '" + "9" * 64 + "…' is unreadable"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_quoted(query: str, warning: str) -> None:
+    assert any(text.startswith(warning) for text in read(f"subid=c1&{query}").warnings)
+
+
+@pytest.mark.parametrize(
+    ("query", "stored"),
+    [
+        ("subid=c1&payout=10", "subid=c1&payout=10"),
+        ("subid=\xe9 \n", "subid=%E9%20%0A"),
+        ("subid=%E9", "subid=%E9"),
+    ],
+)
+def test_a_stored_query_is_printable(query: str, stored: str) -> None:
+    assert store_query(query) == stored
+
+
+def test_body_fields_and_a_cookies_subid_follow_the_query() -> None:
+    with_body = store_query("subid=c1&status=sale", "status=lead&payout=10&sta%74us=x")
+    with_cookie = store_query("status=sale", cookie_subid="c 1&x")
+
+    assert with_body == "subid=c1&status=sale&payout=10"
+    assert with_cookie == "status=sale&subid=c%201%26x"
+
+
+bytes_as_text = st.binary(max_size=60).map(lambda raw: raw.decode("latin-1"))
+queries = bytes_as_text | st.lists(
+    st.sampled_from(["subid=c1", "a[]=1", "a.b=%E9", "%", "+", "x=%00", "status=", "=", "&&"]),
+    max_size=6,
+).map("&".join)
+
+
+@given(queries, queries)
+def test_a_stored_query_reads_back_as_what_was_sent(query: str, body: str) -> None:
+    stored = store_query(query, body)
+
+    assert stored.isascii()
+    assert stored.isprintable()
+    assert read_fields(stored) == {**read_fields(body), **read_fields(query)}
+
+
+@given(queries, queries)
+def test_no_bytes_raise_and_every_value_is_text_that_can_be_stored(
+    query: str, cookies: str
+) -> None:
+    postback = read_postback(read_fields(query), read_cookies(cookies), tracker_currency="USD")
+
+    repr(postback).encode()
+    (postback.incoming.subid or "").encode()
+
+
+KEYS = secrets_pattern([b"s3cret-key", b"old/key+1", b"abc"])
+
+
+@pytest.mark.parametrize(
+    ("query", "hidden"),
+    [
+        ("subid=c1", "subid=c1"),
+        (
+            "ref=http://h/s3cret-key/postback&subid=c1",
+            "ref=http%3A%2F%2Fh%2F***%2Fpostback&subid=c1",
+        ),
+        ("ref=s3cret%2Dkey", "ref=***"),
+        ("old%2Fkey%2B1=x", "***=x"),
+        ("subid=xs3cret-keyx", "subid=xs3cret-keyx"),
+        ("subid=abc", "subid=abc"),
+    ],
+)
+def test_a_key_in_a_query_is_hidden_and_a_word_of_the_trade_is_not(query: str, hidden: str) -> None:
+    assert hide_secrets(query, KEYS) == hidden

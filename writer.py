@@ -1,0 +1,292 @@
+"""Group commit: what waits is done in one transaction, synced once, and only then answered.
+
+A sync of the disk costs as much for one postback as for a hundred. A `Committer` holds a process's
+database and makes commits; a `Writer` is the thread that feeds one with what requests wait for.
+"""
+
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Generic, TypeVar
+
+from database import DatabaseError, describe_trouble
+from storage import Storage
+
+LOG = logging.getLogger("postback.writer")
+
+# A batch holds the write lock for some 20 ms, so that other workers and the CLI get their turn.
+BATCH_LIMIT = 256
+
+# What may wait: two seconds' worth at the speed of a slow disk. Beyond, a 503 at once is kinder
+# than an answer that comes after the sender has gone.
+QUEUE_LIMIT = 4096
+
+# Longer than any healthy commit, shorter than the patience of senders (30 seconds is usual).
+WAIT_LIMIT_SECONDS = 10.0
+
+# The contract gives five seconds for what another program wrote; half of that leaves room.
+TICK_SECONDS = 2.0
+
+Result = TypeVar("Result")
+Job = Callable[[Storage], Result]
+
+
+class UnavailableError(Exception):
+    """The work was not committed: the sender is to send it again. The sentence says why."""
+
+
+class Ticket(Generic[Result]):
+    """A job's place in the queue, and what came of it once it is committed."""
+
+    __slots__ = ("_done", "_error", "_result", "is_abandoned", "job")
+
+    def __init__(self, job: Job[Result]) -> None:
+        """Stand in line with a job."""
+        self.job = job
+        self.is_abandoned = False
+        self._result: Result | None = None
+        self._error: Exception | None = None
+        # A bare lock is the cheapest thing to wait for: an Event takes three of them.
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def wait(self, seconds: float) -> Result:
+        """Wait until the job is on disk and give its result, or raise what became of it."""
+        if not self._done.acquire(timeout=seconds):
+            self.is_abandoned = True
+            raise UnavailableError(f"the database took nothing for {seconds:g} seconds")
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]  # set with every success
+
+    def finish(self, result: Result) -> None:
+        """Tell the waiter that its job is on disk."""
+        self._result = result
+        self._done.release()
+
+    def fail(self, error: Exception) -> None:
+        """Tell the waiter that nothing of its job was kept."""
+        self._error = error
+        self._done.release()
+
+
+class Committer:
+    """The database of one process: opened when needed, let go on trouble, opened anew after it."""
+
+    def __init__(
+        self, open_storage: Callable[[], Storage], housekeep: Callable[[Storage], None]
+    ) -> None:
+        """Take how to open the database, and what to do beside the jobs in each transaction."""
+        self._open_storage = open_storage
+        self._housekeep = housekeep
+        self._storage: Storage | None = None
+        self._trouble: str | None = None
+        self.next_tick = 0.0
+
+    @contextmanager
+    def one_commit(self) -> Iterator["Commit"]:
+        """Make the jobs run inside one commit, on disk when this returns, else UnavailableError.
+
+        Nothing is opened or begun before the first job.
+        """
+        commit = Commit(self)
+        try:
+            with commit.stack:
+                yield commit
+                if commit.trouble is not None:
+                    raise commit.trouble
+        except (DatabaseError, sqlite3.Error, OSError) as error:
+            raise UnavailableError(self._give_up(error)) from error
+        if commit.has_begun and self._trouble is not None:
+            LOG.warning("the database works again")
+            self._trouble = None
+
+    def begin(self, stack: ExitStack) -> Storage:
+        """Open the database where it is not, and begin a transaction that ends with the stack."""
+        if self._storage is None:
+            self._storage = self._open_storage()
+        stack.enter_context(self._storage.transaction())
+        outcome = attempt(self._storage, self._housekeep)
+        self.next_tick = time.monotonic() + TICK_SECONDS
+        if isinstance(outcome, Exception):
+            LOG.error("housekeeping broke off", exc_info=outcome)
+        return self._storage
+
+    def leave_storage(self) -> None:
+        """Let the database go."""
+        if self._storage is None:
+            return
+        try:
+            self._storage.close()
+        except sqlite3.Error as error:
+            LOG.warning("closing the database: %s", error)
+        self._storage = None
+
+    def _give_up(self, error: Exception) -> str:
+        # A connection that has seen trouble is not trusted again; the next commit opens anew.
+        trouble = describe_trouble(error, None if self._storage is None else self._storage.path)
+        self.leave_storage()
+        self.next_tick = time.monotonic() + TICK_SECONDS
+        if trouble != self._trouble:
+            LOG.error("nothing is acknowledged: %s", trouble)
+            self._trouble = trouble
+        return trouble
+
+
+class Commit:
+    """Jobs that share one commit. What `run` gives is good only once `one_commit` has returned."""
+
+    def __init__(self, committer: Committer) -> None:
+        """Begin nothing yet."""
+        self._committer = committer
+        self._storage: Storage | None = None
+        self.stack = ExitStack()
+        self.trouble: Exception | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Tell whether there was any job."""
+        return self._storage is not None
+
+    def run(self, job: Job[Result]) -> Result:
+        """Do a job under its own savepoint: raises what it raised, which fails it alone."""
+        if self.trouble is not None:
+            raise UnavailableError("this commit is lost already")
+        try:
+            if self._storage is None:
+                self._storage = self._committer.begin(self.stack)
+            outcome = attempt(self._storage, job)
+        except (DatabaseError, sqlite3.Error, OSError) as error:
+            self.trouble = error
+            raise UnavailableError("the database failed") from error
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+class Writer:
+    """A queue and a thread before a committer. Starts with the first job; `close` ends it."""
+
+    def __init__(self, committer: Committer) -> None:
+        """Take over a committer: the thread alone uses it."""
+        self._committer = committer
+        self._queue: queue.SimpleQueue[Ticket[Any] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._is_closed = False
+
+    def start(self) -> None:
+        """Start the thread where it does not run yet."""
+        with self._starting:
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+                self._thread.start()
+
+    @property
+    def has_run(self) -> bool:
+        """Tell whether the thread was ever started, and so owns the database."""
+        return self._thread is not None
+
+    def submit(self, job: Job[Result]) -> Ticket[Result]:
+        """Put a job in line; raises UnavailableError at once where the line is too long."""
+        if self._thread is None:
+            self.start()
+        if self._is_closed:
+            raise UnavailableError("the service is stopping")
+        if self._queue.qsize() >= QUEUE_LIMIT:
+            raise UnavailableError(f"{QUEUE_LIMIT} postbacks wait already")
+        ticket = Ticket(job)
+        self._queue.put(ticket)
+        return ticket
+
+    def run(self, job: Job[Result], seconds: float = WAIT_LIMIT_SECONDS) -> Result:
+        """Have a job done and wait for its commit."""
+        return self.submit(job).wait(seconds)
+
+    def close(self) -> None:
+        """Commit and answer what was taken, then stop."""
+        with self._starting:
+            self._is_closed = True
+            thread = self._thread
+        if thread is not None and thread.is_alive():
+            self._queue.put(None)
+            thread.join(WAIT_LIMIT_SECONDS)
+
+    def _work(self) -> None:
+        goes_on = True
+        while goes_on:
+            batch, goes_on = self._take_batch()
+            if batch or (goes_on and time.monotonic() >= self._committer.next_tick):
+                self._serve(batch)
+        self._committer.leave_storage()
+        self._refuse_late_comers()
+
+    def _take_batch(self) -> tuple[list[Ticket[Any]], bool]:
+        """Wait for a job and take all that stand behind it; False once the end was announced."""
+        batch: list[Ticket[Any]] = []
+        patience = max(0.0, self._committer.next_tick - time.monotonic())
+        try:
+            ticket = self._queue.get(timeout=patience)
+            while ticket is not None:
+                if not ticket.is_abandoned:
+                    batch.append(ticket)
+                if len(batch) >= BATCH_LIMIT:
+                    return batch, True
+                ticket = self._queue.get_nowait()
+        except queue.Empty:
+            return batch, True
+        return batch, False
+
+    def _serve(self, batch: list[Ticket[Any]]) -> None:
+        try:
+            with self._committer.one_commit() as commit:
+                outcomes = [_capture(commit, job) for job in (_do_nothing, *_jobs(batch))][1:]
+        except UnavailableError as error:
+            for ticket in batch:
+                ticket.fail(error)
+            return
+        for ticket, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                ticket.fail(outcome)
+            else:
+                ticket.finish(outcome)
+
+    def _refuse_late_comers(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                ticket = self._queue.get_nowait()
+                if ticket is not None:
+                    ticket.fail(UnavailableError("the service is stopping"))
+
+
+def _jobs(batch: list[Ticket[Any]]) -> list[Job[Any]]:
+    return [ticket.job for ticket in batch]
+
+
+def _do_nothing(storage: Storage) -> None:
+    """Stand first in every batch: an empty one begins a transaction for the housekeeping too."""
+    del storage
+
+
+def _capture(commit: Commit, job: Job[Result]) -> Result | Exception:
+    try:
+        return commit.run(job)
+    except Exception as error:  # handed to the one who waits for the job
+        return error
+
+
+def attempt(storage: Storage, job: Job[Result]) -> Result | Exception:
+    """Do one job under its own savepoint: its trouble is its own, the database's is everybody's."""
+    try:
+        with storage.savepoint():
+            return job(storage)
+    except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError) as error:
+        return error
+    except sqlite3.Error:
+        raise
+    except Exception as error:  # the edge of a job: its bug must not fail the others
+        return error
