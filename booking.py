@@ -5,7 +5,7 @@ holds the transaction; nothing here commits.
 """
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -47,9 +47,9 @@ class Terms(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A postback as it came: when (aware, UTC), how (`source`), from where, and what it says."""
+    """A postback as it came: when (`utc_text`), how (`source`), from where, and what it says."""
 
-    received_at: datetime
+    received_at: str
     source: str
     method: str | None
     remote_addr: str | None
@@ -69,6 +69,10 @@ class Outcome(NamedTuple):
 def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
     """Judge a postback and write down both it and its effect."""
     decision, known = _judge(db, arrival.postback, terms)
+    if (known is None and decision.change is not None) or (known is not None and known.is_due):
+        # What was parked for the click came first, and may change what this postback meets.
+        _bring_click(db, known, arrival, terms)
+        decision, known = _judge(db, arrival.postback, terms)
     conversion_id, warnings = _apply(db, decision, known, arrival, terms)
     outcome = Outcome(
         decision.verdict,
@@ -77,7 +81,7 @@ def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
         conversion_id,
     )
     postback_id = db.add_postback(_postback_row(arrival, outcome))
-    _note_change(db, decision, conversion_id, utc_text(arrival.received_at), postback_id)
+    _note_change(db, decision, conversion_id, arrival.received_at, postback_id)
     return outcome
 
 
@@ -136,6 +140,15 @@ def _judge(db: Storage, postback: Postback, terms: Terms) -> tuple[Decision, Kno
     return judge(postback.incoming, click, terms.policy), known
 
 
+def _bring_click(db: Storage, known: KnownClick | None, arrival: Arrival, terms: Terms) -> None:
+    """Apply what is parked for a click, which is made where it is accepted unknown."""
+    subid = arrival.postback.incoming.subid
+    assert subid is not None
+    click_id = db.add_bare_click(subid, arrival.received_at) if known is None else known.id
+    _settle_parked(db, subid, datetime.fromisoformat(arrival.received_at), terms)
+    db.clear_due_click(click_id)
+
+
 def _apply(
     db: Storage, decision: Decision, known: KnownClick | None, arrival: Arrival, terms: Terms
 ) -> tuple[int | None, tuple[str, ...]]:
@@ -144,9 +157,7 @@ def _apply(
     if change is None:
         return (None if decision.conversion is None else decision.conversion.id), ()
     money, warnings = _price_change(db, change, arrival, terms)
-    if known is None:
-        assert arrival.postback.incoming.subid is not None
-        known = db.add_bare_click(arrival.postback.incoming.subid, utc_text(arrival.received_at))
+    assert known is not None
     if change.conversion is None:
         conversion_id = _add_conversion(db, known, change, arrival, money)
     else:
@@ -161,7 +172,7 @@ def _add_conversion(
     db: Storage, known: KnownClick, change: Change, arrival: Arrival, money: Mapping[str, Any]
 ) -> int:
     postback = arrival.postback
-    at = utc_text(arrival.received_at)
+    at = arrival.received_at
     values = {
         "tid": change.tid,
         "status": change.status,
@@ -184,7 +195,7 @@ def _change_conversion(
 ) -> None:
     assert change.conversion is not None
     postback = arrival.postback
-    at = utc_text(arrival.received_at)
+    at = arrival.received_at
     values = {"tid": change.tid, "updated_at": at, **money}
     if change.status is not change.conversion.status:
         values["status"] = change.status
@@ -222,11 +233,11 @@ def _price_change(
 
 
 def _price(
-    db: Storage, amount: Decimal, currency: str | None, received_at: datetime, terms: Terms
+    db: Storage, amount: Decimal, currency: str | None, received_at: str, terms: Terms
 ) -> Priced:
     if currency is None:
         return Priced(amount, None, None, None, None)
-    day = received_at.astimezone(UTC).date()
+    day = date.fromisoformat(received_at[:10])
     if currency == terms.currency:
         return Priced(amount, currency, day, amount, Rate(Decimal(1), day, SAME_CURRENCY))
     unpriced = Priced(amount, currency, day, None, None)
@@ -252,7 +263,7 @@ def _price_warnings(priced: Priced) -> Iterable[str]:
 def _postback_row(arrival: Arrival, outcome: Outcome) -> PostbackRow:
     incoming = arrival.postback.incoming
     return PostbackRow(
-        received_at=utc_text(arrival.received_at),
+        received_at=arrival.received_at,
         source=arrival.source,
         method=arrival.method,
         remote_addr=arrival.remote_addr,
@@ -282,9 +293,8 @@ def _settle_parked(db: Storage, subid: str, now: datetime, terms: Terms) -> None
 
 def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: Terms) -> None:
     postback = reread(parked.query, terms)
-    received_at = datetime.fromisoformat(parked.received_at)
     arrival = Arrival(
-        received_at, parked.source, parked.method, parked.remote_addr, parked.query, postback
+        parked.received_at, parked.source, parked.method, parked.remote_addr, parked.query, postback
     )
     decision, known = _judge(db, postback, terms)
     conversion_id, warnings = _apply(db, decision, known, arrival, terms)

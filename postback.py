@@ -11,6 +11,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from query import (
 )
 from service import Clock, Orders, Service, read_clock
 from statuses import Verdict
+from storage import utc_text
 from writer import UnavailableError
 
 LOG = logging.getLogger("postback")
@@ -161,8 +163,9 @@ application = Receiver()
 def _route(environ: Environ, service: Service, orders: Orders | None) -> Answer:
     path = environ.get("PATH_INFO", "").encode("latin-1")
     if path == b"/health":
-        return _answer_health(environ, service)
+        return _answer_health(environ, service, orders)
     if orders is None:
+        # A 404 would tell networks that the address is wrong for good: it would lose money.
         return unavailable_answer()
     key, name = _split_path(path)
     # Every accepted key is compared, whatever the name: the time taken tells nothing.
@@ -189,8 +192,10 @@ def _answer_under_key(route: "Route", environ: Environ, service: Service, orders
 
 def _split_path(path: bytes) -> tuple[bytes, bytes]:
     """Split `/KEY/NAME`, one trailing slash allowed; a key may hold slashes itself."""
-    head, _, name = path.removesuffix(b"/").rpartition(b"/")
-    return head.removeprefix(b"/"), name
+    if not path.startswith(b"/"):
+        return b"", path
+    key, _, name = path[1:].removesuffix(b"/").rpartition(b"/")
+    return key, name
 
 
 def _is_among(candidate: bytes, keys: Sequence[bytes]) -> bool:
@@ -264,8 +269,8 @@ ROUTES = (
 )
 
 
-def _answer_health(environ: Environ, service: Service) -> Answer:
-    if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+def _answer_health(environ: Environ, service: Service, orders: Orders | None) -> Answer:
+    if orders is not None and environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
         return _text(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", ("Allow", "GET, HEAD"))
     ailment = service.find_ailment()
     if ailment is None:
@@ -296,10 +301,10 @@ def _read_arrival(environ: Environ, service: Service, orders: Orders) -> Arrival
     if cookies and read_subid(fields, []) is None:
         query = store_query(query, cookie_subid=postback.incoming.subid)
     return Arrival(
-        received_at=service.read_clock(),
+        received_at=utc_text(service.read_clock()),
         source="http",
         method=environ["REQUEST_METHOD"],
-        remote_addr=_find_client(environ, orders.settings) or None,
+        remote_addr=_find_client(environ, orders.settings),
         query=query,
         postback=postback,
     )
@@ -359,20 +364,33 @@ def _is_image_request(environ: Environ) -> bool:
     return bool(environ.get("HTTP_ACCEPT", "").lstrip().lower().startswith("image/"))
 
 
-def _find_client(environ: Environ, settings: Settings) -> str:
-    """Find the client's address: behind trusted proxies, the rightmost that is none of them."""
-    client: str = environ.get("REMOTE_ADDR", "")
+def _find_client(environ: Environ, settings: Settings) -> str | None:
+    peer = environ.get("REMOTE_ADDR", "")
     forwarded = environ.get("HTTP_X_FORWARDED_FOR")
-    if not forwarded or not _is_trusted(client, settings):
-        return client
+    if not forwarded:
+        return peer or None
+    return find_client(peer, forwarded, settings.trusted_proxies)
+
+
+Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+
+
+# A network calls from a handful of addresses; reading one takes longer than the status engine.
+@lru_cache(maxsize=1024)
+def find_client(peer: str, forwarded: str, proxies: Networks) -> str | None:
+    """Find the client's address: behind trusted proxies, the rightmost that is none of them.
+
+    `forwarded` is X-Forwarded-For; a `peer` without an address is a unix socket.
+    """
+    client = peer
     for entry in reversed(forwarded.split(",")):
+        if not _is_trusted(client, proxies):
+            break
         address = _read_address(entry)
         if address is None:
             break
         client = address
-        if not _is_trusted(client, settings):
-            break
-    return client
+    return client or None
 
 
 def _read_address(text: str) -> str | None:
@@ -388,7 +406,7 @@ def _read_address(text: str) -> str | None:
         return None
 
 
-def _is_trusted(address: str, settings: Settings) -> bool:
+def _is_trusted(address: str, proxies: Networks) -> bool:
     # A unix socket has no address, and only this machine's own users reach it.
     if not address:
         return True
@@ -396,7 +414,7 @@ def _is_trusted(address: str, settings: Settings) -> bool:
         peer = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return any(peer in network for network in settings.trusted_proxies)
+    return any(peer in network for network in proxies)
 
 
 def _verdict_headers(outcome: Outcome) -> Headers:

@@ -18,12 +18,16 @@ from statuses import Click, Conversion, Status, Verdict
 
 
 class KnownClick(NamedTuple):
-    """A click as it stands: its ids, its sub ids as JSON, and what the engine asks about it."""
+    """A click as it stands: its ids, its sub ids as JSON, and what the engine asks about it.
+
+    `is_due`: postbacks that were parked for it still wait to be applied.
+    """
 
     id: int
     campaign_id: int | None
     offer_id: int | None
     sub_ids: str
+    is_due: bool
     click: Click
 
 
@@ -98,16 +102,11 @@ class Storage(Database):
 
     def find_click(self, subid: str) -> KnownClick | None:
         """Find a click and the conversions that stand on it."""
-        row = self.db.execute(_FIND_CLICK + "WHERE clicks.subid = ?", (subid,)).fetchone()
+        row = self.db.execute(_FIND_CLICK, (subid,)).fetchone()
         return self._known_click(row) if row else None
 
-    def get_click(self, click_id: int) -> KnownClick:
-        """Read a click that is there."""
-        row = self.db.execute(_FIND_CLICK + "WHERE clicks.id = ?", (click_id,)).fetchone()
-        return self._known_click(row)
-
     def _known_click(self, row: tuple[Any, ...]) -> KnownClick:
-        click_id, campaign_id, offer_id, sub_ids, offer, allows_rebills, cost_model = row
+        click_id, campaign_id, offer_id, sub_ids, is_due, offer, allows_rebills, cost_model = row
         rows = self.db.execute(
             "SELECT id, tid, status, amount_micros, currency, cost_amount_micros, cost_currency"
             " FROM conversions WHERE click_id = ? ORDER BY id",
@@ -115,15 +114,15 @@ class Storage(Database):
         )
         conversions = tuple(map(_read_conversion, rows))
         click = Click(offer, bool(allows_rebills), cost_model, conversions)
-        return KnownClick(click_id, campaign_id, offer_id, sub_ids, click)
+        return KnownClick(click_id, campaign_id, offer_id, sub_ids, bool(is_due), click)
 
-    def add_bare_click(self, subid: str, now: str) -> KnownClick:
-        """Make a click of which only the subid is known."""
+    def add_bare_click(self, subid: str, now: str) -> int:
+        """Make a click of which only the subid is known; gives its id."""
         cursor = self.db.execute(
             "INSERT INTO clicks (subid, created_at) VALUES (?, ?)", (subid, now)
         )
         assert cursor.lastrowid is not None
-        return KnownClick(cursor.lastrowid, None, None, "{}", Click())
+        return cursor.lastrowid
 
     def put_clicks(self, rows: Iterable[ClickRow], now: str) -> int:
         """Make clicks, or let what is given replace what stands; returns how many are new."""
@@ -386,10 +385,13 @@ def _worth_columns(priced: Priced, worth_name: str, prefix: str) -> dict[str, An
 
 
 _FIND_CLICK = (
-    "SELECT clicks.id, campaign_id, offer_id, sub_ids, offers.name, offers.allow_rebills,"
+    "SELECT clicks.id, campaign_id, offer_id, sub_ids,"
+    " EXISTS (SELECT 1 FROM due_clicks WHERE click_id = clicks.id),"
+    " offers.name, offers.allow_rebills,"
     " coalesce(clicks.cost_model, campaigns.cost_model) FROM clicks"
     " LEFT JOIN offers ON offers.id = offer_id"
-    " LEFT JOIN campaigns ON campaigns.id = campaign_id "
+    " LEFT JOIN campaigns ON campaigns.id = campaign_id"
+    " WHERE clicks.subid = ?"
 )
 
 _PUT_CLICK = """

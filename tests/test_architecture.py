@@ -1,6 +1,7 @@
 """The house holds its shape: arrows between rooms point down only, and importing opens nothing."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,21 @@ def imports_of(path: Path) -> set[str]:
 
 def test_every_room_has_its_floor() -> None:
     assert set(rooms()) == set(FLOORS)
+
+
+def test_the_readme_shows_every_room_in_order() -> None:
+    table = (ROOT / "README.md").read_text().partition("| room |")[2]
+    listed = re.findall(r"^\| `(\w+)(?:\.py|/)` \|", table, re.MULTILINE)
+
+    assert set(listed) == set(FLOORS)
+    assert [FLOORS[room] for room in listed] == sorted(FLOORS[room] for room in listed)
+
+
+def test_ci_runs_exactly_the_test_command_of_the_readme() -> None:
+    commands = re.findall(r"^python3 -m venv .*pytest$", (ROOT / "README.md").read_text(), re.M)
+
+    assert len(commands) == 1
+    assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 def test_arrows_point_down_only() -> None:

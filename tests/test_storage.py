@@ -224,7 +224,7 @@ def test_received_postbacks_are_only_appended_to(db: Storage) -> None:
 
 
 PLANS = [
-    (storage._FIND_CLICK + "WHERE clicks.subid = ?", "SEARCH clicks USING INDEX"),
+    (storage._FIND_CLICK, "SEARCH clicks USING INDEX"),
     (
         "SELECT id, tid, status, amount_micros, currency, cost_amount_micros, cost_currency"
         " FROM conversions WHERE click_id = ? ORDER BY id",

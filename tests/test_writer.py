@@ -186,6 +186,7 @@ def test_closing_commits_what_was_taken_and_refuses_what_comes_later(
     closing_thread.join(PATIENCE_SECONDS)
 
     assert len(offers(path)) == 50
+    assert "writer" not in [thread.name for thread in threading.enumerate()]
     with pytest.raises(UnavailableError):
         desk.run(add_offer("late"))
 

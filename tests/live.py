@@ -1,0 +1,113 @@
+"""A real gunicorn process on a free port of this machine, for what only a server shows."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Long enough for any machine; nothing waits for it unless it hangs.
+PATIENCE_SECONDS = 20
+
+
+class LiveServer:
+    """gunicorn with the project's settings in a directory of its own, and what it logs."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        """Take the directory (its config file, if any, is used) and options for gunicorn."""
+        self.directory = directory
+        self.log = directory / "gunicorn.log"
+        self.port = find_free_port()
+        self._options = options
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it accepts connections."""
+        command = [
+            *(sys.executable, "-m", "gunicorn", "--config", "python:server"),
+            *("--bind", f"127.0.0.1:{self.port}", *self._options, "postback:application"),
+        ]
+        environment = {k: v for k, v in os.environ.items() if k != "POSTBACK_CONFIG"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.directory, env=environment, stdout=log, stderr=log
+            )
+        wait_until(self.accepts, f"a server on port {self.port}")
+
+    def accepts(self) -> bool:
+        """Tell whether a connection is answered."""
+        try:
+            return self.send(b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n") != b""
+        except OSError:
+            return False
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """Stop it and wait until it is gone; gives its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def connect(self) -> socket.socket:
+        """Open a connection."""
+        return socket.create_connection(("127.0.0.1", self.port), PATIENCE_SECONDS)
+
+    def send(self, request: bytes) -> bytes:
+        """Send bytes on a new connection and read until the server closes it."""
+        with self.connect() as connection:
+            connection.sendall(request)
+            return read_all(connection)
+
+    def get(self, target: str, *headers: str) -> bytes:
+        """Send a GET and give the whole answer."""
+        lines = [f"GET {target} HTTP/1.1", "Host: h", "Connection: close", *headers]
+        return self.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+    def read_log(self) -> str:
+        """Give what was logged so far."""
+        return self.log.read_text(errors="replace")
+
+    def worker_pids(self) -> list[int]:
+        """List the workers that run now."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the other side closes."""
+    received = b""
+    while block := connection.recv(65536):
+        received += block
+    return received
+
+
+def find_free_port() -> int:
+    """Find a port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(holds: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    """Wait for a condition, looking often; fail with its name where it does not come."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds} seconds for {what}"
+        time.sleep(0.01)
+
+
+@contextmanager
+def live_server(directory: Path, *options: str) -> Iterator[LiveServer]:
+    """Run a server for the time of a test."""
+    server = LiveServer(directory, *options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
