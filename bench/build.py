@@ -1,0 +1,72 @@
+"""A database of a tracker that has been at it for years: clicks, conversions, their log rows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from storage import open_database
+
+NOON = "2026-01-01T12:00:00.000Z"
+ROWS_AT_ONCE = 100_000
+
+# Every subid is its number multiplied by this, modulo 2^32: all different, in no order, like the
+# random ones that trackers give.
+SPREAD = 2654435761
+
+
+def subid_of(number: int) -> str:
+    """Give the click id of a click by its number."""
+    return f"{number * SPREAD % 2**32:08x}{number:08x}"
+
+
+def build_database(path: Path, rows: int, fresh_clicks: int) -> None:
+    """Write `rows` clicks with a sale each, and behind them `fresh_clicks` without any."""
+    with open_database(path, "USD") as storage:
+        db = storage.db
+        # A database for the bench is made again where it is lost: no sync until it is whole.
+        db.execute("PRAGMA synchronous = OFF")
+        db.execute("INSERT OR IGNORE INTO offers (id, name) VALUES (1, 'O1')")
+        for numbers in _batches(rows + fresh_clicks):
+            # In the order of the subids, so that the index is written front to back.
+            ordered = sorted((subid_of(number), number) for number in numbers)
+            with storage.transaction():
+                db.executemany(
+                    "INSERT INTO clicks (id, subid, offer_id, created_at) VALUES (?, ?, 1, ?)",
+                    ((number + 1, subid, NOON) for subid, number in ordered),
+                )
+        for numbers in _batches(rows):
+            with storage.transaction():
+                db.executemany(_CONVERSION, ((n + 1, n + 1, f"t{n}", NOON, NOON) for n in numbers))
+                db.executemany(_HISTORY, ((n + 1, NOON, n + 1, f"t{n}") for n in numbers))
+                db.executemany(
+                    _POSTBACK, ((NOON, _query(n), subid_of(n), f"t{n}", n + 1) for n in numbers)
+                )
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _batches(rows: int) -> Iterator[range]:
+    for start in range(0, rows, ROWS_AT_ONCE):
+        yield range(start, min(start + ROWS_AT_ONCE, rows))
+
+
+def _query(number: int) -> str:
+    return f"subid={subid_of(number)}&status=sale&payout=12.50&currency=usd&tid=t{number}"
+
+
+_CONVERSION = """
+    INSERT INTO conversions (id, click_id, tid, status, original_status, amount_micros, currency,
+        amount_day, payout_micros, rate, rate_day, rate_source, offer_id, created_at, updated_at)
+    VALUES (?, ?, ?, 'sale', 'sale', 12500000, 'USD', '2026-01-01', 12500000, '1', '2026-01-01',
+        'same', 1, ?, ?)
+"""
+_HISTORY = """
+    INSERT INTO conversion_history (conversion_id, seq, at, change, postback_id, status,
+        original_status, tid, amount_micros, currency, payout_micros, rate, rate_day, rate_source)
+    VALUES (?, 1, ?, 'recorded', ?, 'sale', 'sale', ?, 12500000, 'USD', 12500000, '1',
+        '2026-01-01', 'same')
+"""
+_POSTBACK = """
+    INSERT INTO postbacks (received_at, source, method, remote_addr, query, subid, tid,
+        original_status, verdict, reason, conversion_id)
+    VALUES (?, 'http', 'GET', '127.0.0.1', ?, ?, ?, 'sale', 'recorded',
+        'the first conversion of the click, as sale', ?)
+"""

@@ -1,0 +1,12 @@
+"""The floor: the least that a WSGI application can do under the same server settings."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Answer as the receiver does, and do nothing."""
+    del environ
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", "7")]
+    start_response("200 OK", headers)
+    return [b"Success"]
