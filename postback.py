@@ -289,7 +289,7 @@ def _keep_or_preview(
 def _read_arrival(environ: Environ, service: Service, orders: Orders) -> Arrival:
     """Read the request into what is judged and kept."""
     fields, query, warnings = _read_sent(environ, orders)
-    cookies = _read_cookies(environ)
+    cookies = _read_cookies(environ, orders)
     postback = read_postback(
         fields,
         cookies,
@@ -321,11 +321,11 @@ def _read_sent(environ: Environ, orders: Orders) -> tuple[dict[str, str], str, t
     return fields, store_query(query, form), body.warnings
 
 
-def _read_cookies(environ: Environ) -> dict[str, str]:
+def _read_cookies(environ: Environ, orders: Orders) -> dict[str, str]:
     header = environ.get("HTTP_COOKIE")
     if not header or environ["REQUEST_METHOD"] == "POST":
         return {}
-    return read_cookies(header)
+    return read_cookies(hide_secrets(header, orders.secrets))
 
 
 def _read_body(environ: Environ) -> Body:
@@ -401,20 +401,21 @@ def _read_address(text: str) -> str | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        return str(ipaddress.ip_address(text))
+        address = ipaddress.ip_address(text)
     except ValueError:
         return None
+    # A socket that listens on [::] sees IPv4 peers as ::ffff:127.0.0.1.
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(address)
 
 
 def _is_trusted(address: str, proxies: Networks) -> bool:
     # A unix socket has no address, and only this machine's own users reach it.
     if not address:
         return True
-    try:
-        peer = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(peer in network for network in proxies)
+    plain = _read_address(address)
+    return plain is not None and any(ipaddress.ip_address(plain) in network for network in proxies)
 
 
 def _verdict_headers(outcome: Outcome) -> Headers:

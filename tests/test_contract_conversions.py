@@ -1,0 +1,780 @@
+"""What a postback does to the conversions of its click (section 4 of the contract)."""
+
+from datetime import datetime, timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+from conftest import NOON, Client, Conversions, ReceiverWith
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+REBILLS = True
+NO_REBILLS = False
+
+
+def words(postback: str, subid: str = "c1") -> str:
+    """Spell a short form out as a query: `sale T1 5` is status, tid and payout, `-` for none."""
+    fields = dict(zip(("status", "tid", "payout"), postback.split(), strict=False))
+    return f"subid={subid}" + "".join(
+        f"&{name}={value}" for name, value in fields.items() if value != "-"
+    )
+
+
+def prepare(client: Client, rebills: bool, standing: list[str]) -> None:
+    """Make the click c1 and bring its conversions to where the test starts."""
+    client.click("c1", offer="O1")
+    client.allow_rebills("O1", int(rebills))
+    for postback in standing:
+        answer = client.send(words(postback))
+        assert answer.verdict in {"recorded", "updated"}, (postback, answer.reason)
+
+
+# One line for each way a row of the table can be met: whether the offer allows rebills, what was
+# applied before, what comes, its verdict, and the (tid, status) of every conversion after.
+MOVES = [
+    # nothing for this click
+    (NO_REBILLS, [], "lead", "recorded", [("", "lead")]),
+    (NO_REBILLS, [], "sale", "recorded", [("", "sale")]),
+    (NO_REBILLS, [], "rejected", "recorded", [("", "rejected")]),
+    (NO_REBILLS, [], "lead T1", "recorded", [("T1", "lead")]),
+    (NO_REBILLS, [], "sale T1", "recorded", [("T1", "sale")]),
+    (REBILLS, [], "rejected T1", "recorded", [("T1", "rejected")]),
+    (REBILLS, [], "rebill T1", "recorded", [("T1", "rebill")]),
+    (REBILLS, [], "rebill", "refused", []),
+    (NO_REBILLS, [], "rebill T1", "refused", []),
+    (NO_REBILLS, [], "rebill", "refused", []),
+    # the click's only conversion is a lead without tid, and a tid comes
+    (NO_REBILLS, ["lead"], "sale T1", "updated", [("T1", "sale")]),
+    (NO_REBILLS, ["lead"], "rejected T1", "updated", [("T1", "rejected")]),
+    (REBILLS, ["lead"], "sale T1", "updated", [("T1", "sale")]),
+    (REBILLS, ["lead"], "rejected T1", "updated", [("T1", "rejected")]),
+    (NO_REBILLS, ["lead"], "lead T1", "refused", [("", "lead")]),
+    (REBILLS, ["lead"], "lead T1", "refused", [("", "lead")]),
+    (NO_REBILLS, ["lead"], "rebill T1", "refused", [("", "lead")]),
+    (REBILLS, ["lead"], "rebill T1", "recorded", [("", "lead"), ("T1", "rebill")]),
+    # this conversion is a lead
+    (NO_REBILLS, ["lead"], "sale", "updated", [("", "sale")]),
+    (NO_REBILLS, ["lead"], "rejected", "updated", [("", "rejected")]),
+    (NO_REBILLS, ["lead T1"], "sale T1", "updated", [("T1", "sale")]),
+    (NO_REBILLS, ["lead T1"], "rejected T1", "updated", [("T1", "rejected")]),
+    (NO_REBILLS, ["lead T1"], "sale", "updated", [("T1", "sale")]),
+    (NO_REBILLS, ["lead T1"], "rejected", "updated", [("T1", "rejected")]),
+    (REBILLS, ["lead", "rebill T2"], "sale", "updated", [("", "sale"), ("T2", "rebill")]),
+    # this conversion is a sale or a rebill, and is rejected
+    (NO_REBILLS, ["sale"], "rejected", "updated", [("", "rejected")]),
+    (NO_REBILLS, ["sale T1"], "rejected T1", "updated", [("T1", "rejected")]),
+    (NO_REBILLS, ["sale T1"], "rejected", "updated", [("T1", "rejected")]),
+    (REBILLS, ["rebill T1"], "rejected T1", "updated", [("T1", "rejected")]),
+    (REBILLS, ["rebill T1"], "rejected", "updated", [("T1", "rejected")]),
+    (
+        REBILLS,
+        ["sale T1", "sale T2"],
+        "rejected T2",
+        "updated",
+        [("T1", "sale"), ("T2", "rejected")],
+    ),
+    (
+        REBILLS,
+        ["sale T1", "sale T2"],
+        "rejected T1",
+        "updated",
+        [("T1", "rejected"), ("T2", "rebill")],
+    ),
+    (REBILLS, ["sale", "sale T2"], "rejected", "updated", [("", "rejected"), ("T2", "rebill")]),
+    # this conversion has that status already
+    (NO_REBILLS, ["lead"], "lead", "repeated", [("", "lead")]),
+    (NO_REBILLS, ["lead T1"], "lead T1", "repeated", [("T1", "lead")]),
+    (NO_REBILLS, ["lead T1"], "lead", "repeated", [("T1", "lead")]),
+    (NO_REBILLS, ["sale"], "sale", "repeated", [("", "sale")]),
+    (NO_REBILLS, ["sale T1"], "sale T1", "repeated", [("T1", "sale")]),
+    (NO_REBILLS, ["sale T1"], "sale", "repeated", [("T1", "sale")]),
+    (NO_REBILLS, ["rejected"], "rejected", "repeated", [("", "rejected")]),
+    (NO_REBILLS, ["rejected T1"], "rejected", "repeated", [("T1", "rejected")]),
+    (REBILLS, ["rebill T1"], "rebill T1", "repeated", [("T1", "rebill")]),
+    (REBILLS, ["rebill T1"], "rebill", "repeated", [("T1", "rebill")]),
+    (REBILLS, ["rebill T1"], "sale T1", "repeated", [("T1", "rebill")]),
+    (REBILLS, ["rebill T1"], "sale", "repeated", [("T1", "rebill")]),
+    (REBILLS, ["sale", "sale T2"], "sale T2", "repeated", [("", "sale"), ("T2", "rebill")]),
+    (REBILLS, ["sale", "sale T2"], "sale", "repeated", [("", "sale"), ("T2", "rebill")]),
+    # any other move of this conversion
+    (NO_REBILLS, ["sale"], "lead", "refused", [("", "sale")]),
+    (NO_REBILLS, ["sale T1"], "lead T1", "refused", [("T1", "sale")]),
+    (REBILLS, ["sale T1"], "rebill T1", "refused", [("T1", "sale")]),
+    (REBILLS, ["sale T1"], "rebill", "refused", [("T1", "sale")]),
+    (REBILLS, ["lead T1"], "rebill T1", "refused", [("T1", "lead")]),
+    (REBILLS, ["lead"], "rebill", "refused", [("", "lead")]),
+    (REBILLS, ["rebill T1"], "lead T1", "refused", [("T1", "rebill")]),
+    (NO_REBILLS, ["rejected"], "sale", "refused", [("", "rejected")]),
+    (NO_REBILLS, ["rejected"], "lead", "refused", [("", "rejected")]),
+    (NO_REBILLS, ["rejected T1"], "sale T1", "refused", [("T1", "rejected")]),
+    (REBILLS, ["rejected T1"], "rebill T1", "refused", [("T1", "rejected")]),
+    (NO_REBILLS, ["lead", "rejected"], "sale", "refused", [("", "rejected")]),
+    (NO_REBILLS, ["sale", "rejected"], "lead", "refused", [("", "rejected")]),
+    # another tid, and the offer allows rebills
+    (REBILLS, ["sale T1"], "sale T2", "recorded", [("T1", "sale"), ("T2", "rebill")]),
+    (REBILLS, ["sale T1"], "rebill T2", "recorded", [("T1", "sale"), ("T2", "rebill")]),
+    (REBILLS, ["sale"], "sale T2", "recorded", [("", "sale"), ("T2", "rebill")]),
+    (REBILLS, ["rebill T1"], "sale T2", "recorded", [("T1", "rebill"), ("T2", "rebill")]),
+    (REBILLS, ["lead T1"], "sale T2", "recorded", [("T1", "lead"), ("T2", "rebill")]),
+    (REBILLS, ["rejected T1"], "sale T2", "recorded", [("T1", "rejected"), ("T2", "rebill")]),
+    (REBILLS, ["rejected"], "rebill T2", "recorded", [("", "rejected"), ("T2", "rebill")]),
+    (REBILLS, ["sale T1"], "rejected T2", "recorded", [("T1", "sale"), ("T2", "rejected")]),
+    (REBILLS, ["lead T1"], "rejected T2", "recorded", [("T1", "lead"), ("T2", "rejected")]),
+    (
+        REBILLS,
+        ["sale T1", "rejected T2"],
+        "sale T2",
+        "refused",
+        [("T1", "sale"), ("T2", "rejected")],
+    ),
+    (
+        REBILLS,
+        ["sale T1", "sale T2"],
+        "sale T3",
+        "recorded",
+        [("T1", "sale"), ("T2", "rebill"), ("T3", "rebill")],
+    ),
+    # anything else
+    (NO_REBILLS, ["sale T1"], "sale T2", "refused", [("T1", "sale")]),
+    (NO_REBILLS, ["sale T1"], "rebill T2", "refused", [("T1", "sale")]),
+    (NO_REBILLS, ["sale T1"], "rejected T2", "refused", [("T1", "sale")]),
+    (NO_REBILLS, ["sale T1"], "lead T2", "refused", [("T1", "sale")]),
+    (NO_REBILLS, ["lead T1"], "sale T2", "refused", [("T1", "lead")]),
+    (NO_REBILLS, ["lead T1"], "rejected T2", "refused", [("T1", "lead")]),
+    (NO_REBILLS, ["sale"], "sale T2", "refused", [("", "sale")]),
+    (NO_REBILLS, ["sale"], "rejected T2", "refused", [("", "sale")]),
+    (NO_REBILLS, ["rejected"], "sale T2", "refused", [("", "rejected")]),
+    (REBILLS, ["sale T1"], "lead T2", "refused", [("T1", "sale")]),
+    (REBILLS, ["lead T1"], "lead T2", "refused", [("T1", "lead")]),
+    *(
+        (REBILLS, ["sale T1", "sale T2"], word, "refused", [("T1", "sale"), ("T2", "rebill")])
+        for word in ("lead", "sale", "rejected", "rebill")
+    ),
+]
+
+
+@pytest.mark.parametrize(("rebills", "standing", "comes", "verdict", "after"), MOVES)
+def test_a_postback_moves_the_conversions_of_its_click(
+    client: Client,
+    rebills: bool,
+    standing: list[str],
+    comes: str,
+    verdict: str,
+    after: list[tuple[str, str]],
+) -> None:
+    prepare(client, rebills, standing)
+    before = client.snapshot()
+    changes = len(client.history("c1"))
+    known = {c.id for c in client.conversions("c1")}
+
+    answer = client.send(words(comes))
+
+    held = client.conversions("c1")
+    assert (answer.status, answer.verdict) == (200, verdict), answer.reason
+    assert sorted((c.tid, c.status) for c in held) == sorted(after)
+    logged = client.postbacks()[-1]
+    assert logged.verdict == verdict
+    if verdict in {"repeated", "refused"}:
+        assert client.snapshot() == before
+    else:
+        assert len(client.history("c1")) == changes + 1
+    if verdict == "recorded":
+        assert {logged.conversion_id} == {c.id for c in held} - known
+    elif verdict != "refused":
+        assert logged.conversion_id in known
+
+
+@pytest.mark.parametrize(
+    ("rebills", "standing", "comes", "named"),
+    [
+        (NO_REBILLS, ["sale T1"], "sale T2", "rebill"),
+        (NO_REBILLS, ["sale T1"], "rebill T2", "rebill"),
+        (NO_REBILLS, ["sale T1"], "rejected T2", "rebill"),
+        (NO_REBILLS, [], "rebill T1", "rebill"),
+        (REBILLS, [], "rebill", "tid"),
+        (REBILLS, ["sale T1", "sale T2"], "sale", "tid"),
+        (REBILLS, ["sale T1"], "lead T2", "lead"),
+        (NO_REBILLS, ["sale T1"], "lead T1", "lead"),
+        (NO_REBILLS, ["rejected"], "sale", "rejected"),
+    ],
+)
+def test_a_refusal_names_the_condition_that_failed(
+    client: Client, rebills: bool, standing: list[str], comes: str, named: str
+) -> None:
+    prepare(client, rebills, standing)
+
+    answer = client.send(words(comes))
+
+    logged = client.postbacks()[-1]
+    assert answer.verdict == logged.verdict == "refused"
+    assert named in (logged.reason or "").lower()
+
+
+def test_a_refused_rebill_names_the_offer_in_the_log(client: Client) -> None:
+    prepare(client, NO_REBILLS, ["sale T1"])
+
+    client.send("subid=c1&status=rebill&tid=T2")
+
+    assert "O1" in (client.postbacks()[-1].reason or "")
+
+
+@pytest.mark.parametrize(
+    ("standing", "comes", "warned"),
+    [
+        (["lead T1"], "sale T2", True),
+        (["rejected T1"], "sale T2", True),
+        (["lead"], "rebill T2", True),
+        (["sale T1"], "sale T2", False),
+        (["rebill T1"], "rebill T2", False),
+        (["sale T1", "sale T2", "rejected T1"], "sale T3", False),
+        (["sale T1", "rejected T1"], "sale T3", True),
+    ],
+)
+def test_a_rebill_of_nothing_draws_a_warning(
+    client: Client, standing: list[str], comes: str, warned: bool
+) -> None:
+    prepare(client, REBILLS, standing)
+
+    answer = client.send(words(comes))
+
+    assert answer.verdict == "recorded"
+    assert bool(client.postbacks()[-1].warnings) is warned
+
+
+def test_a_click_without_an_offer_takes_no_rebills(client: Client) -> None:
+    client.click("c1")
+    client.send("subid=c1&tid=T1")
+
+    assert client.send("subid=c1&tid=T2").verdict == "refused"
+    assert client.send("subid=c1&tid=T2&status=rebill").verdict == "refused"
+
+
+def test_offers_take_no_rebills_unless_told_so(client: Client) -> None:
+    client.click("c1", offer="O1")
+    client.send("subid=c1&tid=T1")
+
+    refused = client.send("subid=c1&tid=T2")
+    client.allow_rebills("O1")
+
+    assert refused.verdict == "refused"
+    assert client.send("subid=c1&tid=T2").verdict == "recorded"
+
+
+def test_one_click_knows_nothing_of_the_conversions_of_another(client: Client) -> None:
+    client.click("c1")
+    client.click("c2")
+
+    client.send("subid=c1&tid=T1&status=sale")
+    client.send("subid=c2&tid=T1&status=lead")
+
+    assert [(c.subid, c.status) for c in client.conversions()] == [("c1", "sale"), ("c2", "lead")]
+
+
+# --- Amounts and dates of a move -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("standing", "comes", "amount"),
+    [
+        ("lead - 5", "sale - 7", "7"),
+        ("lead - 5", "sale", "5"),
+        ("lead - 5", "sale - $7", "5"),
+        ("lead - 5", "sale - {payout}", "5"),
+        ("lead - 5", "sale - 0", "0"),
+        ("lead - 5", "sale T1 7", "7"),
+        ("lead - 5", "sale T1", "5"),
+        ("lead", "sale - 7", "7"),
+        ("lead", "sale", None),
+        ("lead - 5", "sale - -7", "-7"),
+        ("lead - 5", "rejected - 7", "5"),
+        ("lead - 5", "rejected", "5"),
+        ("lead - 5", "rejected T1 7", "5"),
+        ("lead", "rejected - 7", None),
+        ("sale - 5", "rejected - 7", "5"),
+        ("sale - 5", "rejected - 0", "5"),
+        ("sale - 5", "rejected - -5", "5"),
+    ],
+)
+def test_a_move_to_sale_takes_a_new_amount_and_a_rejection_keeps_the_old(
+    client: Client, standing: str, comes: str, amount: str | None
+) -> None:
+    client.click("c1")
+    client.send(words(standing))
+
+    answer = client.send(words(comes))
+
+    assert answer.verdict == "updated"
+    assert [(c.amount, c.payout) for c in client.conversions("c1")] == [(amount, amount)]
+
+
+def test_the_previous_status_is_kept(client: Client) -> None:
+    client.click("c1")
+
+    seen: list[Any] = []
+    for status in ("lead", "sale", "lead", "sale", "rejected"):
+        client.send(f"subid=c1&status={status}")
+        [kept] = client.conversions("c1")
+        seen.append((kept.status, kept.previous_status))
+
+    assert seen == [
+        ("lead", None),
+        ("sale", "lead"),
+        ("sale", "lead"),
+        ("sale", "lead"),
+        ("rejected", "sale"),
+    ]
+
+
+def test_times_tell_when_each_thing_happened(client: Client) -> None:
+    client.click("c1")
+    client.send("subid=c1&status=lead")
+    client.clock.forward(hours=1)
+    client.send("subid=c1&status=sale")
+    client.clock.forward(hours=1)
+    client.send("subid=c1&status=sale")
+    client.clock.forward(hours=1)
+    client.send("subid=c1&status=rejected")
+
+    [kept] = client.conversions("c1")
+    assert kept.created_at == NOON
+    assert kept.sale_at == NOON + timedelta(hours=1)
+    assert kept.updated_at == NOON + timedelta(hours=3)
+
+
+def test_what_never_was_a_sale_has_no_time_of_sale(client: Client) -> None:
+    client.click("c1")
+    client.send("subid=c1&status=lead")
+    client.send("subid=c1&status=rejected")
+
+    assert [c.sale_at for c in client.conversions("c1")] == [None]
+
+
+def test_every_change_is_one_row_of_the_history_in_order(client: Client) -> None:
+    client.click("c1")
+    for query in ("status=lead&payout=5", "status=lead", "status=sale&tid=T1", "status=what"):
+        client.send(f"subid=c1&{query}")
+    client.send("subid=c1&status=lead")
+    client.send("subid=c1&status=rejected")
+
+    changes = client.history("c1")
+
+    assert len(changes) == 3
+    assert [row["seq"] for row in changes] == sorted({row["seq"] for row in changes})
+    assert len({row["conversion_id"] for row in changes}) == 1
+
+
+@pytest.mark.parametrize(("status", "verdict"), [("sale", "repeated"), ("lead", "refused")])
+def test_cost_and_network_stay_with_a_postback_that_changes_nothing(
+    client: Client, status: str, verdict: str
+) -> None:
+    client.click("c1")
+    client.send("subid=c1&status=sale&cost=1&from=first")
+    before = client.snapshot()
+
+    answer = client.send(f"subid=c1&status={status}&cost=2&from=second")
+
+    assert answer.verdict == verdict
+    assert client.snapshot() == before
+
+
+# --- Repeats ---------------------------------------------------------------------------------
+
+
+def test_a_repeat_with_another_amount_says_so(client: Client) -> None:
+    client.click("c1")
+    client.send("subid=c1&payout=5")
+
+    same = client.send("subid=c1&payout=5.00")
+    other = client.send("subid=c1&payout=7")
+
+    assert same.verdict == other.verdict == "repeated"
+    reasons = [p.reason or "" for p in client.postbacks()]
+    assert "amount" in reasons[2] or "payout" in reasons[2]
+    assert reasons[2] != reasons[1]
+    assert [c.amount for c in client.conversions("c1")] == ["5"]
+
+
+@pytest.mark.parametrize(
+    ("standing", "comes", "verdict", "amount"),
+    [
+        ("sale T1 5", "sale T1 7", "updated", "7"),
+        ("sale T1 5", "sale - 7", "updated", "7"),
+        ("lead T1 5", "lead T1 7", "updated", "7"),
+        ("lead T1", "lead T1 7", "updated", "7"),
+        ("rebill T1 5", "rebill T1 7", "updated", "7"),
+        ("rebill T1 5", "sale T1 7", "updated", "7"),
+        ("sale T1 5", "sale T1 5.0", "repeated", "5"),
+        ("sale T1 5", "sale T1", "repeated", "5"),
+        ("sale T1 5", "sale T1 7usd", "repeated", "5"),
+        ("sale T1 5", "lead T1 7", "refused", "5"),
+        ("rejected T1 5", "rejected T1 7", "repeated", "5"),
+        ("rejected T1 5", "sale T1 7", "refused", "5"),
+    ],
+)
+def test_repeats_may_be_told_to_take_a_new_amount_over(
+    receiver_with: ReceiverWith, standing: str, comes: str, verdict: str, amount: str
+) -> None:
+    client = receiver_with(repeats="update")
+    prepare(client, REBILLS, [standing])
+    [before] = client.conversions("c1")
+    changes = len(client.history("c1"))
+
+    answer = client.send(words(comes))
+
+    assert answer.verdict == verdict
+    [after] = client.conversions("c1")
+    assert (after.amount, after.payout) == (amount, amount)
+    assert (after.status, after.previous_status) == (before.status, before.previous_status)
+    assert len(client.history("c1")) == changes + (verdict == "updated")
+
+
+@pytest.mark.parametrize(
+    ("status", "verdict", "cost"), [("sale", "updated", "2"), ("rejected", "repeated", "1")]
+)
+def test_repeats_may_be_told_to_take_a_new_cost_over(
+    receiver_with: ReceiverWith, status: str, verdict: str, cost: str
+) -> None:
+    client = receiver_with(repeats="update")
+    client.click("c1")
+    client.send(f"subid=c1&status={status}&cost=1&payout=5")
+
+    answer = client.send(f"subid=c1&status={status}&cost=2")
+
+    assert answer.verdict == verdict
+    assert [(c.cost, c.amount) for c in client.conversions("c1")] == [(cost, "5")]
+    assert client.send(f"subid=c1&status={status}&cost={cost}").verdict == "repeated"
+
+
+def test_a_repeat_that_takes_an_amount_over_leaves_the_word_that_gave_the_status(
+    receiver_with: ReceiverWith,
+) -> None:
+    client = receiver_with(repeats="update")
+    client.click("c1")
+    client.send("subid=c1&status=Paid&sale_status=paid&payout=5")
+
+    client.send("subid=c1&status=sale&payout=7")
+
+    assert [c.original_status for c in client.conversions("c1")] == ["Paid"]
+
+
+# --- Promise: sending any postback again, at any later point, changes nothing that counts ----
+
+STREAMED = st.fixed_dictionaries(
+    {"status": st.sampled_from(["lead", "sale", "rejected", "rebill", ""])},
+    optional={
+        "tid": st.sampled_from(["T1", "T2", "T3"]),
+        "payout": st.sampled_from(["5", "7.25", "-3", "x"]),
+        "cost": st.sampled_from(["1", "2"]),
+        "sub_id_1": st.sampled_from(["a", "b"]),
+        "from": st.sampled_from(["N1", "N2"]),
+    },
+).map(lambda fields: "&".join(f"{name}={value}" for name, value in fields.items()))
+
+# Every example has clicks of its own, so that the database may stay.
+fresh = count(1)
+
+
+def a_click(client: Client, rebills: bool) -> str:
+    """Make a click that no example has used, with or without rebills."""
+    offer = "with rebills" if rebills else "without"
+    subid = f"example-{next(fresh)}"
+    client.click(subid, offer=offer)
+    client.allow_rebills(offer, int(rebills))
+    return subid
+
+
+def of_click(client: Client, subid: str) -> list[dict[str, Any]]:
+    """All that counts about one click."""
+    return client.rows("SELECT * FROM conversions_view WHERE subid = ? ORDER BY id", subid) + (
+        client.history(subid)
+    )
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rebills=st.booleans(), stream=st.lists(STREAMED, min_size=1, max_size=8), later=st.data())
+def test_sending_any_postback_again_at_any_later_point_changes_nothing(
+    client: Client, rebills: bool, stream: list[str], later: st.DataObject
+) -> None:
+    subid = a_click(client, rebills)
+
+    for sent, query in enumerate(stream):
+        client.send(f"subid={subid}&{query}")
+        before = of_click(client, subid)
+        again = later.draw(st.sampled_from(stream[: sent + 1]), label="sent again")
+
+        answer = client.send(f"subid={subid}&{again}")
+
+        assert answer.verdict in {"repeated", "refused"}
+        assert of_click(client, subid) == before
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rebills=st.booleans(), stream=st.lists(STREAMED, min_size=1, max_size=8))
+def test_a_whole_stream_sent_again_changes_nothing(
+    client: Client, rebills: bool, stream: list[str]
+) -> None:
+    subid = a_click(client, rebills)
+    for query in stream:
+        client.send(f"subid={subid}&{query}")
+    before = of_click(client, subid)
+
+    for query in [*stream, *reversed(stream)]:
+        client.send(f"subid={subid}&{query}")
+
+    assert of_click(client, subid) == before
+
+
+# The moves of section 4, written down once more as pairs: what a conversion may become.
+MAY_BECOME = {
+    "lead": {"sale", "rejected"},
+    "sale": {"rejected"},
+    "rebill": {"rejected"},
+    "rejected": set(),
+}
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rebills=st.booleans(), stream=st.lists(STREAMED, min_size=1, max_size=12))
+def test_no_stream_takes_a_conversion_anywhere_but_along_the_table(
+    client: Client, rebills: bool, stream: list[str]
+) -> None:
+    subid = a_click(client, rebills)
+    held: dict[int, tuple[str, str]] = {}
+
+    for query in stream:
+        answer = client.send(f"subid={subid}&{query}")
+
+        now = {c.id: (c.tid, c.status) for c in client.conversions(subid)}
+        moved = [each for each in held if now[each] != held[each]]
+        made = now.keys() - held.keys()
+        assert len(moved) + len(made) == (answer.verdict in {"recorded", "updated"})
+        for each in moved:
+            assert now[each][1] in MAY_BECOME[held[each][1]]
+            assert held[each][0] in {"", now[each][0]}
+        assert len({tid for tid, _ in now.values()}) == len(now)
+        if not rebills:
+            assert len(now) <= 1
+            assert "rebill" not in {status for _, status in now.values()}
+        held = now
+
+
+# --- Unknown subid ---------------------------------------------------------------------------
+
+
+def test_a_postback_about_an_unknown_click_is_set_aside_and_applied_with_the_click(
+    client: Client, conversions: Conversions
+) -> None:
+    answer = client.send("subid=c1&status=sale&payout=12.5&tid=T1&from=N1&cost=2&sub_id_2=x")
+
+    assert (answer.status, answer.text, answer.verdict) == (200, "Success", "parked")
+    assert conversions() == []
+
+    client.click("c1", campaign="C1", offer="O1", sub_id_1="banner")
+
+    [made] = conversions("c1")
+    assert (made.status, made.payout, made.tid, made.network) == ("sale", "12.5", "T1", "N1")
+    assert (made.campaign, made.offer, made.cost) == ("C1", "O1", "2")
+    assert made.sub_ids == {"sub_id_1": "banner", "sub_id_2": "x"}
+
+
+def test_what_came_of_a_parked_postback_is_told_by_its_row_of_the_log(client: Client) -> None:
+    client.send("subid=c1&status=sale")
+    client.send("subid=c1&status=lead")
+    client.send("subid=other&status=lead")
+    client.clock.forward(hours=3)
+
+    client.click("c1")
+
+    applied, refused, waiting = client.postbacks()
+    assert (applied.verdict, applied.settled_verdict) == ("parked", "recorded")
+    assert applied.settled_at == NOON + timedelta(hours=3)
+    assert applied.conversion_id == client.conversions("c1")[0].id
+    assert (refused.verdict, refused.settled_verdict) == ("parked", "refused")
+    assert refused.settled_reason
+    assert (waiting.verdict, waiting.settled_at, waiting.settled_verdict) == ("parked", None, None)
+
+
+def test_parked_postbacks_are_applied_in_the_order_received(client: Client) -> None:
+    for query in ("status=lead&payout=5", "status=sale&tid=T1", "status=lead", "status=sale"):
+        client.send(f"subid=c1&{query}")
+
+    client.click("c1")
+
+    assert [(c.tid, c.status, c.payout) for c in client.conversions("c1")] == [("T1", "sale", "5")]
+    assert [p.settled_verdict for p in client.postbacks()] == [
+        "recorded",
+        "updated",
+        "refused",
+        "repeated",
+    ]
+
+
+def test_a_parked_postback_keeps_the_times_at_which_it_was_received(client: Client) -> None:
+    client.send("subid=c1&status=lead")
+    client.clock.forward(days=1)
+    client.send("subid=c1&status=sale")
+    client.clock.forward(days=1)
+
+    client.click("c1")
+
+    [made] = client.conversions("c1")
+    assert made.created_at == NOON
+    assert made.sale_at == made.updated_at == NOON + timedelta(days=1)
+
+
+def test_a_parked_postback_is_applied_once(client: Client) -> None:
+    client.send("subid=c1&status=sale")
+    client.click("c1")
+    before = client.snapshot()
+
+    client.click("c1", sub_id_1="later")
+    client.send("subid=nobody")
+
+    assert client.snapshot() == before
+
+
+def test_subids_that_only_look_alike_wait_for_their_own_clicks(client: Client) -> None:
+    alike = ["c1", "C1", "c_", "c%25", "c1+x"]
+    for subid in alike:
+        client.send(f"subid={subid}&status=sale")
+
+    seen = []
+    for subid in ("c%", "C1", "c_", "c1 x", "c1"):
+        client.click(subid)
+        seen.append([c.subid for c in client.conversions()][-1])
+
+    assert seen == ["c%", "C1", "c_", "c1 x", "c1"]
+    assert [p.settled_verdict for p in client.postbacks()] == ["recorded"] * len(alike)
+
+
+@pytest.mark.parametrize(
+    ("park_days", "days", "applied"), [(None, 89.9, 1), (None, 90.1, 0), ("2", 1.9, 1), ("2", 3, 0)]
+)
+def test_what_was_parked_too_long_ago_is_not_applied(
+    receiver_with: ReceiverWith, park_days: str | None, days: float, applied: int
+) -> None:
+    client = receiver_with(park_days=park_days)
+    client.send("subid=c1&status=sale")
+    client.clock.forward(days=days)
+
+    client.click("c1")
+
+    assert len(client.conversions("c1")) == applied
+
+
+def test_at_most_a_hundred_postbacks_wait_for_one_click(client: Client) -> None:
+    client.click("other", offer="O1")
+    client.allow_rebills("O1")
+    for number in range(105):
+        assert client.send(f"subid=c1&status=sale&tid=T{number}").status == 200
+
+    client.click("c1", offer="O1")
+
+    assert [c.tid for c in client.conversions("c1")] == [f"T{number}" for number in range(100)]
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rebills=st.booleans(), stream=st.lists(STREAMED, min_size=1, max_size=8))
+def test_a_late_click_ends_where_a_click_in_time_would_have(
+    client: Client, rebills: bool, stream: list[str]
+) -> None:
+    in_time = a_click(client, rebills)
+    late = f"{in_time}-late"
+
+    for query in stream:
+        client.send(f"subid={in_time}&{query}")
+        client.send(f"subid={late}&{query}")
+    client.click(late, offer="with rebills" if rebills else "without")
+
+    def told(subid: str) -> list[dict[str, Any]]:
+        columns = "tid, status, previous_status, original_status, amount, payout, cost, network"
+        return client.rows(
+            f"SELECT {columns}, sub_ids, created_at, updated_at, sale_at"
+            " FROM conversions_view WHERE subid = ? ORDER BY id",
+            subid,
+        )
+
+    assert told(late) == told(in_time)
+
+
+def test_those_who_keep_clicks_elsewhere_may_accept_unknown_ones(
+    receiver_with: ReceiverWith,
+) -> None:
+    client = receiver_with(unknown_subid="accept")
+
+    answer = client.send("subid=c1&status=lead&payout=5&cost=1&sub_id_1=x")
+
+    assert answer.verdict == "recorded"
+    [made] = client.conversions("c1")
+    assert (made.status, made.payout, made.cost, made.offer) == ("lead", "5", "1", None)
+    assert made.sub_ids == {"sub_id_1": "x"}
+    assert [row["subid"] for row in client.rows("SELECT subid FROM clicks")] == ["c1"]
+    assert client.send("subid=c1&status=sale").verdict == "updated"
+
+
+@pytest.mark.parametrize(
+    ("query", "verdict"),
+    [
+        ("status=rebill&tid=T1", "refused"),
+        ("status=what", "unmapped"),
+        ("status=x&ignore=x", "ignored"),
+        (f"tid={'x' * 256}", "invalid"),
+    ],
+)
+def test_only_a_postback_that_records_makes_the_click(
+    receiver_with: ReceiverWith, query: str, verdict: str
+) -> None:
+    client = receiver_with(unknown_subid="accept")
+
+    assert client.send(f"subid=c1&{query}").verdict == verdict
+    assert client.rows("SELECT * FROM clicks") == []
+    assert client.conversions() == []
+
+
+def test_an_accepted_click_takes_no_rebills_until_an_offer_is_filled_in(
+    receiver_with: ReceiverWith,
+) -> None:
+    client = receiver_with(unknown_subid="accept")
+    client.send("subid=c1&tid=T1")
+    refused = client.send("subid=c1&tid=T2")
+
+    filled_in = client.click("c1", offer="O1")
+    client.allow_rebills("O1")
+
+    assert (refused.verdict, filled_in.verdict) == ("refused", "updated")
+    assert client.send("subid=c1&tid=T2").verdict == "recorded"
+
+
+def test_what_was_parked_before_unknown_clicks_were_accepted_comes_first(
+    receiver_with: ReceiverWith,
+) -> None:
+    parking = receiver_with()
+    parking.send("subid=c1&status=lead&payout=5")
+    parking.receiver.close()
+    accepting = receiver_with(directory=parking.directory, unknown_subid="accept")
+
+    accepting.send("subid=c1&status=sale")
+
+    assert [(c.status, c.payout) for c in accepting.conversions("c1")] == [("sale", "5")]
+    assert accepting.postbacks()[0].settled_verdict == "recorded"
+
+
+def test_times_are_iso_8601_in_utc(client: Client) -> None:
+    client.click("c1")
+    client.send("subid=c1&status=sale")
+
+    [row] = client.rows("SELECT created_at, updated_at, sale_at FROM conversions_view")
+
+    for written in row.values():
+        read = datetime.fromisoformat(written)
+        assert read == NOON
+        assert read.utcoffset() == timedelta(0)
