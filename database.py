@@ -4,7 +4,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
@@ -125,7 +125,7 @@ class Database:
         """Take on an open, migrated connection; `open_connection` gives one."""
         self.db = db
         self.path = path
-        self._wal_path = Path(f"{path}-wal")
+        self._beside = (Path(f"{path}-wal"), Path(f"{path}-shm"))
         # Never removed: a lock file that is unlinked while one waits for it locks nothing.
         self._lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         # A read makes SQLite open the -wal file, so that its identity can be noted.
@@ -150,6 +150,20 @@ class Database:
         self.db.close()
         os.close(self._lock)
 
+    def carry_over_log(self) -> bool:
+        """Move what stands in the log to the database, and begin the log afresh.
+
+        False where a reader of the log is in the way. After a sync that failed, Linux takes the
+        pages for clean: what stands in the log can be read back and yet be on no disk, and what is
+        committed behind it would go with it in a power cut. Written anew and synced, it is safe.
+        """
+        self._take_lock()
+        try:
+            is_busy, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        return not is_busy
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make what happens inside one commit, on disk when this returns; any exception undoes it.
@@ -158,6 +172,8 @@ class Database:
         """
         self._take_lock()
         try:
+            # Before, too: what is written into the log of a file that took ours' place damages it.
+            self._refuse_replaced_file()
             # IMMEDIATE: a deferred transaction that reads first fails at once, without waiting,
             # if another writer commits before it writes.
             self.db.execute("BEGIN IMMEDIATE")
@@ -169,9 +185,9 @@ class Database:
                 if self.db.in_transaction:
                     self.db.execute("ROLLBACK")
                 raise
+            self._refuse_replaced_file()
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
-        self._refuse_replaced_file()
 
     def _take_lock(self) -> None:
         # SQLite's busy handler sleeps for up to 100 ms at a time, and some waiters starve for
@@ -205,16 +221,35 @@ class Database:
         self.db.execute("RELEASE one")
 
     def _identify(self) -> tuple[tuple[int, int], ...]:
-        stats = (os.stat(self.path), os.stat(self._wal_path))
-        return tuple((stat.st_dev, stat.st_ino) for stat in stats)
+        return tuple(map(_identify, (self.path, *self._beside)))
 
     def _refuse_replaced_file(self) -> None:
         # SQLite itself commits happily into a file that was unlinked: rows nobody will ever see.
-        try:
-            present = self._identify()
-        except FileNotFoundError:
-            present = ()
-        if present != self._identity:
-            raise DatabaseError(
-                f"database {str(self.path)!r} was moved, replaced or removed while in use"
-            )
+        # Without the same -shm two workers no longer see each other's commits.
+        present = self._identify()
+        if present == self._identity:
+            return
+        if present[-1] == self._identity[-1]:
+            self._take_log_away(present)
+        raise DatabaseError(
+            f"database {str(self.path)!r} was moved, replaced or removed while in use"
+        )
+
+    def _take_log_away(self, present: tuple[tuple[int, int], ...]) -> None:
+        # SQLite would replay our log into a file that took ours' place, and a log that was
+        # unlinked goes with its last holder. It goes into our own file, wherever that is now, and
+        # the names beside the new one are free. Not where the -shm is another: what it says of the
+        # log may be old by now.
+        with suppress(sqlite3.Error):
+            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for path, was, is_now in zip(self._beside, self._identity[1:], present[1:], strict=True):
+            if was == is_now:
+                path.unlink(missing_ok=True)
+
+
+def _identify(path: Path) -> tuple[int, int]:
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return (0, 0)
+    return (stat.st_dev, stat.st_ino)

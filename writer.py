@@ -85,6 +85,7 @@ class Committer:
         self._housekeep = housekeep
         self._storage: Storage | None = None
         self._trouble: str | None = None
+        self._doubts_log = False
         self.next_tick = 0.0
 
     @contextmanager
@@ -96,9 +97,10 @@ class Committer:
         commit = Commit(self)
         try:
             with commit.stack:
-                yield commit
-                if commit.trouble is not None:
-                    raise commit.trouble
+                try:
+                    yield commit
+                finally:
+                    commit.raise_trouble()
         except (DatabaseError, sqlite3.Error, OSError) as error:
             raise UnavailableError(self._give_up(error)) from error
         if commit.has_begun and self._trouble is not None:
@@ -109,12 +111,24 @@ class Committer:
         """Open the database where it is not, and begin a transaction that ends with the stack."""
         if self._storage is None:
             self._storage = self._open_storage()
+            self._carry_over_log(self._storage)
         stack.enter_context(self._storage.transaction())
         outcome = attempt(self._storage, self._housekeep)
         self.next_tick = time.monotonic() + TICK_SECONDS
         if isinstance(outcome, Exception):
             LOG.error("housekeeping broke off", exc_info=outcome)
         return self._storage
+
+    def _carry_over_log(self, storage: Storage) -> None:
+        # An earlier process may have seen a sync fail, so this is tried at every start; somebody
+        # who reads for hours must not stop the service for it, unless we have seen it fail.
+        is_done = storage.carry_over_log()
+        if self._doubts_log and not is_done:
+            raise DatabaseError(
+                f"database {str(storage.path)!r}: a sync has failed, and the log cannot be written"
+                " anew while another program reads it: end that program"
+            )
+        self._doubts_log = False
 
     def leave_storage(self) -> None:
         """Let the database go."""
@@ -128,6 +142,8 @@ class Committer:
 
     def _give_up(self, error: Exception) -> str:
         # A connection that has seen trouble is not trusted again; the next commit opens anew.
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        self._doubts_log |= code == sqlite3.SQLITE_IOERR
         trouble = describe_trouble(error, None if self._storage is None else self._storage.path)
         self.leave_storage()
         self.next_tick = time.monotonic() + TICK_SECONDS
@@ -151,6 +167,11 @@ class Commit:
     def has_begun(self) -> bool:
         """Tell whether there was any job."""
         return self._storage is not None
+
+    def raise_trouble(self) -> None:
+        """Raise what befell the database, where anything did: nothing of the commit is kept."""
+        if self.trouble is not None:
+            raise self.trouble
 
     def run(self, job: Job[Result]) -> Result:
         """Do a job under its own savepoint: raises what it raised, which fails it alone."""

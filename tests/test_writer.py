@@ -262,3 +262,38 @@ def test_the_databases_trouble_inside_one_commit_is_everybodys(
         answer_all()
 
     assert offers(path) == []
+
+
+def test_after_a_failed_sync_the_log_is_written_anew_before_anything_is_taken(
+    committer: Committer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a failed sync left in the log may be on no disk; nothing may be committed behind it."""
+    monkeypatch.setattr("database.BUSY_TIMEOUT_SECONDS", 0.05)
+
+    def fail_to_sync(db: Storage) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        raise error
+
+    def take(job: Callable[[Storage], Any]) -> None:
+        with committer.one_commit() as commit:
+            commit.run(job)
+
+    take(add_offer("O1"))
+    with pytest.raises(UnavailableError):
+        take(fail_to_sync)
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM offers").fetchall()
+        # Something for the reader not to have seen: only then is the log in its way.
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute("INSERT INTO offers (name) VALUES ('O2')")
+
+        with pytest.raises(UnavailableError, match="a sync has failed"):
+            take(add_offer("O3"))
+
+        reader.execute("ROLLBACK")
+    take(add_offer("O4"))
+
+    assert offers(path) == ["O1", "O2", "O4"]
+    committer.leave_storage()

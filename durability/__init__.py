@@ -1,0 +1,1 @@
+"""The harness that proves, by kills and cuts, that an acknowledged postback is never lost."""
