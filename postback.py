@@ -5,20 +5,18 @@ A request travels one way: read the query (`query`), judge it (`statuses`), keep
 """
 
 import hmac
-import ipaddress
 import logging
 import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import clicks
 from booking import Arrival, Outcome
-from config import Settings, find_config
+from config import find_config
 from query import (
     HIDDEN,
     hide_secrets,
@@ -304,7 +302,7 @@ def _read_arrival(environ: Environ, service: Service, orders: Orders) -> Arrival
         received_at=utc_text(service.read_clock()),
         source="http",
         method=environ["REQUEST_METHOD"],
-        remote_addr=_find_client(environ, orders.settings),
+        remote_addr=_find_client(environ, orders),
         query=query,
         postback=postback,
     )
@@ -364,58 +362,10 @@ def _is_image_request(environ: Environ) -> bool:
     return bool(environ.get("HTTP_ACCEPT", "").lstrip().lower().startswith("image/"))
 
 
-def _find_client(environ: Environ, settings: Settings) -> str | None:
+def _find_client(environ: Environ, orders: Orders) -> str | None:
     peer = environ.get("REMOTE_ADDR", "")
     forwarded = environ.get("HTTP_X_FORWARDED_FOR")
-    if not forwarded:
-        return peer or None
-    return find_client(peer, forwarded, settings.trusted_proxies)
-
-
-Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
-
-
-# A network calls from a handful of addresses; reading one takes longer than the status engine.
-@lru_cache(maxsize=1024)
-def find_client(peer: str, forwarded: str, proxies: Networks) -> str | None:
-    """Find the client's address: behind trusted proxies, the rightmost that is none of them.
-
-    `forwarded` is X-Forwarded-For; a `peer` without an address is a unix socket.
-    """
-    client = peer
-    for entry in reversed(forwarded.split(",")):
-        if not _is_trusted(client, proxies):
-            break
-        address = _read_address(entry)
-        if address is None:
-            break
-        client = address
-    return client or None
-
-
-def _read_address(text: str) -> str | None:
-    """Read one entry of X-Forwarded-For, a port beside it allowed; None where it is none."""
-    text = text.strip()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    # A socket that listens on [::] sees IPv4 peers as ::ffff:127.0.0.1.
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(address)
-
-
-def _is_trusted(address: str, proxies: Networks) -> bool:
-    # A unix socket has no address, and only this machine's own users reach it.
-    if not address:
-        return True
-    plain = _read_address(address)
-    return plain is not None and any(ipaddress.ip_address(plain) in network for network in proxies)
+    return orders.find_client(peer, forwarded) if forwarded else peer or None
 
 
 def _verdict_headers(outcome: Outcome) -> Headers:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import booking
 from booking import Arrival, Outcome, Terms
 from config import ConfigWatch, Settings
+from proxies import find_client
 from query import Postback, secrets_pattern
 from statuses import Policy, Verdict
 from storage import ClickRow, Storage, open_database, utc_text
@@ -25,13 +27,14 @@ HEALTH_SECONDS = 2.0
 
 
 class Orders(NamedTuple):
-    """What the settings come to on a day: the keys by kind, the terms, what to keep secret."""
+    """What the settings come to on a day: keys by kind, terms, what is secret, who is a proxy."""
 
     settings: Settings
     today: date
     keys: Mapping[str, tuple[bytes, ...]]
     terms: Terms
     secrets: re.Pattern[str] | None
+    find_client: Callable[[str, str], str | None]
 
 
 def read_clock() -> datetime:
@@ -99,6 +102,9 @@ class Service:
                 },
                 read_terms(settings),
                 secrets_pattern(settings.secrets()),
+                # A network calls from a handful of addresses, and reading one takes longer than
+                # the status engine.
+                lru_cache(maxsize=1024)(partial(find_client, proxies=settings.trusted_proxies)),
             )
             self._orders = orders
         return orders

@@ -42,7 +42,7 @@ class Reason(NamedTuple):
 
 
 class WordLists(NamedTuple):
-    """The URL's comma lists of the network's words, case-folded."""
+    """The URL's comma lists of the network's words, case-folded, in the order they are asked."""
 
     sale: frozenset[str] = frozenset()
     lead: frozenset[str] = frozenset()
@@ -133,8 +133,9 @@ REPEATS: Mapping[Status, frozenset[Status]] = {
     Status.REJECTED: frozenset({Status.REJECTED}),
 }
 
-# The order in which the URL's lists are asked; a list beats the built-in meaning of a word, since
-# networks do send `sale_status=lead`. Source: Keitaro docs, "Postback", on status parameters.
+# The order in which the URL's lists are asked, that of `WordLists`; a list beats the built-in
+# meaning of a word, since networks do send `sale_status=lead`. Source: Keitaro docs, "Postback",
+# on status parameters.
 LIST_ORDER = (Status.SALE, Status.LEAD, Status.REJECTED, Status.REBILL)
 
 # The words that need no list. Source: Keitaro docs, "Postback", on statuses.
@@ -181,7 +182,7 @@ def judge(incoming: Incoming, click: Click | None, policy: Policy) -> Decision:
     if click is None and not policy.accepts_unknown_subid:
         return Decision(Verdict.PARKED, _parked_reason(incoming.subid), warnings=warnings)
     decision = decide(incoming, meaning, click or Click(), policy)
-    return decision._replace(warnings=warnings + decision.warnings)
+    return decision._replace(warnings=warnings + decision.warnings) if warnings else decision
 
 
 def find_flaw(incoming: Incoming) -> Reason | None:
@@ -204,18 +205,12 @@ def read_word(incoming: Incoming) -> Status | tuple[Verdict, Reason]:
     word = incoming.word.casefold()
     if word in incoming.lists.ignore:
         return Verdict.IGNORED, _ignored_reason(incoming.word)
-    for status in LIST_ORDER:
-        if word in listed_words(incoming.lists, status):
+    for status, listed in zip(LIST_ORDER, incoming.lists, strict=False):
+        if word in listed:
             return status
     if word in BUILT_IN_WORDS:
         return BUILT_IN_WORDS[word]
     return Verdict.UNMAPPED, _unmapped_reason(incoming.word)
-
-
-def listed_words(lists: WordLists, status: Status) -> frozenset[str]:
-    """Give the URL's list for a status."""
-    words: frozenset[str] = getattr(lists, status.value)
-    return words
 
 
 def decide(incoming: Incoming, status: Status, click: Click, policy: Policy) -> Decision:

@@ -14,6 +14,7 @@ FLOORS = {
     "statuses": 0,
     "rates": 0,
     "php_ini": 0,
+    "proxies": 0,
     "config": 1,
     "query": 1,
     "schema": 1,
