@@ -1,7 +1,7 @@
 """The one way of a postback: judge it with the engine, keep it and its effect in one transaction.
 
 A live request, an imported line, a replay and a click's arrival all come through here. The caller
-holds the transaction; nothing here commits.
+holds the transaction; nothing here commits, but for `set_rate` and `unset_rate`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -57,6 +57,13 @@ class Arrival(NamedTuple):
     postback: Postback
 
 
+class Intake(NamedTuple):
+    """What came of clicks taken in: how many were new, and how many parked postbacks they met."""
+
+    new: int
+    settled: int
+
+
 class Outcome(NamedTuple):
     """What came of an arrival."""
 
@@ -96,9 +103,15 @@ def preview(db: Storage, postback: Postback, terms: Terms) -> Outcome:
 
 def keep_clicks(db: Storage, rows: Iterable[ClickRow], now: datetime, terms: Terms) -> int:
     """Take clicks in, with what was parked for them; returns how many are new."""
+    return take_clicks(db, rows, now, terms).new
+
+
+def take_clicks(db: Storage, rows: Iterable[ClickRow], now: datetime, terms: Terms) -> Intake:
+    """Do likewise; tells also how many parked postbacks were settled."""
     new = db.put_clicks(rows, utc_text(now))
+    parked = db.count_parked_for_due_clicks()
     settle_due_clicks(db, now, terms)
-    return new
+    return Intake(new, parked)
 
 
 def settle_due_clicks(db: Storage, now: datetime, terms: Terms, *, limit: int | None = None) -> int:
@@ -126,6 +139,24 @@ def fill_in_waiting(db: Storage, now: datetime, *, limit: int = WAITING_AT_ONCE)
                 _convert_late(db, waiting.conversion_id, values, utc_text(now))
                 filled += 1
     return filled
+
+
+def set_rate(db: Storage, currency: str, rate: Decimal, now: datetime) -> int:
+    """Put a rate by hand in force and convert a first batch of what waited; returns how many.
+
+    One transaction of its own. What is left is for `fill_in_waiting`, here or in the service.
+    """
+    with db.transaction():
+        db.add_rate_by_hand(currency, rate, now)
+        return fill_in_waiting(db, now)
+
+
+def unset_rate(db: Storage, currency: str, now: datetime) -> bool:
+    """End the rate by hand in a transaction of its own; False where there was none."""
+    with db.transaction():
+        was_set = db.end_rate_by_hand(currency, now)
+        fill_in_waiting(db, now)
+    return was_set
 
 
 def _convert_late(db: Storage, conversion_id: int, values: Mapping[str, Any], at: str) -> None:

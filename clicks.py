@@ -1,11 +1,19 @@
 """What a click says, from a request or a line of a CSV file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from typing import NamedTuple
 
-from query import PHP_WHITE_SPACE, is_macro, quote_value, read_sub_ids, read_subid
+from query import (
+    PHP_WHITE_SPACE,
+    SUB_ID_NAMES,
+    SUBID_NAMES,
+    is_macro,
+    quote_value,
+    read_sub_ids,
+    read_subid,
+)
 from statuses import COST_MODELS, ID_MAX_CHARACTERS
 from storage import ClickRow, utc_text
 
@@ -13,6 +21,9 @@ _NO_SUBID = "The click id is missing: send it as subid=."
 _LONG_SUBID = f"The click id is longer than {ID_MAX_CHARACTERS} characters: send a shorter one."
 
 _UNIX_SECONDS = re.compile(r"[0-9]{9,11}(?:\.[0-9]{1,6})?")
+
+# Some megabytes at most; sub ids that never come again must not fill the memory.
+REMEMBERED_CELLS = 10_000
 
 
 class ClickReading(NamedTuple):
@@ -40,6 +51,85 @@ def read_click(fields: Mapping[str, str], zone: tzinfo = UTC) -> ClickReading:
         sub_ids=read_sub_ids(fields, warnings),
     )
     return ClickReading(row, "", tuple(warnings))
+
+
+class RowReader:
+    """Reads rows whose cells stand under the same names, as `read_click` reads fields.
+
+    What is plain (nearly every row of a real file) is read without a dictionary of fields and
+    several times as fast; everything else goes to `read_click` itself.
+    """
+
+    def __init__(self, names: Sequence[str | None], zone: tzinfo = UTC) -> None:
+        """Take the name above each cell (None: a column that is left out)."""
+        self._places = {name: place for place, name in enumerate(names) if name is not None}
+        self._zone = zone
+        self._texts = _Texts()
+        subids = [place for name, place in self._places.items() if name in SUBID_NAMES]
+        self._subid = subids[0] if len(subids) == 1 else None
+        self._campaign = self._places.get("campaign")
+        self._offer = self._places.get("offer")
+        self._clicked_at = self._places.get("clicked_at")
+        self._cost_model = self._places.get("cost_model")
+        self._sub_ids = [(n, self._places[n]) for n in SUB_ID_NAMES if n in self._places]
+        self._width = len(names)
+
+    def read(self, cells: Sequence[str]) -> ClickReading:
+        """Read a row; cells that are missing at its end count as empty. Never raises."""
+        row = self._read_plain(cells)
+        if row is not None:
+            return ClickReading(row)
+        fields = {n: cells[place] for n, place in self._places.items() if place < len(cells)}
+        return read_click(fields, self._zone)
+
+    def _read_plain(self, cells: Sequence[str]) -> ClickRow | None:
+        if self._subid is None or len(cells) < self._width:
+            return None
+        subid = cells[self._subid].strip(PHP_WHITE_SPACE)
+        if not 0 < len(subid) <= ID_MAX_CHARACTERS or is_macro(subid):
+            return None
+        texts = self._texts
+        clicked_at = None
+        if self._clicked_at is not None and cells[self._clicked_at]:
+            clicked_at = _read_plain_time(cells[self._clicked_at], self._zone)
+            if clicked_at is None:
+                return None
+        if self._cost_model is not None and texts[cells[self._cost_model]] != "":
+            return None
+        sub_ids = {}
+        for name, place in self._sub_ids:
+            text = texts[cells[place]]
+            if text is None:
+                return None
+            if text:
+                sub_ids[name] = text
+        campaign = None if self._campaign is None else texts[cells[self._campaign]] or None
+        offer = None if self._offer is None else texts[cells[self._offer]] or None
+        return ClickRow(subid, campaign, offer, clicked_at, None, sub_ids)
+
+
+class _Texts(dict[str, str | None]):
+    """Cells, trimmed (a macro: None): campaigns and sub ids come again and again."""
+
+    def __missing__(self, cell: str) -> str | None:
+        if len(self) >= REMEMBERED_CELLS:
+            self.clear()
+        trimmed = cell.strip(PHP_WHITE_SPACE)
+        text = self[cell] = None if is_macro(trimmed) else trimmed
+        return text
+
+
+def _read_plain_time(text: str, zone: tzinfo) -> str | None:
+    """Read `2026-01-31 12:00:00` in UTC, the commonest form; None where it is another."""
+    if zone is not UTC or len(text) != len("2026-01-31 12:00:00"):
+        return None
+    if (text[4], text[7], text[13], text[16]) != ("-", "-", ":", ":"):
+        return None
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return f"{text[:10]}T{text[11:]}.000Z"
 
 
 def read_moment(text: str, zone: tzinfo) -> datetime | None:

@@ -6,15 +6,20 @@ Storage decides nothing. The connection and its transactions are `database.py`'s
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from database import Database, open_connection
+from database import WAL_AUTOCHECKPOINT_PAGES, Database, open_connection
 from rates import Priced, Rate, decimal_text, from_micros, to_micros
 from statuses import Click, Conversion, Status, Verdict
+
+# An import of clicks with random ids touches a page of the index for every one: with SQLite's own
+# 2 MiB they would be written out and read back within one transaction.
+BULK_CACHE_KIB = 48 * 1024
 
 
 class KnownClick(NamedTuple):
@@ -126,30 +131,68 @@ class Storage(Database):
 
     def put_clicks(self, rows: Iterable[ClickRow], now: str) -> int:
         """Make clicks, or let what is given replace what stands; returns how many are new."""
-        campaigns = _Names(self.db, "campaigns")
-        offers = _Names(self.db, "offers")
-        before = self._last_click_id()
-        self.db.executemany(
-            _PUT_CLICK,
+        rows = list(rows)
+        campaigns = self._find_or_add("campaigns", {row.campaign for row in rows})
+        offers = self._find_or_add("offers", {row.offer for row in rows})
+        values = [
             (
-                (
-                    row.subid,
-                    campaigns.find_or_add(row.campaign),
-                    offers.find_or_add(row.offer),
-                    row.clicked_at,
-                    row.cost_model,
-                    to_json(row.sub_ids) if row.sub_ids else "{}",
-                    now,
-                )
-                for row in rows
-            ),
-        )
+                row.subid,
+                campaigns.get(row.campaign),
+                offers.get(row.offer),
+                row.clicked_at,
+                row.cost_model,
+                row.sub_ids,
+            )
+            for row in rows
+        ]
+        before = self._last_click_id()
+        self._put_click_values(values, now)
         # Ids are given in order and only to new rows, and we hold the write lock.
         return self._last_click_id() - before
+
+    def _put_click_values(self, values: Sequence[tuple[Any, ...]], now: str) -> None:
+        text = to_json(values)
+        if "\\u0000" in text:
+            # To SQLite's JSON functions a text ends at its first NUL.
+            rows = ((*row[:-1], to_json(row[-1]), now) for row in values)
+            self.db.executemany(_PUT_CLICK, rows)
+        else:
+            # One statement, however many: Python's other threads go on while SQLite is at it.
+            self.db.execute(_PUT_CLICKS, (now, text))
+
+    def _find_or_add(self, table: str, names: Set[str | None]) -> Mapping[str | None, int]:
+        """Give the ids of campaigns or offers by name, made where they are missing."""
+        wanted = {name for name in names if name is not None}
+        if not wanted:
+            return {}
+        found = self.db.execute(
+            f"SELECT json_group_object(name, id) FROM {table}"
+            " WHERE name IN (SELECT value FROM json_each(?))",
+            (to_json(sorted(wanted)),),
+        )
+        ids: dict[str | None, int] = json.loads(found.fetchone()[0])
+        for name in sorted(wanted - ids.keys()):
+            self.db.execute(f"INSERT OR IGNORE INTO {table} (name) VALUES (?)", (name,))
+            row = self.db.execute(f"SELECT id FROM {table} WHERE name = ?", (name,)).fetchone()
+            ids[name] = row[0]
+        return ids
 
     def _last_click_id(self) -> int:
         last: int = self.db.execute("SELECT coalesce(max(id), 0) FROM clicks").fetchone()[0]
         return last
+
+    @contextmanager
+    def bulk(self) -> Iterator[None]:
+        """Make ready for many transactions in a row: `checkpoint` then stands between them."""
+        self.db.execute(f"PRAGMA cache_size = -{BULK_CACHE_KIB}")
+        self.db.execute("PRAGMA wal_autocheckpoint = 0")
+        yield
+        self.checkpoint()
+        self.db.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
+
+    def checkpoint(self) -> None:
+        """Move the log to the database, without a lock that a writer would wait for."""
+        self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def patch_click_sub_ids(self, click_id: int, sub_ids: Mapping[str, str]) -> None:
         """Replace those of a click's sub ids that are given."""
@@ -222,6 +265,12 @@ class Storage(Database):
         count: int = self.db.execute(_COUNT_PARKED_FOR_DUE_CLICKS).fetchone()[0]
         return count
 
+    def count_parked(self, subids: Iterable[str]) -> dict[str, int]:
+        """Count what is parked for each of these click ids; those without are left out."""
+        if self.db.execute(_FIND_ANY_PARKED).fetchone() is None:
+            return {}
+        return dict(self.db.execute(_COUNT_PARKED, (to_json(list(subids)),)).fetchall())
+
     def settle_postback(
         self, postback_id: int, at: str, verdict: Verdict, reason: str, conversion_id: int | None
     ) -> None:
@@ -287,48 +336,33 @@ class Storage(Database):
 
     # Offers, campaigns, health
 
-    def set_offer(self, name: str, *, allow_rebills: bool) -> None:
-        """Say whether an offer allows rebills; an offer not known yet is made."""
+    def set_offer(self, name: str, *, allow_rebills: bool) -> bool:
+        """Say whether an offer allows rebills; True where it was not known yet and is made."""
+        is_new = _is_unknown(self.db, "offers", name)
         self.db.execute(
             "INSERT INTO offers (name, allow_rebills) VALUES (?, ?)"
             " ON CONFLICT (name) DO UPDATE SET allow_rebills = excluded.allow_rebills",
             (name, int(allow_rebills)),
         )
+        return is_new
 
-    def set_campaign(self, name: str, cost_model: str | None) -> None:
-        """Set a campaign's cost model (None: unknown); a campaign not known yet is made."""
+    def set_campaign(self, name: str, cost_model: str | None) -> bool:
+        """Set a campaign's cost model (None: unknown); True where it was not known yet."""
+        is_new = _is_unknown(self.db, "campaigns", name)
         self.db.execute(
             "INSERT INTO campaigns (name, cost_model) VALUES (?, ?)"
             " ON CONFLICT (name) DO UPDATE SET cost_model = excluded.cost_model",
             (name, cost_model),
         )
+        return is_new
 
     def note_health_check(self, now: str) -> None:
         """Write a row, so that its commit proves the database takes writes."""
         self.db.execute("UPDATE tracker SET health_checked_at = ?", (now,))
 
 
-class _Names:
-    """The ids of campaigns or offers by name, found or made, each asked for once."""
-
-    def __init__(self, db: sqlite3.Connection, table: str) -> None:
-        self._db = db
-        self._table = table
-        self._ids: dict[str, int] = {}
-
-    def find_or_add(self, name: str | None) -> int | None:
-        if name is None:
-            return None
-        if name not in self._ids:
-            self._ids[name] = self._ask(name)
-        return self._ids[name]
-
-    def _ask(self, name: str) -> int:
-        table = self._table
-        self._db.execute(f"INSERT OR IGNORE INTO {table} (name) VALUES (?)", (name,))
-        row = self._db.execute(f"SELECT id FROM {table} WHERE name = ?", (name,))
-        found: int = row.fetchone()[0]
-        return found
+def _is_unknown(db: sqlite3.Connection, table: str, name: str) -> bool:
+    return db.execute(f"SELECT 1 FROM {table} WHERE name = ?", (name,)).fetchone() is None
 
 
 def _read_conversion(row: tuple[Any, ...]) -> Conversion:
@@ -394,15 +428,22 @@ _FIND_CLICK = (
     " WHERE clicks.subid = ?"
 )
 
-_PUT_CLICK = """
+_PUT_CLICK_INTO = """
     INSERT INTO clicks (subid, campaign_id, offer_id, clicked_at, cost_model, sub_ids, created_at)
-    VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+_PUT_CLICK_OVER = """
     ON CONFLICT (subid) DO UPDATE SET
         campaign_id = coalesce(excluded.campaign_id, campaign_id),
         offer_id = coalesce(excluded.offer_id, offer_id),
         clicked_at = coalesce(excluded.clicked_at, clicked_at),
         cost_model = coalesce(excluded.cost_model, cost_model),
         sub_ids = json_patch(sub_ids, excluded.sub_ids)
+"""
+_PUT_CLICK = f"{_PUT_CLICK_INTO} VALUES (?, ?, ?, ?, ?, ?, ?) {_PUT_CLICK_OVER}"
+# Without WHERE, SQLite's parser takes the ON of ON CONFLICT for a join's.
+_PUT_CLICKS = f"""{_PUT_CLICK_INTO}
+    SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value -> 5, ?
+    FROM json_each(?) WHERE true {_PUT_CLICK_OVER}
 """
 
 _ADD_POSTBACK = f"""
@@ -419,6 +460,18 @@ _COUNT_PARKED_FOR_DUE_CLICKS = """
     SELECT count(*) FROM due_clicks JOIN clicks ON clicks.id = click_id
     JOIN postbacks ON postbacks.subid = clicks.subid
         AND postbacks.verdict = 'parked' AND postbacks.settled_at IS NULL
+"""
+
+_FIND_ANY_PARKED = """
+    SELECT 1 FROM postbacks WHERE verdict = 'parked' AND settled_at IS NULL LIMIT 1
+"""
+
+# CROSS JOIN: the click ids lead, each a look into the index of what is parked.
+_COUNT_PARKED = """
+    SELECT value, count(*) FROM (SELECT DISTINCT value FROM json_each(?))
+    CROSS JOIN postbacks ON postbacks.subid = value
+        AND postbacks.verdict = 'parked' AND postbacks.settled_at IS NULL
+    GROUP BY value
 """
 
 _ADD_HISTORY = """

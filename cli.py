@@ -1,0 +1,103 @@
+"""The `postback` command: its subcommands put together, its errors told in a sentence."""
+
+import argparse
+import io
+import os
+import sqlite3
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import display
+from commands import campaigns, check, clicks, conversions, key, log, offers, rates, serve, url
+from commands.tracker import RefusedError
+from config import ConfigError
+from database import DatabaseError
+
+DONE = 0
+REFUSED = 1
+WRONG_USAGE = 2
+# What shells give for a program that Ctrl-C ended: 128 and the number of the signal.
+INTERRUPTED = 130
+
+# In the order in which `postback --help` shows them.
+FAMILIES = (serve, url, check, log, conversions, clicks, offers, campaigns, rates, key)
+
+DESCRIPTION = """\
+Receives the postbacks of affiliate networks and keeps the conversions.
+`postback COMMAND --help` explains a command. Options follow the command."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Explains wrong usage in one line, with the word that does not fit made visible."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        display.complain(f"{message} (`{self.prog} --help` explains)")
+        self.exit(WRONG_USAGE)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all subcommands."""
+    parser = _Parser(
+        prog="postback",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for family in FAMILIES:
+        family.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; gives the exit status."""
+    try:
+        _prepare_streams()
+        status = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except SystemExit as left:
+        # How argparse leaves: after --help, and after wrong usage.
+        return left.code if isinstance(left.code, int) else WRONG_USAGE
+    except BrokenPipeError:
+        # Whoever read along (`| head`) has seen enough: no reason for a complaint.
+        _silence_stdout()
+        return REFUSED
+    except KeyboardInterrupt:
+        display.complain("stopped")
+        return INTERRUPTED
+    except (RefusedError, ConfigError, DatabaseError) as error:
+        display.complain(str(error))
+        return REFUSED
+    except (OSError, sqlite3.Error) as error:
+        display.complain(f"{error}; nothing more was done")
+        return REFUSED
+    return status
+
+
+def _run(argv: Sequence[str]) -> int:
+    args, rest = build_parser().parse_known_args(argv)
+    if rest and not args.takes_rest:
+        args.parser.error(f"unknown: {' '.join(rest)}")
+    args.rest = rest
+    status: int = args.run(args)
+    return status
+
+
+def _prepare_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that knows no Cyrillic must not end the command.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _silence_stdout() -> None:
+    # Python flushes once more at its end, and would complain then.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The `postback` command, one module for each family of subcommands."""

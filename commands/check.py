@@ -1,0 +1,244 @@
+"""`postback check`: is everything in order, and what is to be mended."""
+
+import argparse
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+import display
+from commands.options import Subparsers, add_command, add_json
+from commands.tracker import RefusedError, find_config_path, load_settings, reading
+from config import ConfigError, Settings
+from database import DatabaseError
+from display import Column, Kind
+from questions import Questions, Tally
+from storage import utc_text
+
+COLUMNS = (Column("level", Kind.WORD), Column("check"), Column("message", Kind.SENTENCE))
+
+# Guessing at a thousand tries a second, sixteen letters and digits outlast the sun.
+SHORTEST_KEY_BYTES = 16
+FEWEST_DIFFERENT_BYTES = 6
+# Keys that stand in examples of ours and of others.
+EXAMPLE_KEYS = frozenset(
+    {
+        b"your_postback_key",
+        b"your-postback-key",
+        b"this_is_a_secret_key",
+        b"0123456789abcdef",
+        b"0123456789abcdef0123456789abcdef",
+        b"d41d8cd98f00b204e9800998ecf8427e",
+        b"changemechangeme",
+        b"s3cret-key-of-the-tests",
+    }
+)
+
+# A tenth of a gigabyte is a day at a hundred thousand postbacks; a gigabyte leaves time to act.
+LITTLE_DISK_BYTES = 100_000_000
+WARNING_DISK_BYTES = 1_000_000_000
+
+# Source: the contract, on rates. Weekends and holidays have no rates of their own.
+OLD_RATE_DAYS = 3
+OLD_KEY_WARNING_DAYS = 7
+
+WORDS_SHOWN = 5
+DAMAGE_SHOWN = 3
+
+
+class Level(StrEnum):
+    """How things are: a problem is to be mended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+class Finding(NamedTuple):
+    """What a look at one thing found, and what to do."""
+
+    level: Level
+    check: str
+    message: str
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `check`."""
+    parser = add_command(
+        subparsers,
+        "check",
+        run,
+        "look whether everything is in order, and say what to mend",
+        "postback check && echo fine",
+        more="Exit status 1 where a problem is to be mended; warnings leave it 0.",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at everything."""
+    findings = list(find_all(args, datetime.now(UTC)))
+    if args.json:
+        display.print_json(finding._asdict() for finding in findings)
+    else:
+        display.print_table(COLUMNS, findings, head=False)
+    return int(any(finding.level is Level.PROBLEM for finding in findings))
+
+
+def find_all(args: argparse.Namespace, now: datetime) -> Iterator[Finding]:
+    """Look at the config, then at the database as far as it can be read."""
+    try:
+        settings = load_settings(args)
+    except (ConfigError, RefusedError) as error:
+        yield Finding(Level.PROBLEM, "config", str(error))
+        return
+    yield from _check_config(settings)
+    yield from _check_keys(settings, now.date())
+    yield from _check_modes(find_config_path(args), settings.db_path)
+    try:
+        with reading(settings) as questions:
+            yield Finding(Level.OK, "database", f"{settings.db_path} can be read")
+            yield from _check_database(questions, settings)
+            yield from _check_traffic(questions, now)
+            yield from _check_rates(questions, settings, now.date())
+    except (DatabaseError, RefusedError) as error:
+        yield Finding(Level.PROBLEM, "database", str(error))
+
+
+def _check_config(settings: Settings) -> Iterator[Finding]:
+    for warning in settings.warnings:
+        yield Finding(Level.WARNING, "config", warning)
+    if not settings.warnings:
+        yield Finding(Level.OK, "config", f"{settings.path} reads well")
+    if not settings.public_url_is_set:
+        yield Finding(
+            Level.WARNING,
+            "config",
+            "[system] public_url is not set: networks cannot reach the address that `url` prints",
+        )
+
+
+def _check_keys(settings: Settings, today: date) -> Iterator[Finding]:
+    keys = {"postback_key": settings.postback_key, "click_key": settings.click_key}
+    for name, key in keys.items():
+        if key:
+            yield _check_strength(name, key)
+    for old in settings.old_keys:
+        if old.until is not None and 0 <= (old.until - today).days < OLD_KEY_WARNING_DAYS:
+            yield Finding(
+                Level.WARNING, "key", f"an old key ends with {old.until}: are all networks moved?"
+            )
+
+
+def _check_strength(name: str, key: bytes) -> Finding:
+    flaw = None
+    if len(key) < SHORTEST_KEY_BYTES:
+        flaw = f"is shorter than {SHORTEST_KEY_BYTES} characters"
+    elif key.lower() in EXAMPLE_KEYS:
+        flaw = "is known from an example"
+    elif len(set(key)) < FEWEST_DIFFERENT_BYTES:
+        flaw = "repeats a few characters"
+    if flaw is None:
+        return Finding(Level.OK, "key", f"{name} is long enough")
+    mend = "run `postback key rotate`" if name == "postback_key" else "write 32 random letters"
+    return Finding(Level.PROBLEM, "key", f"{name} {flaw} and can be guessed: {mend}")
+
+
+def _check_modes(config_path: Path, db_path: Path) -> Iterator[Finding]:
+    found = False
+    for path in (config_path, db_path, Path(f"{db_path}-wal")):
+        if path.exists() and path.stat().st_mode & stat.S_IRWXO:
+            found = True
+            yield Finding(
+                Level.PROBLEM, "files", f"every user of this machine may read {path}: chmod o= it"
+            )
+    if not found:
+        yield Finding(Level.OK, "files", "other users of this machine cannot read key and database")
+
+
+def _check_database(questions: Questions, settings: Settings) -> Iterator[Finding]:
+    kept = questions.find_currency()
+    if kept != settings.currency:
+        yield Finding(
+            Level.PROBLEM,
+            "currency",
+            f"the database keeps its amounts in {kept}, the config says {settings.currency}:"
+            f" put {kept} back",
+        )
+    else:
+        yield Finding(Level.OK, "currency", f"{kept}, in the config and in the database")
+    damage = questions.find_damage(DAMAGE_SHOWN)
+    for line in damage:
+        yield Finding(
+            Level.PROBLEM, "integrity", f"{line}: stop the service and restore the latest backup"
+        )
+    if not damage:
+        yield Finding(Level.OK, "integrity", "the database is undamaged")
+    yield _check_disk(settings.db_path)
+
+
+def _check_disk(db_path: Path) -> Finding:
+    free = shutil.disk_usage(db_path.parent).free
+    level = Level.OK
+    if free < WARNING_DISK_BYTES:
+        level = Level.PROBLEM if free < LITTLE_DISK_BYTES else Level.WARNING
+    mend = "" if level is Level.OK else ": make room before it is full"
+    return Finding(level, "disk", f"{free / 1e9:.1f} GB free for {db_path}{mend}")
+
+
+def _check_traffic(questions: Questions, now: datetime) -> Iterator[Finding]:
+    since = utc_text(now - timedelta(days=1))
+    last = questions.find_last_postback()
+    if last is None:
+        yield Finding(
+            Level.WARNING, "postbacks", "none has come in yet: paste `postback url` at a network"
+        )
+        return
+    yield Finding(Level.OK, "postbacks", f"the last one came at {last[0]}, {last[1]}")
+    yield _judge_tally(
+        "parked",
+        questions.count_parked(since),
+        "waiting for their click; bring the clicks in, or see `postback log --verdict parked`",
+    )
+    words = ", ".join(
+        f"{word or '(none)'} ({count})"
+        for word, count in questions.find_unmapped_words(WORDS_SHOWN)
+    )
+    yield _judge_tally(
+        "unmapped",
+        questions.count_unmapped(since),
+        f"a status without a meaning: {words}; name them in the Postback URL, see"
+        " `postback url --help`",
+    )
+
+
+def _judge_tally(check: str, tally: Tally, sentence: str) -> Finding:
+    if tally.total == 0:
+        return Finding(Level.OK, check, "none")
+    level = Level.WARNING if tally.recent else Level.OK
+    return Finding(level, check, f"{tally.total} in all, {tally.recent} in 24 hours: {sentence}")
+
+
+def _check_rates(questions: Questions, settings: Settings, today: date) -> Iterator[Finding]:
+    rates = questions.list_rates(today.isoformat())
+    waiting: Mapping[str, int] = {rate.currency: rate.waiting for rate in rates if rate.waiting}
+    for currency, count in waiting.items():
+        yield Finding(
+            Level.PROBLEM,
+            "rates",
+            f"{count} conversions wait for a rate of {currency}: run `postback rates set"
+            f" {currency} …`",
+        )
+    ages = [rate.age_days for rate in rates if rate.source != "hand" and rate.age_days is not None]
+    if settings.rate_sources and ages and min(ages) > OLD_RATE_DAYS:
+        yield Finding(
+            Level.PROBLEM,
+            "rates",
+            f"the newest fetched rate is {min(ages)} days old: see the service's log, or set"
+            " rates by hand",
+        )
+    elif not waiting:
+        yield Finding(Level.OK, "rates", f"{len(rates)} known, nothing waits for one")

@@ -1,0 +1,201 @@
+"""`postback clicks import`: clicks taken in from a file, with what was parked for them."""
+
+import argparse
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, timedelta, timezone, tzinfo
+from typing import BinaryIO
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import display
+from clicks import ClickReading
+from commands.click_file import ClickFile, read_ahead
+from commands.intake import Importer
+from commands.options import Subparsers, add_command, add_json
+from commands.tracker import RefusedError, load_settings, writing
+from display import Bar
+from service import read_clock, read_terms
+
+# More would bury the summary; the number of all is told at the end.
+COMPLAINTS_SHOWN = 20
+
+# What shells give for a program that Ctrl-C ended.
+INTERRUPTED = 130
+
+_OFFSET = re.compile(r"([+-])([0-9]{2}):?([0-9]{2})")
+
+
+def add_parser(family: Subparsers) -> None:
+    """Add `clicks import`."""
+    importing = add_command(
+        family,
+        "import",
+        run,
+        "take clicks in from a CSV file",
+        "postback clicks import clicks.csv --tz Europe/Moscow",
+        more="The first line names the columns: subid (or clickid), campaign, offer, clicked_at,"
+        " cost_model,\nsub_id_1 … sub_id_30, or as Keitaro's click log calls them (Sub ID,"
+        " Date/Time, Sub ID 1 …).\nOther columns are ignored. Cells that are empty change nothing."
+        " Postbacks that were parked\nfor these clicks are applied. A bad line is reported and"
+        " skipped (exit status 1).",
+    )
+    importing.add_argument("file", metavar="FILE", help="the file; - reads standard input")
+    importing.add_argument(
+        "--tz",
+        type=read_zone,
+        default=UTC,
+        metavar="ZONE",
+        help="the zone of times without one, such as Europe/Moscow or +03:00 (default UTC)",
+    )
+    importing.add_argument(
+        "--encoding",
+        type=_read_encoding,
+        help="the file's encoding, such as windows-1251 (default UTF-8)",
+    )
+    add_json(importing)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Take the clicks of a file in."""
+    settings = load_settings(args)
+    with _open_file(args.file) as source, writing(settings) as storage, storage.bulk():
+        click_file = ClickFile(source, args.encoding, args.tz)
+        importer = Importer(storage, read_terms(settings), read_clock)
+        with display.progress("clicks", _find_size(source)) as bar:
+            complaints = _Complaints(bar)
+            complaints.name_unknown(click_file.header.unknown)
+            journey = _Journey(importer, complaints)
+            try:
+                journey.go(click_file, bar)
+            except KeyboardInterrupt:
+                journey.is_stopped = True
+    return _tell(journey, importer, complaints, as_json=args.json)
+
+
+class _Complaints:
+    """What is said about lines: the first of it in full, the rest as a number."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._said = 0
+        self.skipped = 0
+        self.unsaid = 0
+
+    def name_unknown(self, titles: Sequence[str]) -> None:
+        if titles:
+            names = ", ".join(repr(title) for title in titles)
+            self._bar.complain(f"columns that are ignored: {names}")
+
+    def note(self, number: int, click: ClickReading) -> None:
+        parts = list(click.warnings)
+        if click.row is None:
+            self.skipped += 1
+            parts.append(f"skipped: {click.flaw}")
+        if self._said < COMPLAINTS_SHOWN:
+            self._said += 1
+            self._bar.complain(f"line {number}: {'; '.join(parts)}")
+        else:
+            self.unsaid += 1
+
+
+class _Journey:
+    """How far an import has come."""
+
+    def __init__(self, importer: Importer, complaints: _Complaints) -> None:
+        self._importer = importer
+        self._complaints = complaints
+        self._marks: deque[tuple[int, int]] = deque()
+        self.lines = 0
+        self.taken = 0
+        self.is_stopped = False
+
+    def go(self, click_file: ClickFile, bar: Bar) -> None:
+        self._importer.settle_due_clicks()
+        for chunk in read_ahead(click_file):
+            self.lines += chunk.lines
+            for number, click in chunk.noted:
+                self._complaints.note(number, click)
+            self.taken += len(chunk.rows)
+            self._marks.append((self.taken, chunk.last_line))
+            self._importer.take(chunk.rows)
+            bar.advance_to(chunk.position)
+        self._importer.flush()
+
+    def find_last_line(self) -> int:
+        """Tell through which line all is on disk."""
+        totals = self._importer.totals
+        on_disk = [line for taken, line in self._marks if taken <= totals.new + totals.updated]
+        return max(on_disk, default=1)
+
+
+def _tell(journey: _Journey, importer: Importer, complaints: _Complaints, *, as_json: bool) -> int:
+    new, updated, settled = importer.totals
+    skipped, unsaid = complaints.skipped, complaints.unsaid
+    if unsaid:
+        display.complain(f"{unsaid} more lines had something of the kind")
+    if journey.is_stopped:
+        display.complain(
+            f"stopped: the lines through {journey.find_last_line()} are in, the rest is not"
+        )
+    if as_json:
+        counts = {"lines": journey.lines, "new": new, "updated": updated}
+        display.print_json([{**counts, "skipped": skipped, "parked_applied": settled}])
+    else:
+        display.say(
+            f"{journey.lines} lines: {new} new clicks, {updated} updated, {skipped} skipped;"
+            f" {settled} parked postbacks applied"
+        )
+    return INTERRUPTED if journey.is_stopped else int(skipped > 0)
+
+
+def read_zone(text: str) -> tzinfo:
+    """Read an IANA name or an offset such as +03:00."""
+    if found := _OFFSET.fullmatch(text):
+        offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
+        if offset < timedelta(hours=24):
+            return timezone(-offset if found[1] == "-" else offset)
+    try:
+        return UTC if text.upper() in {"UTC", "Z"} else ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time zone; write Europe/Moscow or +03:00"
+        ) from None
+
+
+def _read_encoding(text: str) -> str:
+    try:
+        # Unlike codecs.lookup, this refuses base64 and its like.
+        "x".encode(text)
+    except (LookupError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no encoding; write utf-8, utf-16 or windows-1251"
+        ) from None
+    return text
+
+
+@contextmanager
+def _open_file(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        # Not sys.stdin: Python could not end while the thread that reads ahead waits for it.
+        with open(sys.stdin.fileno(), "rb", closefd=False) as source:
+            yield source
+        return
+    try:
+        source = open(name, "rb")  # noqa: SIM115  # closed below; errors here are its own
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RefusedError(f"{name!r} cannot be read: {why}") from error
+    with source:
+        yield source
+
+
+def _find_size(source: BinaryIO) -> int | None:
+    if not source.seekable():
+        return None
+    here = source.tell()
+    size = source.seek(0, 2)
+    source.seek(here)
+    return size

@@ -1,0 +1,115 @@
+"""Taking many clicks in, piece by piece, beside a running service."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import booking
+from booking import PARKED_PER_CLICK, Intake, Terms
+from storage import ClickRow, Storage
+
+# How long a piece may hold the write lock is 100 ms (the contract); half of that is aimed at,
+# since the next piece may be slower than the last.
+AIM_SECONDS = 0.05
+
+FIRST_PIECE_ROWS = 500
+# Smaller ones would cost more than they spare: where a thousand rows take long, it is the sync of
+# the disk that does, and every commit has that.
+SMALLEST_PIECE_ROWS = 1000
+LARGEST_PIECE_ROWS = 20_000
+# One quick or slow piece must not make the next one much too large or small.
+LARGEST_GROWTH = 1.5
+LARGEST_CUT = 0.5
+
+# A parked postback that is applied costs as much as some ten clicks.
+PARKED_AT_ONCE = 150
+# What other programs' clicks may bring along: each up to PARKED_PER_CLICK postbacks.
+DUE_CLICKS_AT_ONCE = 2
+
+
+class Totals(NamedTuple):
+    """How many clicks were new, how many known, and how many parked postbacks were settled."""
+
+    new: int = 0
+    updated: int = 0
+    settled: int = 0
+
+
+class Importer:
+    """Takes clicks in pieces that hold the write lock for a moment each."""
+
+    def __init__(self, storage: Storage, terms: Terms, read_clock: Callable[[], datetime]) -> None:
+        """Take the database, the terms for what is parked, and where to read the time."""
+        self._storage = storage
+        self._terms = terms
+        self._read_clock = read_clock
+        self._piece_rows = FIRST_PIECE_ROWS
+        self._waiting: list[ClickRow] = []
+        self.totals = Totals()
+
+    def settle_due_clicks(self) -> None:
+        """Settle what other programs' clicks brought along, so that no piece has to."""
+        settled = DUE_CLICKS_AT_ONCE
+        while settled == DUE_CLICKS_AT_ONCE:
+            with self._storage.transaction():
+                settled = booking.settle_due_clicks(
+                    self._storage, self._read_clock(), self._terms, limit=DUE_CLICKS_AT_ONCE
+                )
+
+    def take(self, rows: Sequence[ClickRow]) -> None:
+        """Take clicks; puts on disk what makes whole pieces."""
+        self._waiting += rows
+        while len(self._waiting) >= self._piece_rows:
+            piece = self._waiting[: self._piece_rows]
+            del self._waiting[: self._piece_rows]
+            self._put(piece)
+
+    def flush(self) -> None:
+        """Put on disk the rest of what was taken."""
+        rows, self._waiting = self._waiting, []
+        self._put(rows)
+
+    def _put(self, rows: Sequence[ClickRow]) -> None:
+        for piece in self._split(rows):
+            started, intake = self._commit(piece)
+            self._adapt(len(piece), time.monotonic() - started)
+            self._count(len(piece), intake)
+            # Beside the lock, so that no postback's commit has to do it.
+            self._storage.checkpoint()
+
+    def _commit(self, piece: Sequence[ClickRow]) -> tuple[float, Intake]:
+        with self._storage.transaction():
+            # Not before: the wait for the lock is nobody's burden but ours.
+            started = time.monotonic()
+            intake = booking.take_clicks(self._storage, piece, self._read_clock(), self._terms)
+        return started, intake
+
+    def _split(self, rows: Sequence[ClickRow]) -> Iterator[Sequence[ClickRow]]:
+        """Cut where enough is parked for the clicks so far."""
+        parked = self._storage.count_parked(row.subid for row in rows)
+        if not parked:
+            if rows:
+                yield rows
+            return
+        start = weight = 0
+        for end, row in enumerate(rows, 1):
+            weight += min(parked.pop(row.subid, 0), PARKED_PER_CLICK)
+            if weight >= PARKED_AT_ONCE or end == len(rows):
+                yield rows[start:end]
+                start, weight = end, 0
+
+    def _adapt(self, rows: int, seconds: float) -> None:
+        if rows < self._piece_rows // 2:
+            # The last piece, or one that was cut for what is parked: it tells little.
+            return
+        change = min(LARGEST_GROWTH, max(LARGEST_CUT, AIM_SECONDS / max(seconds, 1e-9)))
+        self._piece_rows = max(
+            SMALLEST_PIECE_ROWS, min(LARGEST_PIECE_ROWS, int(self._piece_rows * change))
+        )
+
+    def _count(self, rows: int, intake: Intake) -> None:
+        new, updated, settled = self.totals
+        self.totals = Totals(
+            new + intake.new, updated + rows - intake.new, settled + intake.settled
+        )

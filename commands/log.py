@@ -1,0 +1,141 @@
+"""`postback log`: what came in, and what came of it."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import display
+from booking import Terms, reread
+from commands.options import (
+    FORMATS,
+    Subparsers,
+    add_command,
+    add_json,
+    add_limit,
+    add_since,
+    add_until,
+)
+from commands.tracker import load_settings, reading
+from display import Column, Kind
+from questions import Questions, Row, Wanted, of_click
+from rates import decimal_text
+from service import read_terms
+from statuses import Verdict
+
+COLUMNS = (
+    Column("time", Kind.TIME),
+    Column("network"),
+    Column("subid"),
+    Column("status"),
+    Column("amount", Kind.MONEY),
+    Column("verdict", Kind.WORD),
+    Column("reason", Kind.SENTENCE),
+)
+NOTHING = "No such postback has come in."
+
+# Soon enough for someone who watches, rarely enough to cost nothing.
+FOLLOW_SECONDS = 0.5
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `log`."""
+    parser = add_command(
+        subparsers,
+        "log",
+        run,
+        "show received postbacks, the newest last",
+        "postback log --subid c1\n  postback log --verdict unmapped --verdict parked --since 2d",
+        more=f"Times are UTC; the amount is what was sent.\n{FORMATS}",
+    )
+    parser.add_argument(
+        "--verdict",
+        action="append",
+        choices=[verdict.value for verdict in Verdict],
+        help="only those with this verdict; may be given several times",
+    )
+    parser.add_argument("--subid", help="only those of this click")
+    parser.add_argument("--network", help="only those of the network that signs from=NETWORK")
+    add_since(parser)
+    add_until(parser)
+    add_limit(parser)
+    parser.add_argument(
+        "--follow", action="store_true", help="go on with what comes in, until Ctrl-C"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the postbacks."""
+    settings = load_settings(args)
+    with reading(settings) as questions:
+        show, close = _choose_output(args, read_terms(settings))
+        newest = questions.find_last_postback_id()
+        show(questions.list_postbacks(read_wanted(args), args.limit))
+        if args.follow:
+            _follow(questions, _read_conditions(args), newest, show)
+        close()
+    return 0
+
+
+def read_wanted(args: argparse.Namespace) -> Wanted:
+    """Give the conditions that the options ask for."""
+    return _read_conditions(args).between("received_at", args.since, args.until)
+
+
+def _read_conditions(args: argparse.Namespace) -> Wanted:
+    wanted = Wanted() if args.subid is None else of_click(args.subid)
+    wanted = wanted.where("verdict", args.verdict)
+    return wanted if args.network is None else wanted.where("network", [args.network])
+
+
+def _choose_output(
+    args: argparse.Namespace, terms: Terms
+) -> tuple[Callable[[Iterable[Row]], None], Callable[[], None]]:
+    if args.json:
+        return display.print_json, lambda: None
+    table = display.TablePrinter(COLUMNS, "" if args.follow else NOTHING)
+    return lambda rows: table.print_all(build_cells(row, terms) for row in rows), table.close
+
+
+def _follow(
+    questions: Questions, wanted: Wanted, newest: int, show: Callable[[Iterable[Row]], None]
+) -> None:
+    try:
+        while True:
+            last = questions.find_last_postback_id()
+            while rows := questions.list_postbacks_between(newest, last, wanted):
+                show(rows)
+                newest = rows[-1]["id"]
+            newest = last
+            time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def build_cells(row: Row, terms: Terms) -> Sequence[str]:
+    """Give the cells of a postback."""
+    return (
+        row["received_at"],
+        row["network"] or "",
+        row["subid"] or "",
+        row["original_status"] or "",
+        describe_amount(row["query"], terms),
+        row["verdict"],
+        describe_reason(row),
+    )
+
+
+def describe_amount(query: str, terms: Terms) -> str:
+    """Tell the amount that a stored query holds, in the currency it was sent in."""
+    incoming = reread(query, terms).incoming
+    if incoming.amount is None:
+        return ""
+    return f"{decimal_text(incoming.amount)} {incoming.currency or '?'}"
+
+
+def describe_reason(row: Row) -> str:
+    """Tell why, what could not be used, and what came of a parked postback later."""
+    parts = [row["reason"], *row["warnings"]]
+    if row["settled_verdict"] is not None:
+        parts.append(f"{row['settled_at']}: {row['settled_verdict']}, {row['settled_reason']}")
+    return "; ".join(parts)

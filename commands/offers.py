@@ -1,0 +1,56 @@
+"""`postback offers`: which offers there are, and which of them allow rebills."""
+
+import argparse
+
+import display
+from commands.options import FORMATS, Subparsers, add_command, add_family, add_json, read_name
+from commands.tracker import load_settings, reading, writing
+from display import Column, Kind
+
+COLUMNS = (Column("offer"), Column("rebills", Kind.WORD))
+NOTHING = "No offer is known yet: they come with clicks, or with `postback offers set`."
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `offers set` and `offers list`."""
+    family = add_family(subparsers, "offers", "offers, and whether they allow rebills")
+    setting = add_command(
+        family,
+        "set",
+        run_set,
+        "say whether further sales of an offer's clicks count as rebills",
+        'postback offers set "Slim Tea" --allow-rebills',
+        more="An offer that is not known yet is made.",
+    )
+    setting.add_argument("name", metavar="NAME", type=read_name)
+    setting.add_argument(
+        "--allow-rebills",
+        action=argparse.BooleanOptionalAction,
+        required=True,
+        help="whether further sales with a tid of their own are recorded",
+    )
+    listing = add_command(
+        family, "list", run_list, "show the offers", "postback offers list", more=FORMATS
+    )
+    add_json(listing)
+
+
+def run_set(args: argparse.Namespace) -> int:
+    """Set an offer's permission."""
+    with writing(load_settings(args)) as storage, storage.transaction():
+        is_new = storage.set_offer(args.name, allow_rebills=args.allow_rebills)
+    permission = "allows rebills" if args.allow_rebills else "does not allow rebills"
+    display.say(f"The {'new ' if is_new else ''}offer {args.name!r} {permission} now.")
+    return 0
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """Show the offers."""
+    with reading(load_settings(args)) as questions:
+        rows = questions.list_offers()
+        if args.json:
+            display.print_json(rows)
+        else:
+            cells = ((row["name"], "yes" if row["allow_rebills"] else "no") for row in rows)
+            display.print_table(COLUMNS, cells, NOTHING)
+    return 0

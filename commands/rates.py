@@ -1,0 +1,115 @@
+"""`postback rates`: what other currencies are worth in the tracker's."""
+
+import argparse
+from datetime import UTC, datetime
+
+import booking
+import display
+from commands.options import FORMATS, Subparsers, add_command, add_family, add_json
+from commands.tracker import RefusedError, load_settings, reading, writing
+from config import Settings
+from display import Column, Kind
+from questions import CurrencyRate
+from rates import UnreadableRateError, decimal_text, read_currency, read_rate
+
+COLUMNS = (
+    Column("currency", Kind.WORD),
+    Column("rate", Kind.WORD),
+    Column("day", Kind.WORD),
+    Column("source", Kind.WORD),
+    Column("age_days", Kind.WORD),
+    Column("waiting", Kind.WORD),
+)
+NOTHING = "No rate is known, and no conversion waits for one."
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `rates set`, `rates unset` and `rates show`."""
+    family = add_family(subparsers, "rates", "what other currencies are worth")
+    setting = add_command(
+        family,
+        "set",
+        run_set,
+        "set a rate by hand: one unit's worth in the tracker's currency",
+        "postback rates set EUR 1.0876",
+        more="It beats the fetched ones until it is unset. What waited for a rate is converted.",
+    )
+    setting.add_argument("currency", metavar="CURRENCY", help="such as EUR")
+    setting.add_argument("rate", metavar="RATE", help="such as 1.0876")
+    unsetting = add_command(
+        family,
+        "unset",
+        run_unset,
+        "end a rate that was set by hand",
+        "postback rates unset EUR",
+        more="What it converted stays as it is.",
+    )
+    unsetting.add_argument("currency", metavar="CURRENCY", help="such as EUR")
+    showing = add_command(
+        family,
+        "show",
+        run_show,
+        "show the rates in force, their age, and how many conversions wait for one",
+        "postback rates show",
+        more=FORMATS,
+    )
+    add_json(showing)
+
+
+def run_set(args: argparse.Namespace) -> int:
+    """Set a rate by hand and convert what waited."""
+    settings = load_settings(args)
+    currency = _read_foreign_currency(args.currency, settings)
+    try:
+        rate = read_rate(args.rate)
+    except UnreadableRateError as error:
+        raise RefusedError(str(error)) from error
+    now = datetime.now(UTC)
+    with writing(settings) as storage:
+        converted = filled = booking.set_rate(storage, currency, rate, now)
+        # Piece by piece: between two of them a running service gets its turn.
+        while filled:
+            with storage.transaction():
+                filled = booking.fill_in_waiting(storage, now)
+            converted += filled
+    display.say(f"1 {currency} is worth {decimal_text(rate)} {settings.currency} now.")
+    if converted:
+        display.say(f"Converted what waited for a rate: {converted}.")
+    return 0
+
+
+def run_unset(args: argparse.Namespace) -> int:
+    """End a rate by hand."""
+    settings = load_settings(args)
+    currency = _read_foreign_currency(args.currency, settings)
+    with writing(settings) as storage:
+        was_set = booking.unset_rate(storage, currency, datetime.now(UTC))
+    if not was_set:
+        raise RefusedError(f"no rate for {currency} is set by hand")
+    display.say(f"The rate for {currency} by hand is ended.")
+    return 0
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Show the rates."""
+    today = datetime.now(UTC).date().isoformat()
+    with reading(load_settings(args)) as questions:
+        rates = questions.list_rates(today)
+    if args.json:
+        display.print_json(rate._asdict() for rate in rates)
+    else:
+        display.print_table(COLUMNS, map(_build_cells, rates), NOTHING)
+    return 0
+
+
+def _read_foreign_currency(text: str, settings: Settings) -> str:
+    currency = read_currency(text)
+    if currency is None:
+        raise RefusedError(f"{text!r} is no currency code such as EUR")
+    if currency == settings.currency:
+        raise RefusedError(f"{currency} is the tracker's own currency: it needs no rate")
+    return currency
+
+
+def _build_cells(rate: CurrencyRate) -> list[str]:
+    return ["" if value is None else str(value) for value in rate]

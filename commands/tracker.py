@@ -1,0 +1,62 @@
+"""The tracker a command works on: its config and its database, opened to read or to write."""
+
+import argparse
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from config import Settings, find_config, load
+from database import DatabaseError, describe_trouble
+from questions import Questions, open_to_read
+from storage import Storage, open_database
+
+
+class RefusedError(Exception):
+    """The command is not carried out; the sentence says why and what to do."""
+
+
+def find_config_path(args: argparse.Namespace) -> Path:
+    """Tell where the config file is, or would be."""
+    return Path(os.path.abspath(args.config)) if args.config else find_config(os.environ)
+
+
+def load_settings(args: argparse.Namespace) -> Settings:
+    """Read the config; ConfigError says what is wrong with it, RefusedError that there is none."""
+    path = find_config_path(args)
+    if not os.path.lexists(path):
+        raise RefusedError(
+            f"there is no config file yet: looked for {str(path)!r}; `postback serve` writes one"
+        )
+    return load(path)
+
+
+@contextmanager
+def reading(settings: Settings) -> Iterator[Questions]:
+    """Open the database to read beside a running service; there must be one."""
+    path = settings.db_path
+    if not path.exists():
+        raise RefusedError(
+            f"there is no database yet: looked for {str(path)!r}; `postback serve` makes it"
+        )
+    try:
+        with closing(open_to_read(path)) as questions:
+            yield questions
+    except sqlite3.Error as error:
+        raise DatabaseError(describe_trouble(error, path)) from error
+
+
+@contextmanager
+def writing(settings: Settings) -> Iterator[Storage]:
+    """Open the database to write, made where it is missing."""
+    path = settings.db_path
+    try:
+        storage = open_database(path, settings.currency)
+    except OSError as error:
+        raise DatabaseError(describe_trouble(error, path)) from error
+    try:
+        with storage:
+            yield storage
+    except sqlite3.Error as error:
+        raise DatabaseError(describe_trouble(error, path)) from error

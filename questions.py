@@ -1,0 +1,435 @@
+"""What people ask from a terminal, in SQL: one method a question, beside a running service.
+
+Everything is read-only. Long answers are read in pages, each a moment's read of its own: one that
+stayed open while somebody scrolls would keep the log from being moved to the database, and let it
+grow without end.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import schema
+from database import BUSY_TIMEOUT_SECONDS, DatabaseError
+
+Row = dict[str, Any]
+
+# Some ten milliseconds of reading.
+PAGE_ROWS = 500
+
+POSTBACK_NAMES = (
+    "id",
+    "received_at",
+    "source",
+    "method",
+    "remote_addr",
+    "query",
+    "subid",
+    "tid",
+    "original_status",
+    "verdict",
+    "reason",
+    "warnings",
+    "conversion_id",
+    "network",
+    "settled_at",
+    "settled_verdict",
+    "settled_reason",
+)
+CONVERSION_NAMES = (
+    "id",
+    "subid",
+    "tid",
+    "status",
+    "original_status",
+    "previous_status",
+    "amount",
+    "currency",
+    "payout",
+    "rate",
+    "rate_day",
+    "rate_source",
+    "cost",
+    "campaign",
+    "offer",
+    "network",
+    "sub_ids",
+    "created_at",
+    "updated_at",
+    "sale_at",
+)
+HISTORY_NAMES = (
+    "seq",
+    "at",
+    "change",
+    "postback_id",
+    "status",
+    "original_status",
+    "tid",
+    "amount",
+    "currency",
+    "payout",
+    "rate",
+    "rate_day",
+    "rate_source",
+    "cost",
+)
+CLICK_NAMES = (
+    "id",
+    "subid",
+    "campaign",
+    "offer",
+    "clicked_at",
+    "cost_model",
+    "sub_ids",
+    "created_at",
+)
+
+# Kept as JSON text in the database.
+_JSON_NAMES = frozenset({"warnings", "sub_ids"})
+
+
+class Wanted(NamedTuple):
+    """Which rows: conditions in SQL, each with its values."""
+
+    conditions: tuple[str, ...] = ()
+    values: tuple[object, ...] = ()
+
+    def where(self, column: str, values: Sequence[object] | None) -> "Wanted":
+        """Keep the rows whose column is one of the values (None or nothing: all)."""
+        if not values:
+            return self
+        marks = ", ".join("?" * len(values))
+        return self.also(f"{column} IN ({marks})", *values)
+
+    def between(self, column: str, since: str | None, until: str | None) -> "Wanted":
+        """Keep the rows from one time on and before another."""
+        wanted = self
+        if since is not None:
+            wanted = wanted.also(f"{column} >= ?", since)
+        if until is not None:
+            wanted = wanted.also(f"{column} < ?", until)
+        return wanted
+
+    def also(self, condition: str, *values: object) -> "Wanted":
+        """Keep the rows for which a further condition holds."""
+        return Wanted((*self.conditions, condition), (*self.values, *values))
+
+
+class _Listing(NamedTuple):
+    """What is listed: columns from tables, in the order of a key whose last part is unique."""
+
+    names: Sequence[str]
+    columns: Sequence[str]
+    tables: str
+    key: Sequence[str]
+
+
+class CurrencyRate(NamedTuple):
+    """What stands for a currency today, and how many conversions wait for it."""
+
+    currency: str
+    rate: str | None = None
+    day: str | None = None
+    source: str | None = None
+    age_days: int | None = None
+    waiting: int = 0
+
+
+class Tally(NamedTuple):
+    """How many in the last day, and in all."""
+
+    recent: int
+    total: int
+
+
+def open_to_read(path: Path) -> "Questions":
+    """Open a database of ours that is there; raises DatabaseError, SchemaError, sqlite3.Error."""
+    db = sqlite3.connect(
+        f"file:{quote(str(path))}?mode=ro",
+        uri=True,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        isolation_level=None,
+    )
+    try:
+        # Another program may have written anything; one bad byte must not hide the rest.
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        _refuse_other_version(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return Questions(db)
+
+
+def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
+    try:
+        version = schema.read_version(db)
+    except schema.SchemaError as error:
+        raise DatabaseError(f"database {str(path)!r}: {error}") from error
+    if version == 0:
+        raise DatabaseError(
+            f"database {str(path)!r} has no tables of ours yet: `postback serve` makes them"
+        )
+    if version < len(schema.MIGRATIONS):
+        raise DatabaseError(
+            f"database {str(path)!r} has schema {version}, this program {len(schema.MIGRATIONS)}:"
+            " start the service once, it brings the database up to date"
+        )
+
+
+class Questions:
+    """An open database and what people ask of it."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        """Take on a connection; `open_to_read` gives one."""
+        self._db = db
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    # Postbacks
+
+    def list_postbacks(self, wanted: Wanted, limit: int) -> Iterator[Row]:
+        """List the newest postbacks (limit 0: all), the newest last."""
+        return self._list(_POSTBACKS, wanted, limit)
+
+    def list_postbacks_between(self, after: int, last: int, wanted: Wanted) -> list[Row]:
+        """List what came after a postback and through another, a page at most, by id."""
+        page = wanted.also("postbacks.id > ? AND postbacks.id <= ?", after, last)
+        sql = _select(_POSTBACKS, page, f"ORDER BY id LIMIT {PAGE_ROWS}")
+        return [_read(_POSTBACKS, row) for row in self._db.execute(sql, page.values)]
+
+    def find_last_postback_id(self) -> int:
+        """Tell the id of the newest postback, 0 where there is none."""
+        return self._count("SELECT coalesce(max(id), 0) FROM postbacks")
+
+    def find_last_postback(self) -> tuple[str, str] | None:
+        """Tell when the newest postback came and its verdict."""
+        sql = "SELECT received_at, verdict FROM postbacks ORDER BY id DESC LIMIT 1"
+        row: tuple[str, str] | None = self._db.execute(sql).fetchone()
+        return row
+
+    def count_parked(self, since: str) -> Tally:
+        """Count what waits for its click."""
+        waits = "verdict = 'parked' AND settled_at IS NULL"
+        return self._tally(f"FROM postbacks WHERE {waits}", since)
+
+    def count_unmapped(self, since: str) -> Tally:
+        """Count the postbacks whose word has no meaning."""
+        return self._tally(_UNMAPPED, since)
+
+    def find_unmapped_words(self, limit: int) -> list[tuple[str, int]]:
+        """List the commonest words without a meaning, and how often they came."""
+        sql = (
+            f"SELECT original_status, count(*) {_UNMAPPED} GROUP BY original_status"
+            " ORDER BY count(*) DESC, original_status LIMIT ?"
+        )
+        return self._db.execute(sql, (limit,)).fetchall()
+
+    def _tally(self, source: str, since: str) -> Tally:
+        sql = f"SELECT coalesce(sum(received_at >= ?), 0), count(*) {source}"
+        return Tally(*self._db.execute(sql, (since,)).fetchone())
+
+    # Conversions
+
+    def list_conversions(self, wanted: Wanted, limit: int) -> Iterator[Row]:
+        """List the newest conversions (limit 0: all), the newest last."""
+        return self._list(_CONVERSIONS, wanted, limit)
+
+    def list_history(self, conversion_id: int) -> list[Row]:
+        """List every change of a conversion, in order."""
+        rows = self._db.execute(_HISTORY, (conversion_id,))
+        return [dict(zip(HISTORY_NAMES, row, strict=True)) for row in rows]
+
+    # Clicks, offers, campaigns
+
+    def list_clicks(self, wanted: Wanted, limit: int) -> Iterator[Row]:
+        """List the clicks that came last (limit 0: all), the newest last."""
+        return self._list(_CLICKS, wanted, limit)
+
+    def list_offers(self) -> Iterator[Row]:
+        """List the offers by name, and whether they allow rebills."""
+        for name, allow_rebills in self._db.execute(
+            "SELECT name, allow_rebills FROM offers ORDER BY name"
+        ):
+            yield {"name": name, "allow_rebills": bool(allow_rebills)}
+
+    def list_campaigns(self) -> Iterator[Row]:
+        """List the campaigns by name, and their cost models."""
+        for name, cost_model in self._db.execute(
+            "SELECT name, cost_model FROM campaigns ORDER BY name"
+        ):
+            yield {"name": name, "cost_model": cost_model}
+
+    # Rates
+
+    def list_rates(self, today: str) -> list[CurrencyRate]:
+        """List what each currency is worth today, and what waits for a rate."""
+        rates = {
+            row[0]: CurrencyRate(*row)
+            for row in self._db.execute(_RATES_IN_FORCE, {"today": today})
+        }
+        for currency, waiting in self.count_waiting().items():
+            known = rates.get(currency, CurrencyRate(currency))
+            rates[currency] = known._replace(waiting=waiting)
+        return [rates[currency] for currency in sorted(rates)]
+
+    def count_waiting(self) -> dict[str, int]:
+        """Count the conversions that wait for a rate, by currency."""
+        return dict(self._db.execute(_WAITING).fetchall())
+
+    # The database itself
+
+    def find_currency(self) -> str:
+        """Tell which currency the database keeps its amounts in."""
+        currency: str = self._db.execute("SELECT currency FROM tracker").fetchone()[0]
+        return currency
+
+    def find_damage(self, limit: int) -> list[str]:
+        """Have SQLite look for damage; gives what it found."""
+        found = [line for (line,) in self._db.execute(f"PRAGMA quick_check({int(limit)})")]
+        return [] if found == ["ok"] else found
+
+    def _count(self, sql: str) -> int:
+        number: int = self._db.execute(sql).fetchone()[0]
+        return number
+
+    def _list(self, listing: _Listing, wanted: Wanted, limit: int) -> Iterator[Row]:
+        start = self._find_start(listing, wanted, limit)
+        if start is None:
+            return
+        key = ", ".join(listing.key)
+        marks = ", ".join("?" * len(listing.key))
+        names = [column.rpartition(".")[2] for column in listing.key]
+        left = limit or -1
+        comparison = ">="
+        while True:
+            page = wanted.also(f"({key}) {comparison} ({marks})", *start)
+            size = PAGE_ROWS if left < 0 else min(PAGE_ROWS, left)
+            sql = _select(listing, page, f"ORDER BY {key} LIMIT {size}")
+            rows = [_read(listing, row) for row in self._db.execute(sql, page.values).fetchall()]
+            yield from rows
+            left -= len(rows) if limit else 0
+            if len(rows) < size or left == 0:
+                return
+            start, comparison = tuple(rows[-1][name] for name in names), ">"
+
+    def _find_start(
+        self, listing: _Listing, wanted: Wanted, limit: int
+    ) -> tuple[object, ...] | None:
+        """Find the key of the first row to show, counted from the newest."""
+        key = ", ".join(listing.key)
+        order, offset = ("ASC", 0) if limit == 0 else ("DESC", limit - 1)
+        by_key = ", ".join(f"{column} {order}" for column in listing.key)
+        sql = f"SELECT {key} FROM {listing.tables} {_where(wanted)} ORDER BY {by_key}"
+        row = self._db.execute(f"{sql} LIMIT 1 OFFSET {offset}", wanted.values).fetchone()
+        if row is None and limit:
+            return self._find_start(listing, wanted, 0)
+        return tuple(row) if row else None
+
+
+def of_click(subid: str) -> Wanted:
+    """Want the postbacks of a click, through the indexes: those with a conversion, and without."""
+    return Wanted().also(_POSTBACKS_OF_CLICK, subid, subid)
+
+
+def _select(listing: _Listing, wanted: Wanted, tail: str) -> str:
+    return f"SELECT {', '.join(listing.columns)} FROM {listing.tables} {_where(wanted)} {tail}"
+
+
+def _where(wanted: Wanted) -> str:
+    return f"WHERE {' AND '.join(wanted.conditions)}" if wanted.conditions else ""
+
+
+def _read(listing: _Listing, row: Sequence[Any]) -> Row:
+    return {
+        name: json.loads(value) if name in _JSON_NAMES else value
+        for name, value in zip(listing.names, row, strict=True)
+    }
+
+
+def _decimal(column: str) -> str:
+    return f"CASE WHEN {column} IS NOT NULL THEN {schema.decimal_sql(column)} END"
+
+
+_POSTBACKS = _Listing(
+    names=POSTBACK_NAMES,
+    columns=POSTBACK_NAMES,
+    tables="postbacks",
+    key=("received_at", "id"),
+)
+
+# UNION, not OR: with OR SQLite would read every postback.
+_POSTBACKS_OF_CLICK = """
+    postbacks.id IN (
+        SELECT found.id FROM clicks
+        JOIN conversions ON conversions.click_id = clicks.id
+        JOIN postbacks AS found ON found.conversion_id = conversions.id
+        WHERE clicks.subid = ?
+        UNION
+        SELECT found.id FROM postbacks AS found
+        WHERE found.subid = ? AND found.conversion_id IS NULL)
+"""
+
+# Of the indexes this is the smallest that holds them all.
+_UNMAPPED = """
+    FROM postbacks INDEXED BY postbacks_without_conversion
+    WHERE conversion_id IS NULL AND verdict = 'unmapped' AND settled_at IS NULL
+"""
+
+_CONVERSIONS = _Listing(
+    names=CONVERSION_NAMES,
+    columns=CONVERSION_NAMES,
+    tables="conversions_view",
+    key=("created_at", "id"),
+)
+
+_HISTORY = f"""
+    SELECT seq, at, change, postback_id, status, original_status, tid,
+        {_decimal("amount_micros")}, currency, {_decimal("payout_micros")},
+        rate, rate_day, rate_source, {_decimal("cost_micros")}
+    FROM conversion_history WHERE conversion_id = ? ORDER BY seq
+"""
+
+_CLICKS = _Listing(
+    names=CLICK_NAMES,
+    columns=(
+        "clicks.id",
+        "subid",
+        "campaigns.name",
+        "offers.name",
+        "clicked_at",
+        "clicks.cost_model",
+        "sub_ids",
+        "created_at",
+    ),
+    tables="clicks LEFT JOIN campaigns ON campaigns.id = campaign_id"
+    " LEFT JOIN offers ON offers.id = offer_id",
+    key=("clicks.id",),
+)
+
+# The order in which storage looks for a rate: by hand, the newest by today, the newest at all;
+# of two sources of one day the one written first.
+_RATES_IN_FORCE = """
+    SELECT currency, rate, day, source, CAST(julianday(:today) - julianday(day) AS INTEGER)
+    FROM (
+        SELECT currency, rate, day, source, row_number() OVER (
+            PARTITION BY currency
+            ORDER BY source <> 'hand', source <> 'hand' AND day > :today, day DESC, id) AS place
+        FROM rates WHERE ended_at IS NULL)
+    WHERE place = 1
+"""
+
+_WAITING = """
+    SELECT currency, count(DISTINCT id) FROM (
+        SELECT currency, id FROM conversions
+        WHERE payout_micros IS NULL AND amount_day IS NOT NULL
+        UNION ALL
+        SELECT cost_currency, id FROM conversions
+        WHERE cost_micros IS NULL AND cost_day IS NOT NULL)
+    GROUP BY currency
+"""
