@@ -14,6 +14,14 @@ def decimal_sql(column: str) -> str:
     return f"({sign} || rtrim(rtrim({digits}, '0'), '.'))"
 
 
+def sum_sql(column: str) -> str:
+    """Write the sum of a column of micros as two columns, for `rates.sum_of_halves`.
+
+    Ten amounts near the limit overflow SQLite's 64-bit sum, which raises; in halves millions fit.
+    """
+    return f"sum({column} / 1000000), sum({column} % 1000000)"
+
+
 _MIGRATION_1 = f"""
 -- One row: what this database was made for. Amounts are in this currency for ever.
 CREATE TABLE tracker (
