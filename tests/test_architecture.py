@@ -28,6 +28,7 @@ FLOORS = {
     "questions": 4,
     "ratebook": 4,
     "sifting": 5,
+    "recomputing": 5,
     "rounds": 5,
     "service": 6,
     "fetching": 6,
