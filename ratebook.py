@@ -3,6 +3,7 @@
 Like `storage`, it decides nothing; the caller holds the transaction.
 """
 
+import sqlite3
 from datetime import date, datetime
 from decimal import Decimal
 from typing import NamedTuple
@@ -110,14 +111,14 @@ def count_flawed_days(db: Storage, currency: str, source: str, since: date) -> i
     return count
 
 
-def list_standing_refusals(db: Storage) -> list[Refusal]:
+def list_standing_refusals(db: sqlite3.Connection) -> list[Refusal]:
     """List the newest refusal of each currency that no accepted rate has overtaken since."""
-    return [Refusal(*row) for row in db.db.execute(_STANDING_REFUSALS)]
+    return [Refusal(*row) for row in db.execute(_STANDING_REFUSALS)]
 
 
 def find_acceptable(db: Storage, currency: str) -> Refusal | None:
     """Find the newest refused rate of a currency that a person may take after all."""
-    rows = [r for r in list_standing_refusals(db) if r.currency == currency and r.rate]
+    rows = [r for r in list_standing_refusals(db.db) if r.currency == currency and r.rate]
     return rows[0] if rows else None
 
 
@@ -153,9 +154,9 @@ def note_trouble(db: Storage, source: str, trouble: str, now: datetime) -> None:
     )
 
 
-def list_sources(db: Storage) -> list[SourceState]:
+def list_sources(db: sqlite3.Connection) -> list[SourceState]:
     """List how asking each source went last."""
-    rows = db.db.execute("SELECT source, asked_at, answered_at, day, trouble FROM rate_sources")
+    rows = db.execute("SELECT source, asked_at, answered_at, day, trouble FROM rate_sources")
     return [SourceState(*row) for row in rows]
 
 

@@ -88,11 +88,16 @@ def fingerprint(settings: Settings) -> str:
 
 def is_due(current: Round, settings: Settings, now: datetime) -> bool:
     """Tell whether rates are to be fetched and nobody is at it."""
-    if not settings.rate_sources or _is_ahead(current.held_until, now, LEASE_SECONDS):
+    if not settings.rate_sources or is_under_way(current, now):
         return False
     if current.asked != fingerprint(settings):
         return True
     return not _is_ahead(current.due_at, now, LONGEST_WAIT.total_seconds())
+
+
+def is_under_way(current: Round, now: datetime) -> bool:
+    """Tell whether somebody fetches now."""
+    return _is_ahead(current.held_until, now, LEASE_SECONDS)
 
 
 def _is_ahead(moment: str | None, now: datetime, seconds_at_most: float) -> bool:

@@ -234,7 +234,7 @@ def test_a_bad_answer_changes_nothing_and_is_told(
     assert len(fetch.said) == 1
     assert sentence in fetch.said[0]
     assert fetch.said[0].endswith("; the rates at hand stay in force")
-    [state] = ratebook.list_sources(fetch.db)
+    [state] = ratebook.list_sources(fetch.db.db)
     assert sentence in (state.trouble or "")
     assert state.day == "2026-03-02"
 
@@ -247,7 +247,7 @@ def test_a_service_that_is_gone_is_told_and_forgotten_when_it_is_back(fetch: Fet
     fetch.services.url = f"http://127.0.0.1:{fetch.services.server.server_address[1]}"
     assert fetch.ecb_says(MONDAY, USD="1.08")
 
-    assert [state.trouble for state in ratebook.list_sources(fetch.db)] == [None]
+    assert [state.trouble for state in ratebook.list_sources(fetch.db.db)] == [None]
 
 
 def test_a_redirect_is_followed_and_a_packed_document_read(fetch: Fetch) -> None:
@@ -305,7 +305,7 @@ def test_a_refusal_is_kept_told_once_and_does_not_hold_up_the_others(fetch: Fetc
 
     assert fetch.in_force("EUR") == "1.09 ecb 2026-03-03"
     assert fetch.in_force("GBP") == "1.2 ecb 2026-03-02"
-    refusals = ratebook.list_standing_refusals(fetch.db)
+    refusals = ratebook.list_standing_refusals(fetch.db.db)
     assert [(r.currency, r.day, r.source, r.days_in_row) for r in refusals] == [
         ("GBP", "2026-03-03", "ecb", 1),
         ("SEK", "2026-03-03", "ecb", 1),
@@ -318,18 +318,18 @@ def test_a_refusal_is_kept_told_once_and_does_not_hold_up_the_others(fetch: Fetc
     assert sum("refused: the rate at hand stays in force" in said for said in fetch.said) == 2
 
     assert fetch.on(in_days(1))
-    assert ratebook.list_standing_refusals(fetch.db) == refusals
+    assert ratebook.list_standing_refusals(fetch.db.db) == refusals
     assert not any("refused" in said for said in fetch.said)
 
 
 def test_a_good_rate_ends_a_refusal(fetch: Fetch) -> None:
     fetch.ecb_says(MONDAY, USD="1.08")
     fetch.ecb_says(in_days(1), USD="108")
-    assert ratebook.list_standing_refusals(fetch.db)
+    assert ratebook.list_standing_refusals(fetch.db.db)
 
     assert fetch.ecb_says(in_days(2), USD="1.09")
 
-    assert ratebook.list_standing_refusals(fetch.db) == []
+    assert ratebook.list_standing_refusals(fetch.db.db) == []
 
 
 def test_three_days_in_a_row_that_say_the_same_are_believed(fetch: Fetch) -> None:
@@ -343,7 +343,7 @@ def test_three_days_in_a_row_that_say_the_same_are_believed(fetch: Fetch) -> Non
     assert fetch.in_force("EUR") == "2.2 ecb 2026-03-09"
     assert fetch.in_force("EUR", in_days(6)) == "1.08 ecb 2026-03-02"
     assert any("believed, as it says so for 3 days" in said for said in fetch.said)
-    assert ratebook.list_standing_refusals(fetch.db) == []
+    assert ratebook.list_standing_refusals(fetch.db.db) == []
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_one_day_said_three_times_is_one_day(fetch: Fetch) -> None:
         fetch.on(in_days(2))
 
     assert fetch.in_force("EUR") == "1.08 ecb 2026-03-02"
-    assert [r.days_in_row for r in ratebook.list_standing_refusals(fetch.db)] == [1]
+    assert [r.days_in_row for r in ratebook.list_standing_refusals(fetch.db.db)] == [1]
 
 
 def test_a_person_may_take_a_refused_rate(fetch: Fetch) -> None:
@@ -396,7 +396,7 @@ def test_a_first_rate_on_which_two_sources_disagree_is_not_believed(fetch: Fetch
     assert not fetch.ecb_says(MONDAY, USD="108")
 
     assert fetch.in_force("EUR") is None
-    [refusal] = ratebook.list_standing_refusals(fetch.db)
+    [refusal] = ratebook.list_standing_refusals(fetch.db.db)
     assert refusal.reason == "1 EUR = 108 USD, and cbr says 1.1"
 
 
