@@ -9,7 +9,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from booking import SAME_CURRENCY, price_at
+from booking import price_at
 from rates import Priced, Rate, decimal_text, from_micros
 from storage import Storage, cost_worth_columns, payout_columns, utc_text
 
@@ -152,7 +152,8 @@ def _list_converted(db: Storage, span: Span, stretch: range) -> Iterator[_Conver
         amounts = {
             kind: amount
             for kind, amount in halves.items()
-            if amount.worth_micros is not None and amount.rate_source != SAME_CURRENCY
+            # The tracker's own currency has no rates, and so never another.
+            if amount.worth_micros is not None
         }
         yield _Conversion(conversion_id, subid, tid, amounts)
 

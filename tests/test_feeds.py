@@ -129,6 +129,11 @@ UNREADABLE = {
     "cut in half": ("ecb", ECB[: len(ECB) // 2], "is no XML"),
     "an entity bomb": ("cbr", LAUGHS, "declares entities or a DTD"),
     "an entity that reads a file": ("cbr", READS_A_FILE, "declares entities or a DTD"),
+    "a DTD elsewhere": (
+        "ecb",
+        ECB.replace("<gesmes", '<!DOCTYPE e SYSTEM "http://127.0.0.1/e.dtd"><gesmes', 1),
+        "declares entities or a DTD",
+    ),
     "a page for people": ("ecb", HTML, "it begins with '<!DOCTYPE html>"),
     "a page that is XML too": ("ecb", "<html><body/></html>", "a <html> without rates"),
     "another source's": ("cbr", ECB, "a <Envelope> without rates"),

@@ -1,6 +1,7 @@
 """Fetched rates, through a real HTTP server and the real database: believed, refused, kept."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -263,9 +264,11 @@ def test_a_source_that_hangs_does_not_keep_the_next_from_answering(fetch: Fetch)
     fetch.sources = ("ecb", "cbr")
     fetch.serve("ecb", dripping(fetch.services))
     fetch.serve("cbr", document(cbr_document(MONDAY, {"USD": (1, "80")})))
+    begun = time.monotonic()
 
     assert not fetch.on(MONDAY)
 
+    assert time.monotonic() - begun < 10
     assert fetch.in_force("RUB") == "0.0125 cbr 2026-03-02"
 
 
@@ -343,6 +346,12 @@ def test_three_days_in_a_row_that_say_the_same_are_believed(fetch: Fetch) -> Non
     assert fetch.in_force("EUR") == "2.2 ecb 2026-03-09"
     assert fetch.in_force("EUR", in_days(6)) == "1.08 ecb 2026-03-02"
     assert any("believed, as it says so for 3 days" in said for said in fetch.said)
+    assert fetch.db.db.execute(
+        "SELECT day, days_in_row, accepted_at FROM refused_rates ORDER BY day"
+    ).fetchall() == [
+        ("2026-03-05", 1, "2026-03-09T17:00:00.000Z"),
+        ("2026-03-06", 2, "2026-03-09T17:00:00.000Z"),
+    ]
     assert ratebook.list_standing_refusals(fetch.db.db) == []
 
 
