@@ -133,7 +133,7 @@ def fill_in_waiting(db: Storage, now: datetime, *, limit: int = WAITING_AT_ONCE)
                 rate = db.find_rate(currency, waiting.day)
                 assert rate is not None
                 priced = Priced(waiting.amount, currency, waiting.day, None, None)
-                values = columns(_price_at(priced, rate))
+                values = columns(price_at(priced, rate))
                 if values["payout_micros" if kind == "payout" else "cost_micros"] is None:
                     values = {"amount_day" if kind == "payout" else "cost_day": None}
                 _convert_late(db, waiting.conversion_id, values, utc_text(now))
@@ -273,10 +273,11 @@ def _price(
         return Priced(amount, currency, day, amount, Rate(Decimal(1), day, SAME_CURRENCY))
     unpriced = Priced(amount, currency, day, None, None)
     rate = db.find_rate(currency, day)
-    return unpriced if rate is None else _price_at(unpriced, rate)
+    return unpriced if rate is None else price_at(unpriced, rate)
 
 
-def _price_at(priced: Priced, rate: Rate) -> Priced:
+def price_at(priced: Priced, rate: Rate) -> Priced:
+    """Give an amount its worth at a rate; one too large to keep loses its day instead."""
     worth = convert(priced.amount, rate.value)
     if not -WORTH_LIMIT < worth < WORTH_LIMIT:
         return priced._replace(day=None)

@@ -50,6 +50,8 @@ DEFAULT_TRUSTED_PROXIES = "127.0.0.1, ::1"
 DEFAULT_DB_PATH = "postback.db"
 DEFAULT_PARK_DAYS = 90
 DEFAULT_RATE_SOURCES = "ecb,cbr"
+# Beyond the wildest days of freely traded currencies (a third), far below a lost decimal point;
+# docs/rates.md has the cases.
 DEFAULT_MAX_CHANGE = Decimal("1.5")
 
 KNOWN_RATE_SOURCES = ("ecb", "cbr", "er-api", "openexchangerates")

@@ -5,14 +5,14 @@ A rate is what one unit of a currency is worth in the tracker's currency.
 """
 
 import re
+from collections.abc import Sequence
 from datetime import date
 from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException
 from typing import NamedTuple
 
 MICRO = Decimal("0.000001")
 
-# Amounts at or above this are unreadable. Source: the contract; in micros (10^15) SQLite's 64-bit
-# sums hold nine thousand of the largest, and any real report.
+# Amounts at or above this are unreadable. Source: the contract.
 AMOUNT_LIMIT = 10**9
 
 # Wide enough that a product of an amount (15 digits) and a rate is exact before its one rounding:
@@ -20,12 +20,25 @@ AMOUNT_LIMIT = 10**9
 EXACT = Context(prec=120, rounding=ROUND_HALF_EVEN)
 
 # What an amount may be worth in the tracker's currency: its micros (10^18) still fit in SQLite's
-# 64-bit integers. Only a slip in a rate leads beyond.
+# 64-bit integers, one by one; sums of them go in halves (`sum_of_halves`). Only a slip in a rate
+# leads beyond.
 WORTH_LIMIT = 10**12
 
 # A rate outside of these is a slip of the keyboard or a broken feed: between the dearest and the
 # cheapest currency unit lie about six orders of magnitude, coins add five more.
 RATE_RANGE = (Decimal("1e-12"), Decimal("1e12"))
+
+# After a devaluation rates go on moving by several per cent a day; a slip, such as a lost decimal
+# point, a swapped column or the rate of ten units, repeats itself far closer than that or not at
+# all.
+SAME_WITHIN = Decimal("1.1")
+
+# Days in a row that must say the same before a jump is believed. Source: the contract's issue.
+DAYS_TO_BELIEVE = 3
+
+# Between two days of a source that follow each other: from the Thursday before Easter to the
+# Tuesday after it are five.
+DAYS_BETWEEN_AT_MOST = 5
 
 _AMOUNT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 _COMMA_AMOUNT = re.compile(r"([+-]?[0-9]*),([0-9]{1,2})")
@@ -52,6 +65,13 @@ class Priced(NamedTuple):
     day: date | None
     worth: Decimal | None
     rate: Rate | None
+
+
+class RefusedRate(NamedTuple):
+    """A rate that a source published for a day and that was not believed."""
+
+    value: Decimal
+    day: date
 
 
 class UnreadableRateError(ValueError):
@@ -105,6 +125,26 @@ def convert(amount: Decimal, rate: Decimal) -> Decimal:
     return round_to_micro(EXACT.multiply(amount, rate))
 
 
+def find_factor(one: Decimal, other: Decimal) -> Decimal:
+    """Give by how much two positive rates differ, as a factor of one or more."""
+    return EXACT.divide(max(one, other), min(one, other))
+
+
+def count_days_in_row(value: Decimal, day: date, refused: Sequence[RefusedRate]) -> int:
+    """Count the source's days up to this one that say the same; `refused`: newest first."""
+    seen = [value]
+    days = [day]
+    for earlier in refused:
+        if earlier.day >= days[-1]:
+            continue
+        is_next = (days[-1] - earlier.day).days <= DAYS_BETWEEN_AT_MOST
+        seen.append(earlier.value)
+        if not is_next or find_factor(max(seen), min(seen)) > SAME_WITHIN:
+            break
+        days.append(earlier.day)
+    return len(days)
+
+
 def to_micros(amount: Decimal) -> int:
     """Give an amount, already rounded to the micro, as whole micros."""
     return int(EXACT.scaleb(amount, 6))
@@ -113,6 +153,11 @@ def to_micros(amount: Decimal) -> int:
 def from_micros(micros: int) -> Decimal:
     """Give whole micros as an amount."""
     return EXACT.scaleb(Decimal(micros), -6).normalize(EXACT)
+
+
+def sum_of_halves(units: int | None, micros: int | None) -> Decimal:
+    """Give the sum that `schema.sum_sql` asks for, exactly; of no rows it is 0."""
+    return EXACT.add(Decimal(units or 0), EXACT.scaleb(Decimal(micros or 0), -6)).normalize(EXACT)
 
 
 def decimal_text(amount: Decimal) -> str:

@@ -14,6 +14,14 @@ def decimal_sql(column: str) -> str:
     return f"({sign} || rtrim(rtrim({digits}, '0'), '.'))"
 
 
+def sum_sql(column: str) -> str:
+    """Write the sum of a column of micros as two columns, for `rates.sum_of_halves`.
+
+    Ten amounts near the limit overflow SQLite's 64-bit sum, which raises; in halves millions fit.
+    """
+    return f"sum({column} / 1000000), sum({column} % 1000000)"
+
+
 _MIGRATION_1 = f"""
 -- One row: what this database was made for. Amounts are in this currency for ever.
 CREATE TABLE tracker (
@@ -212,8 +220,88 @@ LEFT JOIN campaigns ON campaigns.id = conversions.campaign_id
 LEFT JOIN offers ON offers.id = conversions.offer_id;
 """
 
+_MIGRATION_2 = """
+-- What a change was may be 'recomputed' now: the payout, or the cost, at another day's rate. And
+-- the rate of the cost stands beside it, so that recomputing loses nothing; null in older rows.
+-- SQLite cannot change a CHECK: the table is made anew, and its rows moved.
+CREATE TABLE conversion_history_2 (
+    conversion_id INTEGER NOT NULL REFERENCES conversions (id),
+    seq INTEGER NOT NULL,
+    at TEXT NOT NULL,
+    change TEXT NOT NULL CHECK (change IN ('recorded', 'updated', 'converted', 'recomputed')),
+    postback_id INTEGER,
+    status TEXT NOT NULL,
+    original_status TEXT,
+    tid TEXT NOT NULL,
+    amount_micros INTEGER,
+    currency TEXT,
+    payout_micros INTEGER,
+    rate TEXT,
+    rate_day TEXT,
+    rate_source TEXT,
+    cost_micros INTEGER,
+    cost_rate TEXT,
+    cost_rate_day TEXT,
+    cost_rate_source TEXT,
+    PRIMARY KEY (conversion_id, seq)
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO conversion_history_2 (
+    conversion_id, seq, at, change, postback_id, status, original_status, tid, amount_micros,
+    currency, payout_micros, rate, rate_day, rate_source, cost_micros)
+SELECT conversion_id, seq, at, change, postback_id, status, original_status, tid, amount_micros,
+    currency, payout_micros, rate, rate_day, rate_source, cost_micros
+FROM conversion_history;
+
+DROP TABLE conversion_history;
+
+ALTER TABLE conversion_history_2 RENAME TO conversion_history;
+
+-- What a source said and was not believed. `rate` is in the tracker's currency, '' where the
+-- document gave no usable number; `reason` is the sentence for people; `days_in_row`: for how many
+-- of the source's days, this one included, it had said the same. accepted_at: when it was taken
+-- after all, by hand or on the third day.
+CREATE TABLE refused_rates (
+    id INTEGER PRIMARY KEY,
+    currency TEXT NOT NULL,
+    day TEXT NOT NULL CHECK (day GLOB '????-??-??'),
+    source TEXT NOT NULL,
+    rate TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    days_in_row INTEGER NOT NULL CHECK (days_in_row >= 1),
+    created_at TEXT NOT NULL,
+    accepted_at TEXT,
+    UNIQUE (currency, source, day, rate)
+) STRICT;
+
+-- How it went when a source was last asked. `trouble` is the sentence, null where all went well;
+-- `answered_at` and `day` are of its last good document, null before the first.
+CREATE TABLE rate_sources (
+    source TEXT PRIMARY KEY,
+    asked_at TEXT NOT NULL,
+    answered_at TEXT,
+    day TEXT,
+    trouble TEXT
+) STRICT, WITHOUT ROWID;
+
+-- One row: who fetches the rates now, if anybody (the lease: a holder whose time has run out holds
+-- nothing), and when they are due again (null: at once). `asked` is a fingerprint of the sources
+-- that were asked last: others in the config are due at once. `tries`: how many times in a row
+-- it was tried without full success.
+CREATE TABLE rate_rounds (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    holder TEXT,
+    held_until TEXT,
+    due_at TEXT,
+    asked TEXT,
+    tries INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+INSERT INTO rate_rounds (id) VALUES (1);
+"""
+
 # One script per version, in order; a script that has shipped is never edited again.
-MIGRATIONS = (_MIGRATION_1,)
+MIGRATIONS = (_MIGRATION_1, _MIGRATION_2)
 
 
 class SchemaError(Exception):

@@ -16,6 +16,7 @@ from booking import Arrival, Outcome, Terms
 from config import ConfigWatch, Settings
 from proxies import find_client
 from query import Postback, secrets_pattern
+from rounds import RateKeeper
 from statuses import Policy, Verdict
 from storage import ClickRow, Storage, open_database, utc_text
 from writer import Commit, Committer, Job, Result, UnavailableError, Writer
@@ -67,6 +68,7 @@ class Service:
         self._committer = Committer(self._open_storage, self._housekeep)
         self._writer = Writer(self._committer)
         self._commit: Commit | None = None
+        self._rate_keeper = RateKeeper()
         self._filled_to_rate_id = -1
         self._has_opened = False
         self._healthy_until = 0.0
@@ -78,6 +80,7 @@ class Service:
         self._writer.close()
         if not self._writer.has_run:
             self._committer.leave_storage()
+        self._rate_keeper.close()
 
     def start(self) -> None:
         """Begin the housekeeping without waiting for a request, where a config is in force."""
@@ -189,3 +192,4 @@ class Service:
         last_rate_id = db.find_last_rate_id()
         if last_rate_id != self._filled_to_rate_id and booking.fill_in_waiting(db, now) == 0:
             self._filled_to_rate_id = last_rate_id
+        self._rate_keeper.look(db, orders.settings, now)

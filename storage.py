@@ -477,11 +477,13 @@ _COUNT_PARKED = """
 _ADD_HISTORY = """
     INSERT INTO conversion_history (
         conversion_id, seq, at, change, postback_id, status, original_status, tid, amount_micros,
-        currency, payout_micros, rate, rate_day, rate_source, cost_micros)
+        currency, payout_micros, rate, rate_day, rate_source, cost_micros,
+        cost_rate, cost_rate_day, cost_rate_source)
     SELECT id,
         (SELECT coalesce(max(seq), 0) + 1 FROM conversion_history WHERE conversion_id = c.id),
         ?, ?, ?, status, original_status, tid, amount_micros,
-        currency, payout_micros, rate, rate_day, rate_source, cost_micros
+        currency, payout_micros, rate, rate_day, rate_source, cost_micros,
+        cost_rate, cost_rate_day, cost_rate_source
     FROM conversions AS c WHERE id = ?
 """
 

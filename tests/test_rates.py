@@ -1,5 +1,8 @@
 """Money: read, rounded and converted to the micro, held against fractions."""
 
+import sqlite3
+from contextlib import closing
+from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 
@@ -7,14 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import schema
 from rates import (
+    EXACT,
+    RefusedRate,
     UnreadableRateError,
     convert,
+    count_days_in_row,
     decimal_text,
     from_micros,
     read_amount,
     read_currency,
     read_rate,
+    sum_of_halves,
     to_micros,
 )
 
@@ -120,3 +128,60 @@ def test_a_sum_is_the_same_in_any_order(amounts: list[int], random: "object") ->
     random.shuffle(shuffled)  # type: ignore[attr-defined]
 
     assert sum(map(from_micros, amounts)) == sum(map(from_micros, shuffled))
+
+
+signed_rates = st.decimals("0.000001", "1000000", allow_nan=False, places=12)
+
+
+@given(micros, signed_rates)
+def test_there_and_back_is_off_by_no_more_than_the_two_roundings_allow(
+    amount: int, rate: Decimal
+) -> None:
+    there = convert(from_micros(amount), rate)
+    back_rate = EXACT.divide(Decimal(1), rate)
+
+    back = to_micros(convert(there, back_rate))
+
+    # Half a micro there, worth half a micro times the way back, and half a micro back. The way
+    # back itself is cut off after 120 digits.
+    allowed = Fraction(1, 2) / Fraction(rate) + Fraction(1, 2) + Fraction(1, 10**60)
+    assert abs(back - amount) <= allowed
+
+
+@pytest.mark.parametrize("micros", [10**15 - 1, -(10**15) + 1, 10**18 - 1, -(10**18) + 1])
+def test_a_sum_of_a_million_amounts_near_the_limit_does_not_overflow(micros: int) -> None:
+    with closing(sqlite3.connect(":memory:")) as db:
+        question = (
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000)"
+            f" SELECT {schema.sum_sql('micros')} FROM (SELECT ? AS micros FROM n)"
+        )
+        halves = db.execute(question, (micros,)).fetchone()
+
+    # A million times so many millionths.
+    assert sum_of_halves(*halves) == micros
+    assert sum([from_micros(micros)] * 1000) == Fraction(micros) / 1000
+
+
+@given(st.lists(st.integers(-(10**18) + 1, 10**18 - 1), max_size=30))
+def test_a_sum_in_halves_is_the_sum(amounts: list[int]) -> None:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute("CREATE TABLE t (micros INTEGER)")
+        db.executemany("INSERT INTO t VALUES (?)", ((amount,) for amount in amounts))
+        halves = db.execute(f"SELECT {schema.sum_sql('micros')} FROM t").fetchone()
+
+    assert sum_of_halves(*halves) == Fraction(sum(amounts), 10**6)
+
+
+def test_days_in_a_row_that_say_the_same_are_counted_by_the_day() -> None:
+    def refused(day: int, value: str) -> RefusedRate:
+        return RefusedRate(Decimal(value), date(2026, 3, day))
+
+    def count(*earlier: RefusedRate) -> int:
+        return count_days_in_row(Decimal("2"), date(2026, 3, 10), earlier)
+
+    assert count() == 1
+    assert count(refused(9, "2.1"), refused(8, "1.95")) == 3
+    assert count(refused(9, "2.1"), refused(9, "1.95")) == 2
+    assert count(refused(9, "2.1"), refused(8, "1.9")) == 2
+    assert count(refused(5, "2")) == 2
+    assert count(refused(4, "2")) == 1

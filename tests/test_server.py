@@ -19,6 +19,8 @@ postback_key = "{KEY}"
 click_key = "cl1ck-key-of-the-tests"
 [postback]
 unknown_subid = "accept"
+[rates]
+source = "none"
 """
 
 

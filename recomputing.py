@@ -1,0 +1,172 @@
+"""What conversions would be worth at another day's rates, and booking it where that is wanted.
+
+Payouts never change because rates do; only this changes them, on request, and each change is a row
+of the conversion's history. The caller holds the transaction; nothing here commits.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from booking import price_at
+from rates import Priced, Rate, decimal_text, from_micros
+from storage import Storage, cost_worth_columns, payout_columns, utc_text
+
+# How many ids a transaction looks at: some 20 ms of the write lock, where all of them change.
+IDS_AT_ONCE = 300
+
+
+class Span(NamedTuple):
+    """The conversions in question, by creation, and the day whose rates count (None: their own)."""
+
+    since: str
+    until: str | None = None
+    day: date | None = None
+
+
+class Recomputed(NamedTuple):
+    """What one amount or cost was worth and would be, in the tracker's currency; decimals."""
+
+    conversion_id: int
+    subid: str
+    tid: str
+    kind: str
+    amount: str
+    currency: str
+    old_rate: str
+    old_rate_day: str
+    old_worth: str
+    rate: str
+    rate_day: str
+    rate_source: str
+    worth: str
+
+
+class _Amount(NamedTuple):
+    """An amount or a cost as it is booked; the fields are columns."""
+
+    micros: int
+    currency: str
+    day: str
+    worth_micros: int
+    rate: str
+    rate_day: str
+    rate_source: str
+
+
+class _Conversion(NamedTuple):
+    """What is converted of a conversion."""
+
+    id: int
+    subid: str
+    tid: str
+    amounts: Mapping[str, _Amount]
+
+
+_COLUMNS = {"payout": payout_columns, "cost": cost_worth_columns}
+
+
+def list_stretches(db: Storage, span: Span) -> Iterator[range]:
+    """Cut the ids of the conversions in question into stretches, a transaction each."""
+    row = db.db.execute(
+        "SELECT min(id), max(id) FROM conversions WHERE created_at >= ? AND created_at < ?",
+        (span.since, span.until or _BEHIND_EVERY_TIME),
+    )
+    first, last = row.fetchone()
+    if first is not None:
+        for start in range(first, last + 1, IDS_AT_ONCE):
+            yield range(start, min(start + IDS_AT_ONCE, last + 1))
+
+
+def recompute(db: Storage, span: Span, stretch: range) -> list[Recomputed]:
+    """Say what a stretch of conversions would be worth; writes nothing."""
+    return [
+        change
+        for conversion in _list_converted(db, span, stretch)
+        for change, _ in _price_anew(db, conversion, span.day)
+    ]
+
+
+def book_recomputed(db: Storage, span: Span, stretch: range, now: datetime) -> list[Recomputed]:
+    """Do the same and book it, with a row of history for each conversion that changes."""
+    at = utc_text(now)
+    changes: list[Recomputed] = []
+    for conversion in _list_converted(db, span, stretch):
+        priced = list(_price_anew(db, conversion, span.day))
+        if not priced:
+            continue
+        values: dict[str, Any] = {"updated_at": at}
+        for change, anew in priced:
+            values |= _COLUMNS[change.kind](anew)
+        db.change_conversion(conversion.id, values, {})
+        db.add_history(conversion.id, "recomputed", at, None)
+        changes += [change for change, _ in priced]
+    return changes
+
+
+def _price_anew(
+    db: Storage, conversion: _Conversion, day: date | None
+) -> Iterator[tuple[Recomputed, Priced]]:
+    for kind, booked in conversion.amounts.items():
+        own_day = date.fromisoformat(booked.day)
+        rate = db.find_rate(booked.currency, day or own_day)
+        if rate is None or rate.value == Decimal(booked.rate):
+            continue
+        unpriced = Priced(from_micros(booked.micros), booked.currency, own_day, None, None)
+        priced = price_at(unpriced, rate)
+        # Too large to keep at the other rate: it stays as it is.
+        if priced.worth is not None:
+            yield _describe(conversion, kind, booked, rate, priced.worth), priced
+
+
+def _describe(
+    conversion: _Conversion, kind: str, booked: _Amount, rate: Rate, worth: Decimal
+) -> Recomputed:
+    return Recomputed(
+        conversion_id=conversion.id,
+        subid=conversion.subid,
+        tid=conversion.tid,
+        kind=kind,
+        amount=decimal_text(from_micros(booked.micros)),
+        currency=booked.currency,
+        old_rate=booked.rate,
+        old_rate_day=booked.rate_day,
+        old_worth=decimal_text(from_micros(booked.worth_micros)),
+        rate=decimal_text(rate.value),
+        rate_day=str(rate.day),
+        rate_source=rate.source,
+        worth=decimal_text(worth),
+    )
+
+
+def _list_converted(db: Storage, span: Span, stretch: range) -> Iterator[_Conversion]:
+    values = {
+        "first": stretch.start,
+        "behind": stretch.stop,
+        "since": span.since,
+        "until": span.until or _BEHIND_EVERY_TIME,
+    }
+    for conversion_id, subid, tid, *columns in db.db.execute(_CONVERTED, values).fetchall():
+        halves = {"payout": _Amount(*columns[:7]), "cost": _Amount(*columns[7:])}
+        amounts = {
+            kind: amount
+            for kind, amount in halves.items()
+            # The tracker's own currency has no rates, and so never another.
+            if amount.worth_micros is not None
+        }
+        yield _Conversion(conversion_id, subid, tid, amounts)
+
+
+_BEHIND_EVERY_TIME = "~"
+
+_CONVERTED = """
+    SELECT conversions.id, subid, tid,
+        amount_micros, currency, amount_day, payout_micros, rate, rate_day, rate_source,
+        cost_amount_micros, cost_currency, cost_day, cost_micros, cost_rate, cost_rate_day,
+        cost_rate_source
+    FROM conversions JOIN clicks ON clicks.id = click_id
+    WHERE conversions.id >= :first AND conversions.id < :behind
+        AND conversions.created_at >= :since AND conversions.created_at < :until
+    ORDER BY conversions.id
+"""

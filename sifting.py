@@ -1,0 +1,178 @@
+"""Which of the fetched rates are believed: sources in turn, jumps refused, three days believed.
+
+What `feeds` read is held against the book (`ratebook`) and kept there. The caller holds the
+transaction; nothing here commits.
+"""
+
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import NamedTuple
+
+import ratebook
+from feeds import Sheet
+from ratebook import Refusal
+from rates import DAYS_TO_BELIEVE, Rate, count_days_in_row, decimal_text, find_factor
+from storage import Storage, utc_text
+
+# A source that fails is stood in for by the next one only when its last rates are older: an hour
+# without the first source must not change where a rate comes from. Source: the contract, which
+# has `check` speak up after as many days.
+DAYS_A_SOURCE_MAY_FAIL = 3
+
+
+class Answer(NamedTuple):
+    """What came of asking a source: a sheet, or the sentence why there is none."""
+
+    source: str
+    sheet: Sheet | None
+    trouble: str = ""
+
+
+class Yardstick(NamedTuple):
+    """What rates are held against: the tracker's currency, the largest believable move, now."""
+
+    tracker: str
+    max_change: Decimal
+    now: datetime
+
+
+class Sifted(NamedTuple):
+    """What came of an answer: how many rates are new, and a sentence for each new refusal."""
+
+    taken: int
+    believed: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+def sift(db: Storage, answers: Sequence[Answer], place: int, yardstick: Yardstick) -> Sifted:
+    """Keep what the source in one place of the turn answered: its rates, or its trouble."""
+    source, sheet, trouble = answers[place]
+    if sheet is None:
+        ratebook.note_trouble(db, source, trouble, yardstick.now)
+        return Sifted(0, (), ())
+    ratebook.note_answer(db, source, sheet.day, yardstick.now)
+    sieve = _Sieve(db, sheet, answers[place + 1 :], yardstick)
+    today = yardstick.now.date()
+    for currency in sorted({*sheet.rates, *sheet.flaws}):
+        if not _belongs_to_an_earlier(db, currency, answers[:place], today):
+            sieve.put(currency)
+    return Sifted(sieve.taken, tuple(sieve.believed), tuple(sieve.refused))
+
+
+def _belongs_to_an_earlier(
+    db: Storage, currency: str, earlier: Sequence[Answer], today: date
+) -> bool:
+    for source, sheet, _ in earlier:
+        if sheet is not None:
+            if currency in sheet.rates or currency in sheet.flaws:
+                return True
+            continue
+        standing = ratebook.find_standing_rate(db, currency, today)
+        oldest = today - timedelta(days=DAYS_A_SOURCE_MAY_FAIL)
+        if standing is not None and standing.source == source and standing.day >= oldest:
+            return True
+    return False
+
+
+class _Sieve:
+    """One sheet on its way into the book."""
+
+    def __init__(
+        self, db: Storage, sheet: Sheet, later: Sequence[Answer], yardstick: Yardstick
+    ) -> None:
+        self._db = db
+        self._sheet = sheet
+        self._later = later
+        self._yardstick = yardstick
+        self.taken = 0
+        self.believed: list[str] = []
+        self.refused: list[str] = []
+
+    def put(self, currency: str) -> None:
+        """Take a currency's rate into the book, or write down why it is not believed."""
+        source, day = self._sheet.source, self._sheet.day
+        if ratebook.has_rate(self._db, currency, day, source):
+            return
+        standing = ratebook.find_standing_rate(self._db, currency, day)
+        value = self._sheet.rates.get(currency)
+        if value is None:
+            self._refuse_flaw(currency, standing)
+            return
+        doubt = self._find_doubt(currency, value, standing)
+        if doubt is None:
+            self._take(currency, value)
+        else:
+            self._refuse_for_now(currency, value, standing, doubt)
+
+    def _find_doubt(self, currency: str, value: Decimal, standing: Rate | None) -> str | None:
+        max_change = self._yardstick.max_change
+        quoted = f"1 {currency} = {_brief(value)} {self._yardstick.tracker}"
+        if standing is None:
+            return self._find_disagreement(currency, value, quoted)
+        if find_factor(value, standing.value) <= max_change:
+            return None
+        return (
+            f"{quoted} is more than {max_change} times off {_brief(standing.value)}"
+            f" of {standing.day} ({standing.source})"
+        )
+
+    def _find_disagreement(self, currency: str, value: Decimal, quoted: str) -> str | None:
+        # The very first rate has nothing before it; another source of the same round is as good.
+        for answer in self._later:
+            other = answer.sheet.rates.get(currency) if answer.sheet is not None else None
+            if other is not None and find_factor(value, other) > self._yardstick.max_change:
+                return f"{quoted}, and {answer.source} says {_brief(other)}"
+        return None
+
+    def _take(self, currency: str, value: Decimal) -> None:
+        rate = Rate(value, self._sheet.day, self._sheet.source)
+        ratebook.add_rate(self._db, currency, rate, self._yardstick.now)
+        self.taken += 1
+
+    def _refuse_for_now(
+        self, currency: str, value: Decimal, standing: Rate | None, doubt: str
+    ) -> None:
+        source, day = self._sheet.source, self._sheet.day
+        since = _day_before_which_nothing_counts(standing)
+        refused = ratebook.list_refused_before(self._db, currency, source, day, since)
+        days = count_days_in_row(value, day, refused)
+        if days < DAYS_TO_BELIEVE:
+            self._write_refusal(currency, decimal_text(value), doubt, days)
+            return
+        self._take(currency, value)
+        ratebook.end_refusals(self._db, currency, source, day, self._yardstick.now)
+        self.believed.append(f"{source}, {day}: {doubt}; believed, as it says so for {days} days")
+
+    def _refuse_flaw(self, currency: str, standing: Rate | None) -> None:
+        since = _day_before_which_nothing_counts(standing)
+        days = 1 + ratebook.count_flawed_days(self._db, currency, self._sheet.source, since)
+        self._write_refusal(currency, "", f"{currency}: {self._sheet.flaws[currency]}", days)
+
+    def _write_refusal(self, currency: str, rate: str, reason: str, days: int) -> None:
+        source, day = self._sheet.source, self._sheet.day
+        at = utc_text(self._yardstick.now)
+        refusal = Refusal(currency, str(day), source, rate, reason, days, at)
+        if ratebook.add_refusal(self._db, refusal):
+            self.refused.append(f"{source}, {day}: {reason}; refused")
+
+
+def accept(db: Storage, currency: str, now: datetime) -> Rate | None:
+    """Take the refused rate of a currency after all; None where none is refused."""
+    refusal = ratebook.find_acceptable(db, currency)
+    if refusal is None:
+        return None
+    rate = Rate(Decimal(refusal.rate), date.fromisoformat(refusal.day), refusal.source)
+    ratebook.add_rate(db, currency, rate, now)
+    ratebook.end_refusals(db, currency, rate.source, rate.day, now)
+    return rate
+
+
+def _day_before_which_nothing_counts(standing: Rate | None) -> date:
+    # A rate that was believed breaks the row of refusals; one by hand says nothing of a source.
+    return date.min if standing is None or standing.source == "hand" else standing.day
+
+
+def _brief(rate: Decimal) -> str:
+    # For people; the book has all digits.
+    return decimal_text(Decimal(f"{rate:.8g}"))

@@ -1,0 +1,84 @@
+"""An older database is brought up to date with every row it held."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import schema
+from database import DatabaseError
+from storage import open_database
+
+ROWS_OF_VERSION_1 = """
+INSERT INTO clicks (id, subid, created_at) VALUES (1, 'c1', '2026-03-02T12:00:00.000Z');
+INSERT INTO conversions (id, click_id, tid, status, amount_micros, currency, amount_day,
+    payout_micros, rate, rate_day, rate_source, created_at, updated_at)
+VALUES (1, 1, 't1', 'sale', 10000000, 'EUR', '2026-03-02', 10876000, '1.0876', '2026-03-02',
+    'hand', '2026-03-02T12:00:00.000Z', '2026-03-02T12:00:00.000Z');
+INSERT INTO conversion_history (conversion_id, seq, at, change, postback_id, status, tid,
+    amount_micros, currency, payout_micros, rate, rate_day, rate_source)
+VALUES
+    (1, 1, '2026-03-02T12:00:00.000Z', 'recorded', 7, 'sale', 't1', 10000000, 'EUR', NULL, NULL,
+        NULL, NULL),
+    (1, 2, '2026-03-02T12:00:05.000Z', 'converted', NULL, 'sale', 't1', 10000000, 'EUR', 10876000,
+        '1.0876', '2026-03-02', 'hand');
+INSERT INTO rates (currency, day, source, rate, created_at)
+VALUES ('EUR', '2026-03-02', 'hand', '1.0876', '2026-03-02T12:00:00.000Z');
+"""
+
+
+@pytest.fixture
+def old_file(tmp_path: Path) -> Path:
+    path = tmp_path / "postback.db"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript(schema.MIGRATIONS[0] + ROWS_OF_VERSION_1)
+        db.execute("INSERT INTO tracker (id, currency) VALUES (1, 'USD')")
+        db.execute("PRAGMA user_version = 1")
+    return path
+
+
+def read_all(path: Path, table: str, columns: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute(f"SELECT {columns} FROM {table}").fetchall()
+
+
+def test_a_database_of_version_1_keeps_every_row(old_file: Path) -> None:
+    tables = ("clicks", "conversions", "rates", "tracker")
+    history = (
+        "conversion_id, seq, at, change, postback_id, status, original_status, tid, amount_micros,"
+        " currency, payout_micros, rate, rate_day, rate_source, cost_micros"
+    )
+    columns = {**dict.fromkeys(tables, "*"), "conversion_history": history}
+    before = {table: read_all(old_file, table, names) for table, names in columns.items()}
+
+    open_database(old_file, "USD").close()
+
+    after = {table: read_all(old_file, table, names) for table, names in columns.items()}
+    assert after == before
+    assert len(after["conversion_history"]) == 2
+
+
+def test_a_history_row_of_a_migrated_database_may_say_recomputed(old_file: Path) -> None:
+    with open_database(old_file, "USD") as db, db.transaction():
+        db.add_history(1, "recomputed", "2026-03-03T12:00:00.000Z", None)
+        assert db.db.execute("PRAGMA foreign_key_check").fetchall() == []
+        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+            db.add_history(1, "forgotten", "2026-03-03T12:00:00.000Z", None)
+
+    rows = read_all(old_file, "conversion_history", "seq, change, payout_micros")
+    assert rows[-1] == (3, "recomputed", 10876000)
+
+
+def test_a_migration_that_breaks_halfway_leaves_version_1_as_it_was(
+    old_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = schema.MIGRATIONS[1] + "INSERT INTO nowhere VALUES (1);"
+    monkeypatch.setattr(schema, "MIGRATIONS", (schema.MIGRATIONS[0], broken))
+
+    with pytest.raises(DatabaseError, match="nowhere"):
+        open_database(old_file, "USD")
+
+    assert len(read_all(old_file, "conversion_history", "seq")) == 2
+    with closing(sqlite3.connect(old_file)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)

@@ -1,0 +1,342 @@
+"""Who fetches, and when: one of all workers, in a process of its own, whatever is killed."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from live import live_server, wait_until
+from stand_in import StandIn, dripping, ecb_document, stand_in_server
+from stand_in import document as answer_with
+
+import ratebook
+import rounds
+import writer
+from config import Settings, load
+from ratebook import Round
+from rounds import RateKeeper, find_next_publication, find_retry, is_due, take_lease
+from storage import open_database, utc_text
+
+KEY = "s3cret-key-of-the-tests"
+# A worker looks with every tick of its housekeeping, takes the lease, and starts at the next.
+SECONDS_TO_START = 2 * writer.TICK_SECONDS + 1
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def services() -> Iterator[StandIn]:
+    with stand_in_server() as stand_in:
+        yield stand_in
+
+
+def write_config(directory: Path, services: StandIn, source: str = "ecb") -> Settings:
+    path = directory / "config.ini.php"
+    path.write_text(f"""\
+;<?php exit; ?>
+[system]
+postback_key = "{KEY}"
+[postback]
+unknown_subid = "accept"
+[rates]
+source = "{source}"
+ecb_url = "{services.url}/ecb"
+""")
+    return load(path)
+
+
+def serve_todays_rates(services: StandIn, rate: str = "1.08") -> None:
+    today = datetime.now(UTC).date()
+    services.serve("/ecb", answer_with(ecb_document(today, {"USD": rate})))
+
+
+def ask(directory: Path, question: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(directory / "postback.db")) as db:
+        return db.execute(question).fetchall()
+
+
+# In the service
+
+
+def test_the_service_fetches_once_for_all_workers_and_converts_what_waited(
+    tmp_path: Path, services: StandIn
+) -> None:
+    serve_todays_rates(services)
+    write_config(tmp_path, services)
+
+    with live_server(tmp_path, "--workers", "3") as server:
+        server.get(f"/{KEY}/postback?subid=c1&payout=10&currency=eur")
+        wait_until(
+            lambda: (
+                ask(tmp_path, "SELECT payout, rate_source FROM conversions_view")
+                == [("10.8", "ecb")]
+            ),
+            "the amount to be converted",
+        )
+        # Every worker has looked again by then, and some more than once.
+        time.sleep(SECONDS_TO_START)
+
+    assert services.asked == ["/ecb"]
+    assert "rates from ecb: 1 of " in server.read_log()
+    history = ask(tmp_path, "SELECT change, payout_micros, rate_source FROM conversion_history")
+    assert history in (
+        [("recorded", None, None), ("converted", 10_800_000, "ecb")],
+        [("recorded", 10_800_000, "ecb")],
+    )
+
+
+def test_nothing_is_fetched_where_the_source_is_none_until_the_config_names_one(
+    tmp_path: Path, services: StandIn
+) -> None:
+    serve_todays_rates(services)
+    write_config(tmp_path, services, "none")
+
+    with live_server(tmp_path) as server:
+        time.sleep(SECONDS_TO_START)
+        assert services.asked == []
+
+        write_config(tmp_path, services, "ecb")
+        wait_until(lambda: services.asked == ["/ecb"], "the source to be asked")
+        wait_until(lambda: "1 of " in server.read_log(), "the rate to be taken")
+
+
+def test_postbacks_are_answered_and_the_service_stops_while_a_source_hangs(
+    tmp_path: Path, services: StandIn
+) -> None:
+    services.serve("/ecb", dripping(services))
+    write_config(tmp_path, services)
+
+    with live_server(tmp_path) as server:
+        wait_until(lambda: services.asked == ["/ecb"], "the source to be asked")
+        answer = server.get(f"/{KEY}/postback?subid=c1&payout=10&currency=eur")
+        begun = time.monotonic()
+        status = server.stop()
+
+    assert answer.endswith(b"\r\n\r\nSuccess")
+    assert status == 0
+    assert time.monotonic() - begun < 5
+    assert find_processes_in(tmp_path) == []
+
+
+def test_a_bare_gunicorn_fetches_too(tmp_path: Path, services: StandIn) -> None:
+    serve_todays_rates(services)
+    write_config(tmp_path, services)
+
+    with live_server(tmp_path, "--worker-class", "sync", "--config", os.devnull) as server:
+        server.get(f"/{KEY}/postback?subid=c1&payout=10&currency=eur")
+        wait_until(lambda: services.asked == ["/ecb"], "the source to be asked")
+
+
+def find_processes_in(directory: Path) -> list[Path]:
+    """List the processes that work in a directory."""
+    return [path for path in Path("/proc").glob("[0-9]*") if works_in(path, directory)]
+
+
+def works_in(process: Path, directory: Path) -> bool:
+    try:
+        return (process / "cwd").readlink() == directory
+    except OSError:
+        return False
+
+
+# The lease
+
+
+class Worker:
+    """A worker's keeper and its own look at the database."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.keeper = RateKeeper()
+        self.path = path
+        self.settings = settings
+
+    def look(self, times: int = 1) -> None:
+        with open_database(self.path, "USD") as db:
+            for _ in range(times):
+                with db.transaction():
+                    self.keeper.look(db, self.settings, datetime.now(UTC))
+
+
+@pytest.fixture
+def new_worker(
+    tmp_path: Path, services: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], Worker]]:
+    monkeypatch.setattr(rounds, "LOOK_SECONDS", 0.0)
+    settings = write_config(tmp_path, services)
+    made: list[Worker] = []
+
+    def make() -> Worker:
+        made.append(Worker(tmp_path / "postback.db", settings))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.keeper.close()
+
+
+def read_round(path: Path) -> Round:
+    with open_database(path, "USD") as db:
+        return ratebook.read_round(db)
+
+
+def test_of_two_workers_one_fetches(
+    new_worker: Callable[[], Worker], services: StandIn, tmp_path: Path
+) -> None:
+    serve_todays_rates(services)
+    one, other = new_worker(), new_worker()
+
+    for worker in (one, other, one, other, other, one):
+        worker.look()
+    wait_until(lambda: ask(tmp_path, "SELECT count(*) FROM rates") == [(1,)], "the rate")
+    wait_until(lambda: read_round(one.path).holder is None, "the end of the round")
+    other.look(times=3)
+
+    assert services.asked == ["/ecb"]
+
+
+def test_a_fetch_that_is_killed_leaves_a_lease_that_runs_out(
+    new_worker: Callable[[], Worker],
+    services: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(rounds, "LEASE_SECONDS", 2.0)
+    monkeypatch.setattr(rounds, "FIRST_RETRY_SECONDS", 0.1)
+    services.serve("/ecb", dripping(services))
+    worker, other = new_worker(), new_worker()
+    worker.look(times=2)
+    wait_until(lambda: services.asked == ["/ecb"], "the source to be asked")
+
+    process = worker.keeper._runner._process  # type: ignore[union-attr]
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    serve_todays_rates(services)
+    other.look(times=3)
+    assert services.asked == ["/ecb"]
+
+    wait_until(lambda: looks_until_rates(other, tmp_path), "another worker to take over")
+    assert services.asked == ["/ecb", "/ecb"]
+    assert "fetching rates broke off: status -9" in caplog.text
+
+
+def looks_until_rates(worker: Worker, directory: Path) -> bool:
+    worker.look()
+    return ask(directory, "SELECT count(*) FROM rates") == [(1,)]
+
+
+def test_a_fetch_that_hangs_is_killed_by_its_worker(
+    new_worker: Callable[[], Worker],
+    services: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(rounds, "CHILD_SECONDS", 1.0)
+    services.serve("/ecb", dripping(services))
+    worker = new_worker()
+    worker.look(times=2)
+    wait_until(lambda: worker.keeper._runner is not None, "the runner")
+    runner = worker.keeper._runner
+    assert runner is not None
+    wait_until(lambda: runner._process is not None, "the process")
+    process = runner._process
+    assert process is not None
+
+    # Not even its own alarm rings while it is stopped.
+    os.kill(process.pid, signal.SIGSTOP)
+
+    wait_until(lambda: process.poll() == -signal.SIGKILL, "the process to be killed")
+    wait_until(lambda: "it took more than 1 seconds" in caplog.text, "the sentence")
+
+
+def test_a_fetch_whose_worker_is_gone_ends_itself(services: StandIn, tmp_path: Path) -> None:
+    settings = write_config(tmp_path, services)
+    services.serve("/ecb", dripping(services))
+    script = "import fetching, sys; fetching.ALARM_SECONDS = 1; sys.exit(fetching.main())"
+    errand = rounds.write_errand(settings, "token")
+    begun = time.monotonic()
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=json.dumps(errand._asdict()),
+        text=True,
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == -signal.SIGALRM
+    assert time.monotonic() - begun < 10
+
+
+# The schedule
+
+
+EMPTY = Round(None, None, None, None, 0)
+
+
+def test_rates_are_due_at_first_and_when_the_sources_change(
+    tmp_path: Path, services: StandIn
+) -> None:
+    settings = write_config(tmp_path, services)
+    assert is_due(EMPTY, settings, NOON)
+    taken = take_lease(EMPTY, settings, NOON, "token")
+    ended = taken._replace(holder=None, held_until=None, due_at=utc_text(NOON + timedelta(hours=3)))
+
+    assert not is_due(taken, settings, NOON)
+    assert not is_due(ended, settings, NOON)
+    assert is_due(ended, settings, NOON + timedelta(hours=3))
+    other = write_config(tmp_path, services, "ecb,cbr")
+    assert is_due(ended, other, NOON)
+    assert not is_due(taken, other, NOON)
+    assert not is_due(EMPTY, write_config(tmp_path, services, "none"), NOON)
+
+
+def test_a_clock_that_was_wrong_holds_nothing_up(tmp_path: Path, services: StandIn) -> None:
+    settings = write_config(tmp_path, services)
+    ahead = take_lease(EMPTY, settings, NOON + timedelta(days=900), "token")
+
+    assert is_due(ahead, settings, NOON)
+
+
+def test_tries_come_ever_later_and_then_wait_for_the_next_publication() -> None:
+    midnight = datetime(2026, 3, 2, 0, 0, tzinfo=UTC)
+    waits = [
+        (find_retry(midnight, tries, ("ecb",)) - midnight).total_seconds() for tries in range(1, 15)
+    ]
+
+    for tries, wait in enumerate(waits[:12], 1):
+        whole = min(60 * 2 ** (tries - 1), 3600)
+        assert 0.75 * whole <= wait <= 1.25 * whole
+    for wait in waits[12:]:
+        assert 15 * 3600 <= wait <= 15.6 * 3600
+
+
+@pytest.mark.parametrize(
+    ("sources", "now", "earliest"),
+    [
+        (("ecb",), "12:00", "15:10"),
+        (("ecb",), "15:10", "17:10"),
+        (("ecb", "cbr"), "12:00", "13:30"),
+        (("er-api",), "23:00", "00:30"),
+    ],
+)
+def test_after_a_round_the_next_publication_is_waited_for(
+    sources: tuple[str, ...], now: str, earliest: str
+) -> None:
+    at = datetime.fromisoformat(f"2026-03-02T{now}:00+00:00")
+
+    due = {find_next_publication(at, sources) for _ in range(50)}
+
+    first = min(due).time().isoformat("minutes")
+    assert earliest <= first
+    assert max(due) - min(due) <= timedelta(minutes=20)
+    assert len(due) > 1
