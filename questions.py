@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import ratebook
 import schema
 from database import BUSY_TIMEOUT_SECONDS, DatabaseError
 
@@ -277,6 +278,14 @@ class Questions:
             known = rates.get(currency, CurrencyRate(currency))
             rates[currency] = known._replace(waiting=waiting)
         return [rates[currency] for currency in sorted(rates)]
+
+    def list_refused_rates(self) -> list[ratebook.Refusal]:
+        """List the newest refusal of each currency that stands."""
+        return ratebook.list_standing_refusals(self._db)
+
+    def list_rate_sources(self) -> list[ratebook.SourceState]:
+        """List how asking each source of rates went last."""
+        return ratebook.list_sources(self._db)
 
     def count_waiting(self) -> dict[str, int]:
         """Count the conversions that wait for a rate, by currency."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import display
+from commands import fetched_rates
 from commands.options import Subparsers, add_command, add_json
 from commands.tracker import RefusedError, find_config_path, load_settings, reading
 from config import ConfigError, Settings
@@ -103,7 +104,7 @@ def find_all(args: argparse.Namespace, now: datetime) -> Iterator[Finding]:
             yield Finding(Level.OK, "database", f"{settings.db_path} can be read")
             yield from _check_database(questions, settings)
             yield from _check_traffic(questions, now)
-            yield from _check_rates(questions, settings, now.date())
+            yield from _check_rates(questions, settings, now)
     except (DatabaseError, RefusedError) as error:
         yield Finding(Level.PROBLEM, "database", str(error))
 
@@ -222,8 +223,8 @@ def _judge_tally(check: str, tally: Tally, sentence: str) -> Finding:
     return Finding(level, check, f"{tally.total} in all, {tally.recent} in 24 hours: {sentence}")
 
 
-def _check_rates(questions: Questions, settings: Settings, today: date) -> Iterator[Finding]:
-    rates = questions.list_rates(today.isoformat())
+def _check_rates(questions: Questions, settings: Settings, now: datetime) -> Iterator[Finding]:
+    rates = questions.list_rates(now.date().isoformat())
     waiting: Mapping[str, int] = {rate.currency: rate.waiting for rate in rates if rate.waiting}
     for currency, count in waiting.items():
         yield Finding(
@@ -234,11 +235,31 @@ def _check_rates(questions: Questions, settings: Settings, today: date) -> Itera
         )
     ages = [rate.age_days for rate in rates if rate.source != "hand" and rate.age_days is not None]
     if settings.rate_sources and ages and min(ages) > OLD_RATE_DAYS:
-        yield Finding(
-            Level.PROBLEM,
-            "rates",
-            f"the newest fetched rate is {min(ages)} days old: see the service's log, or set"
-            " rates by hand",
-        )
+        yield _judge_old_rates(questions, min(ages), now)
     elif not waiting:
         yield Finding(Level.OK, "rates", f"{len(rates)} known, nothing waits for one")
+    yield from _check_sources(questions, settings)
+
+
+def _judge_old_rates(questions: Questions, age: int, now: datetime) -> Finding:
+    yesterday = utc_text(now - timedelta(days=1))
+    answered = [state.answered_at or "" for state in questions.list_rate_sources()]
+    if any(at > yesterday for at in answered):
+        # Around Easter the ECB publishes nothing for five days.
+        message = f"the newest fetched rate is {age} days old: the sources publish no newer one"
+        return Finding(Level.WARNING, "rates", message)
+    message = (
+        f"the newest fetched rate is {age} days old: see the service's log, run `postback rates"
+        " update`, or set rates by hand"
+    )
+    return Finding(Level.PROBLEM, "rates", message)
+
+
+def _check_sources(questions: Questions, settings: Settings) -> Iterator[Finding]:
+    states = questions.list_rate_sources()
+    for sentence in fetched_rates.describe_troubles(settings, states):
+        yield Finding(Level.WARNING, "rates", sentence)
+    for refusal in questions.list_refused_rates():
+        told = fetched_rates.describe_refusal(refusal)
+        mend = f": `postback rates accept {refusal.currency}` takes it" if refusal.rate else ""
+        yield Finding(Level.WARNING, "rates", f"{told}{mend}")

@@ -1,10 +1,13 @@
 """`postback rates`: what other currencies are worth in the tracker's."""
 
 import argparse
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import booking
 import display
+from commands import fetched_rates
 from commands.options import FORMATS, Subparsers, add_command, add_family, add_json
 from commands.tracker import RefusedError, load_settings, reading, writing
 from config import Settings
@@ -19,12 +22,13 @@ COLUMNS = (
     Column("source", Kind.WORD),
     Column("age_days", Kind.WORD),
     Column("waiting", Kind.WORD),
+    Column("refused", Kind.SENTENCE),
 )
 NOTHING = "No rate is known, and no conversion waits for one."
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add `rates set`, `rates unset` and `rates show`."""
+    """Add `rates set`, `rates unset`, `rates show`, and those about fetched rates."""
     family = add_family(subparsers, "rates", "what other currencies are worth")
     setting = add_command(
         family,
@@ -49,11 +53,12 @@ def add_parser(subparsers: Subparsers) -> None:
         family,
         "show",
         run_show,
-        "show the rates in force, their age, and how many conversions wait for one",
+        "show the rates in force, their age, what waits for one, and what was refused",
         "postback rates show",
         more=FORMATS,
     )
     add_json(showing)
+    fetched_rates.add_parsers(family)
 
 
 def run_set(args: argparse.Namespace) -> int:
@@ -92,13 +97,29 @@ def run_unset(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Show the rates."""
+    settings = load_settings(args)
     today = datetime.now(UTC).date().isoformat()
-    with reading(load_settings(args)) as questions:
+    with reading(settings) as questions:
         rates = questions.list_rates(today)
+        refused = {refusal.currency: refusal for refusal in questions.list_refused_rates()}
+        states = questions.list_rate_sources()
+    known = {rate.currency: rate for rate in rates}
+    for currency in refused:
+        known.setdefault(currency, CurrencyRate(currency))
+    rows = [
+        {
+            **known[currency]._asdict(),
+            "refused": fetched_rates.describe_refusal(refused.get(currency)),
+        }
+        for currency in sorted(known)
+    ]
     if args.json:
-        display.print_json(rate._asdict() for rate in rates)
-    else:
-        display.print_table(COLUMNS, map(_build_cells, rates), NOTHING)
+        display.print_json(rows)
+        return 0
+    display.print_table(COLUMNS, map(_build_cells, rows), NOTHING)
+    if display.is_terminal():
+        for sentence in fetched_rates.describe_sources(settings, states):
+            display.say(sentence)
     return 0
 
 
@@ -111,5 +132,5 @@ def _read_foreign_currency(text: str, settings: Settings) -> str:
     return currency
 
 
-def _build_cells(rate: CurrencyRate) -> list[str]:
-    return ["" if value is None else str(value) for value in rate]
+def _build_cells(row: Mapping[str, Any]) -> list[str]:
+    return ["" if value is None else str(value) for value in row.values()]
