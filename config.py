@@ -1,4 +1,4 @@
-"""What config.ini.php means: its settings, kept in force while the file changes, and edited."""
+"""What config.ini.php means: from the text of the file to the settings."""
 
 from __future__ import annotations
 
@@ -6,43 +6,22 @@ import contextlib
 import difflib
 import importlib.metadata
 import ipaddress
-import logging
 import os
 import re
-import secrets
 import stat
-import tempfile
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias
 from urllib.parse import urlsplit
 
-from php_ini import WORDS, Entry, Ini, IniError, Note, is_plain, parse_ini
-
-__all__ = [
-    "ConfigError",
-    "ConfigWatch",
-    "Ini",
-    "OldKey",
-    "Settings",
-    "example_text",
-    "find_config",
-    "load",
-    "parse_ini",
-    "rotate_key",
-    "write_new",
-]
+from php_ini import WORDS, Entry, Ini, IniError, Note, parse_ini
 
 Proxies: TypeAlias = "tuple[IPv4Network | IPv6Network, ...]"
-
-log = logging.getLogger("postback.config")
 
 DEFAULT_CURRENCY = "USD"
 DEFAULT_PUBLIC_URL = "http://127.0.0.1:8000"
@@ -63,14 +42,6 @@ MAX_PARK_DAYS = 36500
 
 # A real file has a few kilobytes. The bound keeps a path such as /dev/zero from filling memory.
 MAX_FILE_BYTES = 1024 * 1024
-
-# File systems stamp changes in steps of up to two seconds (FAT); within that time an unchanged
-# stamp does not prove an unchanged file.
-STAMP_SECONDS = 2.0
-
-# Long enough for an editor that truncates and then writes in place, short enough for a request
-# to wait. A file that still differs after it is left for the next check.
-SETTLE_SECONDS = 0.01
 
 KNOWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "system": (
@@ -207,13 +178,13 @@ class Settings:
 
 def find_config(environ: Mapping[str, str]) -> Path:
     """Return the absolute path of the config file: POSTBACK_CONFIG, or the working directory's."""
-    return _absolute(Path(environ.get("POSTBACK_CONFIG") or "config.ini.php"))
+    return absolute(Path(environ.get("POSTBACK_CONFIG") or "config.ini.php"))
 
 
 def load(path: Path) -> Settings:
     """Read the file; raise ConfigError where it cannot be read, is refused, or has no key."""
-    path = _absolute(path)
-    return _settings(path, _read_file(path))
+    path = absolute(path)
+    return judge_settings(path, read_file(path))
 
 
 def example_text() -> str:
@@ -228,11 +199,13 @@ def example_text() -> str:
     raise ConfigError(f"{beside.name} is missing; install the package again.")
 
 
-def _absolute(path: Path) -> Path:
+def absolute(path: Path) -> Path:
+    """Make a path absolute, links left as they are."""
     return Path(os.path.abspath(path))  # resolve() would follow links
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """Read a config file whole; ConfigError where it is none or cannot be read."""
     try:
         # Opening a pipe would wait for its writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -240,21 +213,23 @@ def _read_file(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as problem:
-        raise ConfigError(f"{path} cannot be read: {_reason(problem)}.") from None
+        raise ConfigError(f"{path} cannot be read: {name_reason(problem)}.") from None
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; it is no config file.")
     return content
 
 
-def _reason(problem: OSError | ValueError) -> str:
+def name_reason(problem: OSError | ValueError) -> str:
+    """Say why, without the path that the sentence around it names."""
     return str(getattr(problem, "strerror", None) or problem)
 
 
 # From text to settings.
 
 
-def _settings(path: Path, content: bytes) -> Settings:
-    sheet = _Sheet(path, _parsed(path, content.decode("utf-8", "surrogateescape")))
+def judge_settings(path: Path, content: bytes) -> Settings:
+    """Read the settings out of a file's content, its warnings with them."""
+    sheet = Sheet(path, parse_text(path, content.decode("utf-8", "surrogateescape")))
     if not _GUARD.match(content.decode("latin-1").removeprefix("\xef\xbb\xbf")):
         sheet.warn(
             1,
@@ -266,26 +241,27 @@ def _settings(path: Path, content: bytes) -> Settings:
     return replace(settings, warnings=sheet.all_warnings())
 
 
-def _parsed(path: Path, text: str) -> Ini:
+def parse_text(path: Path, text: str) -> Ini:
+    """Read INI text; ConfigError with the line where PHP refuses it."""
     try:
         return parse_ini(text, os.environ)
     except IniError as refusal:
         raise ConfigError(f"{path}, line {refusal.line}: {refusal.sentence}") from None
 
 
-def _read_settings(sheet: _Sheet) -> Settings:
+def _read_settings(sheet: Sheet) -> Settings:
     postback_key = _postback_key(sheet)
     settings = Settings(
         path=sheet.path,
         postback_key=postback_key,
-        old_keys=_old_keys(sheet),
+        old_keys=read_old_keys(sheet),
         pixel_key=sheet.secret("pixel_key"),
         click_key=sheet.secret("click_key"),
         currency=_currency(sheet),
         public_url=_url(sheet, "system", "public_url") or DEFAULT_PUBLIC_URL,
         public_url_is_set=bool(sheet.text("system", "public_url", "")),
         trusted_proxies=_trusted_proxies(sheet),
-        db_path=_absolute(sheet.path.parent / sheet.text("db", "path", DEFAULT_DB_PATH)),
+        db_path=absolute(sheet.path.parent / sheet.text("db", "path", DEFAULT_DB_PATH)),
         unknown_subid=sheet.choice("postback", "unknown_subid", UNKNOWN_SUBID_WAYS),
         park_days=_park_days(sheet),
         repeats=sheet.choice("postback", "repeats", REPEATS_WAYS),
@@ -300,18 +276,21 @@ def _read_settings(sheet: _Sheet) -> Settings:
     return settings
 
 
-class _Sheet:
+class Sheet:
     """The entries of one file while they become settings, and what there is to say about them."""
 
     def __init__(self, path: Path, ini: Ini) -> None:
+        """Take a file that was parsed."""
         self.path = path
         self.ini = ini
         self._warnings = [(n.line, n.sentence) for n in ini.warnings if _matters(n)]
 
     def refuse(self, entry: Entry, sentence: str) -> NoReturn:
+        """Raise ConfigError about an entry."""
         raise ConfigError(f"{self.path}, line {entry.line}: {_place(entry)} {sentence}")
 
     def warn(self, line: int, sentence: str) -> None:
+        """Keep a warning about a line."""
         self._warnings.append((line, sentence))
 
     def all_warnings(self) -> tuple[str, ...]:
@@ -320,6 +299,7 @@ class _Sheet:
         return tuple(dict.fromkeys(f"line {line}: {sentence}" for line, sentence in ordered))
 
     def entry(self, section: str | None, key: str) -> Entry | None:
+        """Find an entry that is a plain value."""
         entry = self.ini.entry(section, key)
         if entry and entry.in_list:
             self.refuse(entry, "is written as a list; write one value, without brackets.")
@@ -337,16 +317,19 @@ class _Sheet:
         return (entry.value.strip() if entry else "") or default
 
     def optional(self, section: str, key: str) -> str:
+        """Read a text that may be empty."""
         entry = self.entry(section, key)
         return entry.value.strip() if entry else ""
 
     def choice(self, section: str, key: str, ways: tuple[str, ...]) -> str:
+        """Read one of some words; the first of them is the default."""
         value = self.text(section, key, ways[0])
         if value.lower() not in ways:
             self.refuse_value(section, key, f"write {_either(ways)}")
         return value.lower()
 
     def refuse_value(self, section: str, key: str, advice: str) -> NoReturn:
+        """Raise ConfigError that quotes a value and says what to write instead."""
         entry = self.ini.entry(section, key)
         assert entry is not None  # a default is never refused
         self.refuse(entry, f"is {entry.word or entry.value!r}; {advice}.")
@@ -360,12 +343,14 @@ class _Sheet:
         return [part.strip() for part in value.split(",") if part.strip()]
 
     def secret(self, key: str) -> bytes:
+        """Read a key of [system] that may be left out."""
         entry = self.entry("system", key)
         if not entry or not entry.value:
             return b""
         return self.key_bytes(entry)
 
     def key_bytes(self, entry: Entry) -> bytes:
+        """Give a key as the bytes that a path is compared with."""
         if entry.word and entry.key in _TAKES_WORDS:
             self.warn(entry.line, f'{_place(entry)} is a bare word that PHP reads as "1".')
         key = entry.value.encode("utf-8", "surrogateescape")
@@ -397,7 +382,7 @@ def _either(ways: tuple[str, ...]) -> str:
 # Keys.
 
 
-def _key_entry(sheet: _Sheet) -> Entry:
+def find_key_entry(sheet: Sheet) -> Entry:
     """Find the key: in [system], else above the first section, else in the last section with it."""
     places = [e.section for e in sheet.ini.entries if e.key == "postback_key"]
     sections = [section for section in sheet.ini.values if section in places]
@@ -414,8 +399,8 @@ def _key_entry(sheet: _Sheet) -> Entry:
     )
 
 
-def _postback_key(sheet: _Sheet) -> bytes:
-    entry = _key_entry(sheet)
+def _postback_key(sheet: Sheet) -> bytes:
+    entry = find_key_entry(sheet)
     if not entry.value and entry.word:
         sheet.refuse(
             entry,
@@ -430,22 +415,23 @@ def _postback_key(sheet: _Sheet) -> bytes:
     return sheet.key_bytes(entry)
 
 
-def _old_keys_entry(sheet: _Sheet) -> Entry | None:
+def find_old_keys_entry(sheet: Sheet) -> Entry | None:
     """Find the old keys: in [system], else where the key itself stands."""
     return sheet.entry("system", "postback_key_old") or sheet.entry(
-        _key_entry(sheet).section, "postback_key_old"
+        find_key_entry(sheet).section, "postback_key_old"
     )
 
 
-def _old_keys(sheet: _Sheet) -> tuple[OldKey, ...]:
-    entry = _old_keys_entry(sheet)
+def read_old_keys(sheet: Sheet) -> tuple[OldKey, ...]:
+    """Read the keys that are, or were, accepted beside the present one."""
+    entry = find_old_keys_entry(sheet)
     if not entry or entry.word:
         return ()
     parts = [part.strip() for part in entry.value.split(",")]
     return tuple(_old_key(sheet, entry, part) for part in parts if part)
 
 
-def _old_key(sheet: _Sheet, entry: Entry, part: str) -> OldKey:
+def _old_key(sheet: Sheet, entry: Entry, part: str) -> OldKey:
     found = _OLD_KEY.fullmatch(part)
     if not found:
         sheet.refuse(entry, "holds something else than KEY or KEY until 2026-12-31, with commas.")
@@ -462,7 +448,7 @@ def _old_key(sheet: _Sheet, entry: Entry, part: str) -> OldKey:
         sheet.refuse(entry, f"has a bad date{shown} behind 'until'; write it like 2026-12-31.")
 
 
-def _refuse_shared_keys(sheet: _Sheet, settings: Settings) -> None:
+def _refuse_shared_keys(sheet: Sheet, settings: Settings) -> None:
     """Keep the keys apart: a pixel shows its key, and networks know the postback keys."""
     booking = {settings.postback_key, *(old.key for old in settings.old_keys)}
     for name in ("pixel_key", "click_key"):
@@ -479,14 +465,14 @@ def _refuse_shared_keys(sheet: _Sheet, settings: Settings) -> None:
 # Other values.
 
 
-def _currency(sheet: _Sheet) -> str:
+def _currency(sheet: Sheet) -> str:
     value = sheet.text("system", "currency", DEFAULT_CURRENCY).upper()
     if not re.fullmatch(r"[A-Z]{3}", value):
         sheet.refuse_value("system", "currency", "write three letters, such as 'USD'")
     return value
 
 
-def _url(sheet: _Sheet, section: str, key: str) -> str:
+def _url(sheet: Sheet, section: str, key: str) -> str:
     """Return a http or https address without trailing slash, empty where there is none."""
     value = sheet.optional(section, key) if section == "rates" else sheet.text(section, key, "")
     if value and not _is_url(value, may_have_query=section == "rates"):
@@ -514,7 +500,7 @@ def _is_url(value: str, *, may_have_query: bool) -> bool:
     )
 
 
-def _trusted_proxies(sheet: _Sheet) -> Proxies:
+def _trusted_proxies(sheet: Sheet) -> Proxies:
     networks = []
     for part in sheet.words("system", "trusted_proxies", DEFAULT_TRUSTED_PROXIES) or ():
         try:
@@ -529,7 +515,7 @@ def _trusted_proxies(sheet: _Sheet) -> Proxies:
     return tuple(networks)
 
 
-def _park_days(sheet: _Sheet) -> int:
+def _park_days(sheet: Sheet) -> int:
     value = sheet.text("postback", "park_days", str(DEFAULT_PARK_DAYS))
     if not re.fullmatch(r"[0-9]{1,5}", value) or not 1 <= int(value) <= MAX_PARK_DAYS:
         sheet.refuse_value(
@@ -538,14 +524,14 @@ def _park_days(sheet: _Sheet) -> int:
     return int(value)
 
 
-def _switch(sheet: _Sheet, section: str, key: str) -> bool:
+def _switch(sheet: Sheet, section: str, key: str) -> bool:
     value = sheet.optional(section, key).lower()
     if WORDS.get(value, value) not in ("1", "0", ""):
         sheet.refuse_value(section, key, "write 'yes' or 'no'")
     return WORDS.get(value, value) == "1"
 
 
-def _rate_sources(sheet: _Sheet) -> tuple[str, ...]:
+def _rate_sources(sheet: Sheet) -> tuple[str, ...]:
     sources = sheet.words("rates", "source", DEFAULT_RATE_SOURCES) or ()
     if any(source not in KNOWN_RATE_SOURCES for source in sources):
         advice = "write 'none', or a comma list of " + _either(KNOWN_RATE_SOURCES)
@@ -556,7 +542,7 @@ def _rate_sources(sheet: _Sheet) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sources))
 
 
-def _rate_urls(sheet: _Sheet) -> Mapping[str, str]:
+def _rate_urls(sheet: Sheet) -> Mapping[str, str]:
     urls = {}
     for source in KNOWN_RATE_SOURCES:
         for key in dict.fromkeys((f"{source}_url", f"{source.replace('-', '_')}_url")):
@@ -565,7 +551,7 @@ def _rate_urls(sheet: _Sheet) -> Mapping[str, str]:
     return MappingProxyType(urls)
 
 
-def _max_change(sheet: _Sheet) -> Decimal:
+def _max_change(sheet: Sheet) -> Decimal:
     value = sheet.text("rates", "max_change", str(DEFAULT_MAX_CHANGE))
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", value) or Decimal(value) <= 1:
         sheet.refuse_value("rates", "max_change", "write a number above 1, such as '1.5'")
@@ -575,7 +561,7 @@ def _max_change(sheet: _Sheet) -> Decimal:
 # Keys and sections we do not know.
 
 
-def _warn_of_strangers(sheet: _Sheet) -> None:
+def _warn_of_strangers(sheet: Sheet) -> None:
     strange_sections = set()
     for entry in sheet.ini.entries:
         if entry.key in _KEYS_FOUND_ANYWHERE or entry.section in KEITARO_SECTIONS:
@@ -587,7 +573,7 @@ def _warn_of_strangers(sheet: _Sheet) -> None:
             sheet.warn(entry.line, f"section [{entry.section}] is unknown{_section_hint(entry)}.")
 
 
-def _holds_the_key(sheet: _Sheet, section: str) -> bool:
+def _holds_the_key(sheet: Sheet, section: str) -> bool:
     return sheet.ini.entry(section, "postback_key") is not None
 
 
@@ -596,7 +582,7 @@ def _section_hint(entry: Entry) -> str:
     return f"; the nearest is [{near[0]}]" if near else ""
 
 
-def _warn_of_a_strange_key(sheet: _Sheet, entry: Entry) -> None:
+def _warn_of_a_strange_key(sheet: Sheet, entry: Entry) -> None:
     section = entry.section or ""
     keitaros = KEITARO_KEYS.get(section) or frozenset().union(*KEITARO_KEYS.values())
     if entry.key in KNOWN_KEYS.get(section, ()) or entry.key in keitaros:
@@ -615,288 +601,3 @@ def _key_hint(entry: Entry) -> str:
     near = difflib.get_close_matches(entry.key.lower(), here, 1)
     near = near or difflib.get_close_matches(entry.key.lower(), homes, 1, 0)
     return f"the nearest known key is [{homes[near[0]]}] {near[0]}"
-
-
-# The settings in force.
-
-
-class ConfigWatch:
-    """The settings in force: the last good ones of a file that may change at any time."""
-
-    def __init__(self, path: Path, *, check_every_seconds: float = 0.25) -> None:
-        """Remember the path; nothing is opened before the first call of current()."""
-        self.problem: str | None = None
-        self._path = _absolute(path)
-        self._check_every = check_every_seconds
-        self._next_check = float("-inf")
-        self._checking = threading.Lock()
-        self._settings: Settings | None = None
-        self._first: Settings | None = None
-        self._content: bytes | None = None
-        self._stamp: tuple[int, ...] | None = None
-        self._settled = False
-        self._warned: frozenset[str] = frozenset()
-
-    def current(self, now: float) -> Settings | None:
-        """Return the settings in force at a time.monotonic(); None: no usable key since start."""
-        if now < self._next_check:
-            return self._settings
-        # Only the very first caller's parse is waited for: without it there is nothing to return.
-        if self._checking.acquire(blocking=self._next_check == float("-inf")):
-            try:
-                if now >= self._next_check:
-                    self._check()
-                    # Not before: who comes during the very first check must see that it is due.
-                    self._next_check = now + self._check_every
-            finally:
-                self._checking.release()
-        return self._settings
-
-    def _check(self) -> None:
-        try:
-            stamp, is_young = _stamp_of(self._path)
-            if stamp != self._stamp or not self._settled or self.problem:
-                self._settled = False
-                self._read(is_young=is_young)
-                self._stamp, self._settled = stamp, not is_young
-        except ConfigError as problem:
-            self._report(str(problem))
-
-    def _read(self, *, is_young: bool) -> None:
-        content = _read_file(self._path)
-        if content == self._content and not self.problem:
-            return
-        # Caught in the middle of a write, most likely; the next check sees the end of it.
-        if is_young and not self._holds_still(content):
-            return
-        self._take_over(_settings(self._path, content))
-        self._content = content
-
-    def _holds_still(self, content: bytes) -> bool:
-        time.sleep(SETTLE_SECONDS)
-        return _read_file(self._path) == content
-
-    def _take_over(self, settings: Settings) -> None:
-        if self._first is None:
-            self._first = settings
-        else:
-            log.info("%s was read anew and is in force", self._path)
-        settings = _keep_what_needs_a_restart(settings, self._first)
-        for warning in settings.warnings:
-            if warning not in self._warned:
-                log.warning("%s, %s", self._path, warning)
-        self._warned = frozenset(settings.warnings)
-        self._settings = settings
-        self.problem = None
-
-    def _report(self, problem: str) -> None:
-        if problem != self.problem:
-            kept = "" if self._first is None else " The last good settings stay in force."
-            log.error("%s%s", problem, kept)
-        self.problem = problem
-
-
-def _stamp_of(path: Path) -> tuple[tuple[int, ...], bool]:
-    """Return what changes when the file does, and whether that was just now."""
-    try:
-        now = os.stat(path)
-    except (OSError, ValueError) as problem:
-        raise ConfigError(f"{path} cannot be read: {_reason(problem)}.") from None
-    # ctime too: a program may set mtime back after a write, and ctime it cannot set.
-    is_young = any(abs(time.time() - at) < STAMP_SECONDS for at in (now.st_mtime, now.st_ctime))
-    return (now.st_mtime_ns, now.st_ctime_ns, now.st_size, now.st_ino, now.st_mode), is_young
-
-
-def _keep_what_needs_a_restart(settings: Settings, first: Settings) -> Settings:
-    warnings = [
-        f"[{section}] {key} has changed; restart the service to bring it into force."
-        for section, key, new, old in (
-            ("system", "currency", settings.currency, first.currency),
-            ("db", "path", settings.db_path, first.db_path),
-        )
-        if new != old
-    ]
-    return replace(
-        settings,
-        currency=first.currency,
-        db_path=first.db_path,
-        warnings=(*settings.warnings, *warnings),
-    )
-
-
-# Edits.
-
-
-def write_new(path: Path, *, postback_key: str | None = None) -> Settings:
-    """Write a new config file, mode 0600, from the shipped example with a fresh random key.
-
-    An existing file is never overwritten: that is a ConfigError.
-    """
-    path = _absolute(path)
-    key = secrets.token_hex(16) if postback_key is None else postback_key
-    text = example_text()
-    content = _encoded(_with_key(_Sheet(path, _parsed(path, text)), text, key))
-    settings = _checked(path, content, key, ())
-    with _edge_errors(path, "written"), _written_beside(path, content, 0o600) as new:
-        try:
-            # A link, unlike a rename, fails where a file already stands.
-            os.link(new, path)
-        except FileExistsError:
-            raise ConfigError(f"{path} exists already; it is left as it is.") from None
-    return settings
-
-
-def rotate_key(
-    path: Path, *, new_key: str, keep_old_until: date | Literal["drop"] | None
-) -> Settings:
-    """Put a new postback_key in the file's place for it and leave all else as it stands.
-
-    The present key becomes an old one, good through keep_old_until (None: for good), or is
-    dropped. Where the outcome would not hold exactly the wanted keys, nothing is changed.
-    """
-    path = _absolute(path)
-    target = Path(os.path.realpath(path))
-    before = _read_file(target)
-    text = before.decode("utf-8", "surrogateescape")
-    sheet = _Sheet(path, _parsed(path, text))
-    old_keys = _old_keys_after(sheet, new_key, keep_old_until)
-    content = _encoded(_rotated(path, text, new_key, old_keys))
-    settings = _checked(path, content, new_key, old_keys)
-    with _edge_errors(path, "changed"):
-        state = os.stat(target)
-        with _written_beside(target, content, stat.S_IMODE(state.st_mode), state) as new:
-            if _read_file(target) != before:
-                raise ConfigError(f"{path} was changed by someone else meanwhile; try again.")
-            os.replace(new, target)
-    return settings
-
-
-def _old_keys_after(
-    sheet: _Sheet, new_key: str, keep_old_until: date | Literal["drop"] | None
-) -> tuple[OldKey, ...]:
-    """Return the old keys as they are to be: the new key is no old one, the present one may be."""
-    present = _key_entry(sheet).value.encode("utf-8", "surrogateescape")
-    moved = (present, new_key.encode("utf-8", "surrogateescape"))
-    others = tuple(old for old in _old_keys(sheet) if old.key not in moved)
-    if keep_old_until == "drop" or not present or moved[0] == moved[1]:
-        return others
-    if re.search(rb"[\s,]", present):
-        sheet.refuse(
-            _key_entry(sheet),
-            "holds a blank or a comma and cannot be kept in postback_key_old; drop it instead.",
-        )
-    return (*others, OldKey(present, keep_old_until))
-
-
-def _rotated(path: Path, text: str, new_key: str, old_keys: tuple[OldKey, ...]) -> str:
-    sheet = _Sheet(path, _parsed(path, text))
-    if _old_keys(sheet) != old_keys:
-        text = _with_old_keys(sheet, text, old_keys)
-        sheet = _Sheet(path, _parsed(path, text))  # the key may stand elsewhere now
-    return _with_key(sheet, text, new_key)
-
-
-def _with_old_keys(sheet: _Sheet, text: str, old_keys: tuple[OldKey, ...]) -> str:
-    entry = _old_keys_entry(sheet)
-    before = _old_keys(sheet)
-    if not entry:
-        value = ", ".join(_old_key_text(old) for old in old_keys)
-        return _with_line_below(text, _key_entry(sheet), f"postback_key_old = {_quoted(value)}")
-    if before and old_keys[:-1] == before:
-        value = f"{entry.value.rstrip(' ,')}, {_old_key_text(old_keys[-1])}"
-    else:
-        value = ", ".join(_old_key_text(old) for old in old_keys)
-    return _with_value(text, entry, value)
-
-
-def _old_key_text(old: OldKey) -> str:
-    key = old.key.decode("utf-8", "surrogateescape")
-    return key if old.until is None else f"{key} until {old.until.isoformat()}"
-
-
-def _with_key(sheet: _Sheet, text: str, key: str) -> str:
-    if not key or _CONTROL.search(key):
-        raise ConfigError("the new key is empty or holds a control character; take another.")
-    return _with_value(text, _key_entry(sheet), key)
-
-
-def _with_value(text: str, entry: Entry, value: str) -> str:
-    """Replace the value where it stands, in the quotes it stood in where they can hold it."""
-    written = text[entry.start : entry.end]
-    before, after = text[: entry.start], text[entry.end :]
-    if written.startswith("'") and value and "'" not in value:
-        new = f"'{value}'"
-    elif written and written[0] not in "'\"" and is_plain(value):
-        new = value
-    else:
-        new = _quoted(value)
-    return before + (" " if before.endswith("=") and not written else "") + new + after
-
-
-def _with_line_below(text: str, entry: Entry, line: str) -> str:
-    """Add a line below an entry's, with its indentation and its line end."""
-    line_start = max(text.rfind("\n", 0, entry.start), text.rfind("\r", 0, entry.start)) + 1
-    indentation = re.compile(r"\ufeff?([ \t]*)").match(text, line_start)
-    line = (indentation[1] if indentation else "") + line
-    line_end = _NEWLINE.search(text, entry.end)
-    if line_end is None:
-        first = _NEWLINE.search(text)
-        return text + (first[0] if first else "\n") + line
-    return text[: line_end.end()] + line + line_end[0] + text[line_end.end() :]
-
-
-def _quoted(value: str) -> str:
-    return '"' + re.sub(r"([\\\"$])", r"\\\1", value) + '"'
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _checked(path: Path, content: bytes, key: str, old_keys: tuple[OldKey, ...]) -> Settings:
-    """Read what is about to be written as load() would, and compare the keys."""
-    settings = _settings(path, content)
-    if (settings.postback_key, settings.old_keys) != (_encoded(key), old_keys):
-        raise ConfigError(
-            f"{path} is left as it is: with the new key in its place it would not read as"
-            " wanted. Put the key in by hand, in double quotes."
-        )
-    return settings
-
-
-@contextlib.contextmanager
-def _edge_errors(path: Path, done: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        raise ConfigError(f"{path} cannot be {done}: {_reason(problem)}.") from None
-
-
-@contextlib.contextmanager
-def _written_beside(
-    path: Path, content: bytes, mode: int, owner: os.stat_result | None = None
-) -> Iterator[str]:
-    """Give a synced file with the content in the same directory; it is gone afterwards."""
-    handle, name = tempfile.mkstemp(prefix=".config.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            if owner:
-                with contextlib.suppress(PermissionError):
-                    os.fchown(handle, owner.st_uid, owner.st_gid)
-            os.fchmod(handle, mode)
-            file.flush()
-            os.fsync(handle)
-        yield name
-        _sync_directory(path.parent)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import booking
 from booking import Arrival, Outcome, Terms
-from config import ConfigWatch, Settings
+from config import Settings
+from config_watch import ConfigWatch
 from proxies import find_client
 from query import Postback, secrets_pattern
 from rounds import RateKeeper

@@ -10,7 +10,8 @@ import display
 from commands.options import Subparsers, add_command, add_family, add_json
 from commands.tracker import RefusedError, find_config_path, load_settings
 from commands.url import DEFAULT_MACROS, build_url
-from config import OldKey, Settings, rotate_key
+from config import OldKey, Settings
+from config_edit import rotate_key
 
 # Long enough to change a URL at every network, short enough that a leaked key dies by itself.
 KEEP_OLD_DAYS = 30

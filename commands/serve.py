@@ -12,7 +12,8 @@ import display
 from commands.options import Subparsers, add_command
 from commands.tracker import find_config_path, writing
 from commands.url import DEFAULT_MACROS, build_url
-from config import Settings, load, write_new
+from config import Settings, load
+from config_edit import write_new
 
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]*\]|[^:/\[\]]*):(?P<port>[0-9]{1,5})")
 # Addresses that mean "every interface"; the sysadmin who reads the URL sits at this machine.

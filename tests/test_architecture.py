@@ -16,6 +16,8 @@ FLOORS = {
     "php_ini": 0,
     "proxies": 0,
     "config": 1,
+    "config_watch": 2,
+    "config_edit": 2,
     "query": 1,
     "schema": 1,
     "feeds": 1,

@@ -13,7 +13,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import config
-from config import ConfigError, OldKey, load, rotate_key, write_new
+import config_edit
+from config import ConfigError, OldKey, load
+from config_edit import rotate_key, write_new
 
 DAY = datetime.date(2026, 12, 31)
 GUARD = ";<?php exit; ?>\n"
@@ -315,13 +317,13 @@ def test_a_change_by_someone_else_meanwhile_is_not_lost(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.write_text(GUARD + "postback_key = old\n")
-    real_checked = config._checked
+    real_checked = config_edit._checked
 
     def slowly(*args: object) -> config.Settings:
         file.write_text(GUARD + "postback_key = theirs\n")
         return real_checked(*args)  # type: ignore[arg-type]  # handed through
 
-    monkeypatch.setattr(config, "_checked", slowly)
+    monkeypatch.setattr(config_edit, "_checked", slowly)
     with pytest.raises(ConfigError, match="changed by someone else"):
         rotate_key(file, new_key="new", keep_old_until="drop")
 

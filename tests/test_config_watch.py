@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import config
-from config import ConfigWatch
+import config_watch
+from config import ConfigError, Settings
+from config_watch import ConfigWatch
 
 TOP = ";<?php exit; ?>\n[system]\n"
 GOOD = TOP + 'postback_key = "first"\n'
@@ -28,7 +30,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(config, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(config_watch, "SETTLE_SECONDS", 0.0)
     caplog.set_level(logging.INFO, "postback.config")
 
 
@@ -36,13 +38,13 @@ def _unhurried(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Each reading of the file."""
     seen: list[Path] = []
-    read_file = config._read_file
+    read_file = config.read_file
 
     def counted(path: Path) -> bytes:
         seen.append(path)
         return read_file(path)
 
-    monkeypatch.setattr(config, "_read_file", counted)
+    monkeypatch.setattr(config_watch, "read_file", counted)
     return seen
 
 
@@ -88,7 +90,7 @@ def test_between_two_checks_the_file_is_not_looked_at(
 ) -> None:
     watch = ConfigWatch(file)
     watch.current(100.0)
-    monkeypatch.setattr(config, "_stamp_of", lambda _path: pytest.fail("looked"))
+    monkeypatch.setattr(config_watch, "_stamp_of", lambda _path: pytest.fail("looked"))
 
     assert key(watch, 100.24) == b"first"
 
@@ -223,15 +225,15 @@ def test_a_directory_that_is_closed_for_a_moment_is_forgotten(
     pretend_later(monkeypatch)
     watch = ConfigWatch(file)
     watch.current(100.0)
-    real_stamp_of = config._stamp_of
+    real_stamp_of = config_watch._stamp_of
 
     def refused(path: Path) -> None:
-        raise config.ConfigError(f"{path} cannot be read: Permission denied.")
+        raise ConfigError(f"{path} cannot be read: Permission denied.")
 
-    monkeypatch.setattr(config, "_stamp_of", refused)
+    monkeypatch.setattr(config_watch, "_stamp_of", refused)
     watch.current(101.0)
     problem = watch.problem
-    monkeypatch.setattr(config, "_stamp_of", real_stamp_of)
+    monkeypatch.setattr(config_watch, "_stamp_of", real_stamp_of)
     watch.current(102.0)
 
     assert "Permission denied" in str(problem)
@@ -382,14 +384,14 @@ def test_nobody_waits_for_anothers_parse(file: Path, monkeypatch: pytest.MonkeyP
     watch = ConfigWatch(file)
     watch.current(100.0)
     parsing, go_on = threading.Event(), threading.Event()
-    real_settings = config._settings
+    real_settings = config.judge_settings
 
-    def slow(path: Path, content: bytes) -> config.Settings:
+    def slow(path: Path, content: bytes) -> Settings:
         parsing.set()
         assert go_on.wait(10)
         return real_settings(path, content)
 
-    monkeypatch.setattr(config, "_settings", slow)
+    monkeypatch.setattr(config_watch, "judge_settings", slow)
     file.write_text(OTHER)
 
     with ThreadPoolExecutor(1) as pool:

@@ -1,0 +1,207 @@
+"""config.ini.php written and edited: a new one, and a new key in an old one, atomically."""
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from config import (
+    ConfigError,
+    OldKey,
+    Settings,
+    Sheet,
+    absolute,
+    example_text,
+    find_key_entry,
+    find_old_keys_entry,
+    judge_settings,
+    name_reason,
+    parse_text,
+    read_file,
+    read_old_keys,
+)
+from php_ini import Entry, is_plain
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NEWLINE = re.compile(r"\r\n|\r|\n")
+
+
+def write_new(path: Path, *, postback_key: str | None = None) -> Settings:
+    """Write a new config file, mode 0600, from the shipped example with a fresh random key.
+
+    An existing file is never overwritten: that is a ConfigError.
+    """
+    path = absolute(path)
+    key = secrets.token_hex(16) if postback_key is None else postback_key
+    text = example_text()
+    content = _encoded(_with_key(Sheet(path, parse_text(path, text)), text, key))
+    settings = _checked(path, content, key, ())
+    with _edge_errors(path, "written"), _written_beside(path, content, 0o600) as new:
+        try:
+            # A link, unlike a rename, fails where a file already stands.
+            os.link(new, path)
+        except FileExistsError:
+            raise ConfigError(f"{path} exists already; it is left as it is.") from None
+    return settings
+
+
+def rotate_key(
+    path: Path, *, new_key: str, keep_old_until: date | Literal["drop"] | None
+) -> Settings:
+    """Put a new postback_key in the file's place for it and leave all else as it stands.
+
+    The present key becomes an old one, good through keep_old_until (None: for good), or is
+    dropped. Where the outcome would not hold exactly the wanted keys, nothing is changed.
+    """
+    path = absolute(path)
+    target = Path(os.path.realpath(path))
+    before = read_file(target)
+    text = before.decode("utf-8", "surrogateescape")
+    sheet = Sheet(path, parse_text(path, text))
+    old_keys = _old_keys_after(sheet, new_key, keep_old_until)
+    content = _encoded(_rotated(path, text, new_key, old_keys))
+    settings = _checked(path, content, new_key, old_keys)
+    with _edge_errors(path, "changed"):
+        state = os.stat(target)
+        with _written_beside(target, content, stat.S_IMODE(state.st_mode), state) as new:
+            if read_file(target) != before:
+                raise ConfigError(f"{path} was changed by someone else meanwhile; try again.")
+            os.replace(new, target)
+    return settings
+
+
+def _old_keys_after(
+    sheet: Sheet, new_key: str, keep_old_until: date | Literal["drop"] | None
+) -> tuple[OldKey, ...]:
+    """Return the old keys as they are to be: the new key is no old one, the present one may be."""
+    present = find_key_entry(sheet).value.encode("utf-8", "surrogateescape")
+    moved = (present, new_key.encode("utf-8", "surrogateescape"))
+    others = tuple(old for old in read_old_keys(sheet) if old.key not in moved)
+    if keep_old_until == "drop" or not present or moved[0] == moved[1]:
+        return others
+    if re.search(rb"[\s,]", present):
+        sheet.refuse(
+            find_key_entry(sheet),
+            "holds a blank or a comma and cannot be kept in postback_key_old; drop it instead.",
+        )
+    return (*others, OldKey(present, keep_old_until))
+
+
+def _rotated(path: Path, text: str, new_key: str, old_keys: tuple[OldKey, ...]) -> str:
+    sheet = Sheet(path, parse_text(path, text))
+    if read_old_keys(sheet) != old_keys:
+        text = _with_old_keys(sheet, text, old_keys)
+        sheet = Sheet(path, parse_text(path, text))  # the key may stand elsewhere now
+    return _with_key(sheet, text, new_key)
+
+
+def _with_old_keys(sheet: Sheet, text: str, old_keys: tuple[OldKey, ...]) -> str:
+    entry = find_old_keys_entry(sheet)
+    before = read_old_keys(sheet)
+    if not entry:
+        value = ", ".join(_old_key_text(old) for old in old_keys)
+        return _with_line_below(text, find_key_entry(sheet), f"postback_key_old = {_quoted(value)}")
+    if before and old_keys[:-1] == before:
+        value = f"{entry.value.rstrip(' ,')}, {_old_key_text(old_keys[-1])}"
+    else:
+        value = ", ".join(_old_key_text(old) for old in old_keys)
+    return _with_value(text, entry, value)
+
+
+def _old_key_text(old: OldKey) -> str:
+    key = old.key.decode("utf-8", "surrogateescape")
+    return key if old.until is None else f"{key} until {old.until.isoformat()}"
+
+
+def _with_key(sheet: Sheet, text: str, key: str) -> str:
+    if not key or _CONTROL.search(key):
+        raise ConfigError("the new key is empty or holds a control character; take another.")
+    return _with_value(text, find_key_entry(sheet), key)
+
+
+def _with_value(text: str, entry: Entry, value: str) -> str:
+    """Replace the value where it stands, in the quotes it stood in where they can hold it."""
+    written = text[entry.start : entry.end]
+    before, after = text[: entry.start], text[entry.end :]
+    if written.startswith("'") and value and "'" not in value:
+        new = f"'{value}'"
+    elif written and written[0] not in "'\"" and is_plain(value):
+        new = value
+    else:
+        new = _quoted(value)
+    return before + (" " if before.endswith("=") and not written else "") + new + after
+
+
+def _with_line_below(text: str, entry: Entry, line: str) -> str:
+    """Add a line below an entry's, with its indentation and its line end."""
+    line_start = max(text.rfind("\n", 0, entry.start), text.rfind("\r", 0, entry.start)) + 1
+    indentation = re.compile(r"\ufeff?([ \t]*)").match(text, line_start)
+    line = (indentation[1] if indentation else "") + line
+    line_end = _NEWLINE.search(text, entry.end)
+    if line_end is None:
+        first = _NEWLINE.search(text)
+        return text + (first[0] if first else "\n") + line
+    return text[: line_end.end()] + line + line_end[0] + text[line_end.end() :]
+
+
+def _quoted(value: str) -> str:
+    return '"' + re.sub(r"([\\\"$])", r"\\\1", value) + '"'
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _checked(path: Path, content: bytes, key: str, old_keys: tuple[OldKey, ...]) -> Settings:
+    """Read what is about to be written as load() would, and compare the keys."""
+    settings = judge_settings(path, content)
+    if (settings.postback_key, settings.old_keys) != (_encoded(key), old_keys):
+        raise ConfigError(
+            f"{path} is left as it is: with the new key in its place it would not read as"
+            " wanted. Put the key in by hand, in double quotes."
+        )
+    return settings
+
+
+@contextlib.contextmanager
+def _edge_errors(path: Path, done: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise ConfigError(f"{path} cannot be {done}: {name_reason(problem)}.") from None
+
+
+@contextlib.contextmanager
+def _written_beside(
+    path: Path, content: bytes, mode: int, owner: os.stat_result | None = None
+) -> Iterator[str]:
+    """Give a synced file with the content in the same directory; it is gone afterwards."""
+    handle, name = tempfile.mkstemp(prefix=".config.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            if owner:
+                with contextlib.suppress(PermissionError):
+                    os.fchown(handle, owner.st_uid, owner.st_gid)
+            os.fchmod(handle, mode)
+            file.flush()
+            os.fsync(handle)
+        yield name
+        _sync_directory(path.parent)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
