@@ -1,5 +1,6 @@
 """What a click says, from a request or a line of a CSV file."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
@@ -76,33 +77,33 @@ class RowReader:
 
     def read(self, cells: Sequence[str]) -> ClickReading:
         """Read a row; cells that are missing at its end count as empty. Never raises."""
-        row = self._read_plain(cells)
+        row = self.read_plain(cells)
         if row is not None:
             return ClickReading(row)
         fields = {n: cells[place] for n, place in self._places.items() if place < len(cells)}
         return read_click(fields, self._zone)
 
-    def _read_plain(self, cells: Sequence[str]) -> ClickRow | None:
-        if self._subid is None or len(cells) < self._width:
+    def read_plain(self, cells: Sequence[str]) -> ClickRow | None:
+        """Read a row that there is nothing to say about; None where `read` has to look at it."""
+        if self._subid is None or len(cells) != self._width:
             return None
         subid = cells[self._subid].strip(PHP_WHITE_SPACE)
         if not 0 < len(subid) <= ID_MAX_CHARACTERS or is_macro(subid):
             return None
         texts = self._texts
-        clicked_at = None
-        if self._clicked_at is not None and cells[self._clicked_at]:
-            clicked_at = _read_plain_time(cells[self._clicked_at], self._zone)
-            if clicked_at is None:
-                return None
         if self._cost_model is not None and texts[cells[self._cost_model]] != "":
             return None
+        clicked_at = None
+        if self._clicked_at is not None and (time := cells[self._clicked_at]):
+            clicked_at = _read_plain_time(time) if self._zone is UTC else None
+            if clicked_at is None:
+                return None
         sub_ids = {}
         for name, place in self._sub_ids:
-            text = texts[cells[place]]
-            if text is None:
-                return None
-            if text:
+            if text := texts[cells[place]]:
                 sub_ids[name] = text
+            elif text is None:
+                return None
         campaign = None if self._campaign is None else texts[cells[self._campaign]] or None
         offer = None if self._offer is None else texts[cells[self._offer]] or None
         return ClickRow(subid, campaign, offer, clicked_at, None, sub_ids)
@@ -119,17 +120,27 @@ class _Texts(dict[str, str | None]):
         return text
 
 
-def _read_plain_time(text: str, zone: tzinfo) -> str | None:
-    """Read `2026-01-31 12:00:00` in UTC, the commonest form; None where it is another."""
-    if zone is not UTC or len(text) != len("2026-01-31 12:00:00"):
+def _read_plain_time(text: str) -> str | None:
+    """Read `2026-01-31 12:00:00`, the commonest form, as UTC; None where it is another."""
+    minute = _read_plain_minute(text[:16])
+    if minute is None or text[16:] not in _SECONDS:
         return None
-    if (text[4], text[7], text[13], text[16]) != ("-", "-", ":", ":"):
+    return f"{minute}{text[16:]}.000Z"
+
+
+@functools.lru_cache(REMEMBERED_CELLS)
+def _read_plain_minute(text: str) -> str | None:
+    # Other forms of ISO 8601 (weeks, no hyphens) have their signs elsewhere.
+    if len(text) != 16 or (text[4], text[7], text[13]) != ("-", "-", ":"):
         return None
     try:
         datetime.fromisoformat(text)
     except ValueError:
         return None
-    return f"{text[:10]}T{text[11:]}.000Z"
+    return f"{text[:10]}T{text[11:]}"
+
+
+_SECONDS = frozenset(f":{second:02}" for second in range(60))
 
 
 def read_moment(text: str, zone: tzinfo) -> datetime | None:

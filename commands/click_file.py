@@ -4,12 +4,9 @@ import codecs
 import csv
 import io
 import itertools
-import queue
 import re
-import sys
-import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from typing import BinaryIO, NamedTuple, TextIO
 
@@ -26,8 +23,6 @@ LONGEST_CELL_CHARACTERS = 16 * 1024
 OUR_NAMES = (*SUBID_NAMES, "campaign", "offer", "clicked_at", "cost_model", *SUB_ID_NAMES)
 
 CHUNK_LINES = 1000
-CHUNKS_AHEAD = 8
-SWITCH_SECONDS = 0.001
 
 _SEPARATORS = re.compile(r"[\s_/-]+")
 _CHUNK_BYTES = 1024 * 1024
@@ -53,54 +48,104 @@ class Header(NamedTuple):
     unknown: tuple[str, ...]
 
 
+class Chunk:
+    """Some lines: their clicks, and those lines that there is something to say about."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.rows: list[ClickRow] = []
+        self.noted: list[tuple[int, ClickReading]] = []
+        self.last_line = 0
+
+    def add(self, number: int, click: ClickReading) -> None:
+        """Add a line."""
+        if click.row is not None:
+            self.rows.append(click.row)
+        if click.row is None or click.warnings:
+            self.noted.append((number, click))
+
+
 class ClickFile:
-    """The clicks of a file, line by line; refuses one in another encoding or without click ids."""
+    """The clicks of a file; refuses one in another encoding or without click ids."""
 
     def __init__(self, source: BinaryIO, encoding: str | None, zone: tzinfo) -> None:
         """Take an open file, its encoding (None: UTF-8), and the zone of times without one."""
         # Global, but this program reads no other CSV.
         csv.field_size_limit(LONGEST_CELL_CHARACTERS)
         self._source = source
-        self._zone = zone
         self._encoding = encoding
         codec = encoding or "utf-8-sig"
         try:
             _try_decoding(source, codec)
-            self._lines = _Lines(io.TextIOWrapper(source, codec, newline=""))
-            self.header = read_header(next(self._lines, ""))
+            text = io.TextIOWrapper(source, codec, newline="")
+            self.header = read_header(text.readline())
         except (UnicodeError, LookupError) as error:
             raise self._wrong_encoding(error) from error
-        self._lines.end_record()
+        self._reader = RowReader(self.header.names, zone)
+        self._lines = _Lines(text)
 
-    def read(self) -> Iterator[tuple[int, ClickReading]]:
-        """Give the clicks, each with its line's number (the first line has 1)."""
-        reader = RowReader(self.header.names, self._zone)
-        while True:
-            try:
-                yield from self._read_records(reader)
-            except csv.Error as error:
-                yield self._lines.number, ClickReading(None, f"this is no CSV: {error}")
-                self._lines.give_back()
-            except UnicodeError as error:
-                raise self._wrong_encoding(error) from error
-            else:
-                return
+    def read(self) -> Iterator[Chunk]:
+        """Give the lines in chunks."""
+        try:
+            while lines := self._lines.take(CHUNK_LINES):
+                chunk = Chunk()
+                records = self._parse_lines(lines)
+                if records is None:
+                    self._lines.give_back(lines)
+                    self._read_slowly(chunk, len(lines))
+                else:
+                    self._read_quickly(chunk, records)
+                chunk.last_line = self._lines.number - 1
+                yield chunk
+        except UnicodeError as error:
+            raise self._wrong_encoding(error) from error
 
     def find_position(self) -> int:
         """Tell how many bytes were read; 0 where the file is none that tells."""
         return self._source.tell() if self._source.seekable() else 0
 
-    def _read_records(self, reader: RowReader) -> Iterator[tuple[int, ClickReading]]:
-        lines = self._lines
+    def _parse_lines(self, lines: Sequence[str]) -> list[list[str]] | None:
+        """Split lines into cells; None where not each of them is a record of its own."""
+        try:
+            # Strict: a quote that is not closed shows at the next one, and swallows no lines.
+            records = list(csv.reader(lines, delimiter=self.header.delimiter, strict=True))
+        except csv.Error:
+            return None
+        return records if len(records) == len(lines) else None
+
+    def _read_quickly(self, chunk: Chunk, records: Sequence[list[str]]) -> None:
+        keep, read_plain = chunk.rows.append, self._reader.read_plain
+        first = self._lines.number
+        for place, cells in enumerate(records):
+            row = read_plain(cells)
+            if row is None:
+                self._read_record(chunk, first + place, cells)
+            else:
+                keep(row)
+        self._lines.number += len(records)
+
+    def _read_slowly(self, chunk: Chunk, count: int) -> None:
+        """Read so many lines one by one, and those that end the last of their records."""
+        end = self._lines.number + count
+        records = csv.reader(self._lines, delimiter=self.header.delimiter, strict=True)
+        while self._lines.number < end:
+            try:
+                cells = next(records)
+            except csv.Error as error:
+                chunk.add(self._lines.number, ClickReading(None, f"this is no CSV: {error}"))
+                # A quote may have taken lines that are none of its own.
+                self._lines.end_record(keep=1)
+            else:
+                self._read_record(chunk, self._lines.number, cells)
+                self._lines.end_record()
+
+    def _read_record(self, chunk: Chunk, number: int, cells: Sequence[str]) -> None:
         width = len(self.header.names)
-        # Strict: a quote that is not closed shows at the next one, and swallows no lines.
-        for cells in csv.reader(lines, delimiter=self.header.delimiter, strict=True):
-            if len(cells) > width and any(cells[width:]):
-                flaw = f"{len(cells)} cells under {width} titles: is a value with commas unquoted?"
-                yield lines.number, ClickReading(None, flaw)
-            elif any(cells):
-                yield lines.number, reader.read(cells)
-            lines.end_record()
+        if len(cells) > width and any(cells[width:]):
+            flaw = f"{len(cells)} cells under {width} titles: is a value with commas unquoted?"
+            chunk.add(number, ClickReading(None, flaw))
+        elif any(cells):
+            chunk.add(number, self._reader.read(cells))
 
     def _wrong_encoding(self, error: Exception) -> RefusedError:
         name = self._encoding or "UTF-8"
@@ -110,51 +155,15 @@ class ClickFile:
         )
 
 
-class Chunk(NamedTuple):
-    """Some lines: their clicks, those there is something to say about, how far they reach."""
-
-    rows: list[ClickRow]
-    noted: list[tuple[int, ClickReading]]
-    lines: int
-    last_line: int
-    position: int
-
-
-def read_ahead(click_file: ClickFile) -> Iterator[Chunk]:
-    """Give the lines in chunks, read by a thread of its own while SQLite is at work."""
-    chunks: queue.Queue[Chunk | BaseException | None] = queue.Queue(CHUNKS_AHEAD)
-    # SQLite's calls let the other thread run; five milliseconds (Python's own) to get the turn
-    # back, with the write lock held, would be long.
-    sys.setswitchinterval(SWITCH_SECONDS)
-    reader = threading.Thread(target=_fill, args=(click_file, chunks), daemon=True)
-    reader.start()
-    while (chunk := chunks.get()) is not None:
-        if isinstance(chunk, BaseException):
-            raise chunk
-        yield chunk
-
-
-def _fill(click_file: ClickFile, chunks: "queue.Queue[Chunk | BaseException | None]") -> None:
-    try:
-        lines = click_file.read()
-        while some := list(itertools.islice(lines, CHUNK_LINES)):
-            rows = [click.row for _, click in some if click.row is not None]
-            noted = [(n, click) for n, click in some if click.row is None or click.warnings]
-            chunks.put(Chunk(rows, noted, len(some), some[-1][0], click_file.find_position()))
-    except BaseException as error:  # the edge of a thread: raised again where it is read
-        chunks.put(error)
-    else:
-        chunks.put(None)
-
-
 class _Lines:
-    """The lines of a text; those of the record at hand, but for the first, can be given back."""
+    """The lines of a text, counted; what a record took too much can be given back."""
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
         self._given_back: deque[str] = deque()
         self._record: list[str] = []
-        self.number = 1
+        # Of the next line or, while one is read, of the record's first. The header was line 1.
+        self.number = 2
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -164,16 +173,21 @@ class _Lines:
         self._record.append(line)
         return line
 
-    def end_record(self) -> None:
-        """Go on to the next record."""
-        self.number += len(self._record)
-        self._record.clear()
+    def take(self, count: int) -> list[str]:
+        """Take some lines; fewer where the text ends."""
+        given_back = [self._given_back.popleft() for _ in range(min(count, len(self._given_back)))]
+        return given_back + list(itertools.islice(self._text, count - len(given_back)))
 
-    def give_back(self) -> None:
-        """Go on to the line after the record's first."""
-        self._given_back.extendleft(reversed(self._record[1:]))
-        del self._record[1:]
-        self.end_record()
+    def give_back(self, lines: Sequence[str]) -> None:
+        """Take lines back, to give them again."""
+        self._given_back.extendleft(reversed(lines))
+
+    def end_record(self, keep: int | None = None) -> None:
+        """Go on after the record, or after so many of its lines."""
+        kept = len(self._record) if keep is None else keep
+        self.give_back(self._record[kept:])
+        self.number += min(kept, len(self._record))
+        self._record.clear()
 
 
 def read_header(line: str) -> Header:
