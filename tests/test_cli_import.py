@@ -408,10 +408,9 @@ def test_a_piece_is_cut_where_much_is_parked(client: Client, importer: Importer)
 
     pieces = list(importer._split([ClickRow(f"c{number}") for number in range(1000)]))
 
-    assert [len(piece) for piece in pieces] == [
-        *[PARKED_AT_ONCE // 2] * 6,
-        1000 - PARKED_AT_ONCE // 2 * 6,
-    ]
+    # 500 clicks with two each, and 500 without.
+    full, rest = PARKED_AT_ONCE // 2, 500
+    assert [len(piece) for piece in pieces] == [full] * (500 // full) + [500 % full + rest]
 
 
 def test_pieces_grow_while_they_are_quick_and_shrink_when_they_are_slow(

@@ -20,6 +20,7 @@ from conftest import Client, write_config
 
 import cli
 import display
+import questions
 import schema
 
 READERS = [
@@ -205,6 +206,16 @@ def test_readers_read_while_somebody_writes(
         assert "the database is undamaged" in call(client.directory, capsys, "check")[1]
 
 
+def test_readers_could_not_write_if_they_tried(client: Client) -> None:
+    client.get("/health")
+
+    with (
+        closing(questions.open_to_read(client.database)) as asked,
+        pytest.raises(sqlite3.OperationalError, match="readonly"),
+    ):
+        asked._db.execute("UPDATE tracker SET currency = 'EUR'")
+
+
 def test_a_writer_that_waits_in_vain_says_so(
     client: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +303,19 @@ def test_a_narrow_terminal_shows_everything(client: Client) -> None:
     seen = without_styles(call_on_terminal(client.directory, "conversions", columns=20).out)
     assert "1234.50 USD" in seen
     assert "c1-and-some-more" in seen
+
+
+def test_where_room_is_short_long_ids_are_folded_and_reasons_go_beneath(client: Client) -> None:
+    subid = "a-click-id-of-a-network-that-likes-long-ones"
+    client.send(f"subid={subid}&status=lead&from=network")
+
+    titles, row, *more = without_styles(
+        call_on_terminal(client.directory, "log", columns=80).out
+    ).splitlines()
+
+    assert titles.split() == ["time", "network", "subid", "status", "amount", "verdict"]
+    assert row.split()[-1] == "parked"
+    assert "no click 'a-click-id" in "".join(more)
 
 
 def test_colours_are_for_terminals_and_for_those_who_ask(client: Client) -> None:

@@ -121,6 +121,7 @@ def test_the_pixel_tag_works_as_it_stands(
     tag = call(client.directory, capsys).lines[-1]
     address = re.fullmatch(r'<img src="([^"]*)" width="1" height="1" alt="">', tag)
     assert address is not None
+    assert "subid={subid}&amp;status=lead" in address[1]
 
     url = html.unescape(address[1]).replace("{subid}", "c1")
     answer = client.get(url.removeprefix("http://127.0.0.1:8000"))
