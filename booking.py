@@ -29,8 +29,9 @@ from storage import (
 # A flood of postbacks for one click id must not make the click's arrival a long transaction.
 PARKED_PER_CLICK = 100
 
-# How much the housekeeping does in one transaction: some 20 ms of the write lock.
-DUE_CLICKS_AT_ONCE = 20
+# How much the housekeeping does in one transaction, so that postbacks wait some ten milliseconds
+# for it, and some 60 where each click has its hundred parked.
+DUE_CLICKS_AT_ONCE = 4
 WAITING_AT_ONCE = 500
 
 # The source of the rate of an amount that was sent in the tracker's own currency.

@@ -79,7 +79,11 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
         isolation_level=None,
         cached_statements=CACHED_STATEMENTS,
     )
+    lock = _open_lock(path)
     try:
+        # Workers that start at once: SQLite tells the second one to switch a fresh file to its log
+        # that it is locked, without waiting.
+        _take_lock(lock, path)
         _configure(db)
         schema.migrate(db, currency)
         _refuse_other_currency(db, path, currency)
@@ -88,6 +92,9 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
     except BaseException:
         db.close()
         raise
+    finally:
+        # Which lets the lock go.
+        os.close(lock)
     return db
 
 
@@ -118,6 +125,34 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
+def _open_lock(path: Path) -> int:
+    lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    owner = os.stat(path)
+    if os.geteuid() == 0 and os.fstat(lock).st_uid != owner.st_uid:
+        # A command run by root must not leave a lock that the service's user cannot open.
+        os.fchown(lock, owner.st_uid, owner.st_gid)
+    return lock
+
+
+def _take_lock(lock: int, path: Path) -> None:
+    # SQLite's busy handler sleeps for up to 100 ms at a time, and some waiters starve for seconds;
+    # those who know this lock look far more often, and are let through. Programs that do not know
+    # it are left to the busy handler.
+    deadline = monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() > deadline:
+                raise DatabaseError(
+                    f"database {str(path)!r}: another program has held the write lock for"
+                    f" {BUSY_TIMEOUT_SECONDS:g} seconds: end it, or wait"
+                ) from None
+            sleep(LOCK_POLL_SECONDS)
+        else:
+            return
+
+
 class Database:
     """An open database file. Use from one thread; `with` closes it."""
 
@@ -127,7 +162,7 @@ class Database:
         self.path = path
         self._beside = (Path(f"{path}-wal"), Path(f"{path}-shm"))
         # Never removed: a lock file that is unlinked while one waits for it locks nothing.
-        self._lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = _open_lock(path)
         # A read makes SQLite open the -wal file, so that its identity can be noted.
         db.execute("SELECT 1 FROM tracker").fetchone()
         self._identity = self._identify()
@@ -157,7 +192,7 @@ class Database:
         pages for clean: what stands in the log can be read back and yet be on no disk, and what is
         committed behind it would go with it in a power cut. Written anew and synced, it is safe.
         """
-        self._take_lock()
+        _take_lock(self._lock, self.path)
         try:
             is_busy, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         finally:
@@ -170,7 +205,7 @@ class Database:
 
         Raises DatabaseError where the commit went into a file that is no longer at its path.
         """
-        self._take_lock()
+        _take_lock(self._lock, self.path)
         try:
             # Before, too: what is written into the log of a file that took ours' place damages it.
             self._refuse_replaced_file()
@@ -188,24 +223,6 @@ class Database:
             self._refuse_replaced_file()
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
-
-    def _take_lock(self) -> None:
-        # SQLite's busy handler sleeps for up to 100 ms at a time, and some waiters starve for
-        # seconds; those who know this lock look far more often, and are let through.
-        # Programs that do not know it are left to the busy handler.
-        deadline = monotonic() + BUSY_TIMEOUT_SECONDS
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if monotonic() > deadline:
-                    raise DatabaseError(
-                        f"database {str(self.path)!r}: another program has held the write lock for"
-                        f" {BUSY_TIMEOUT_SECONDS:g} seconds: end it, or wait"
-                    ) from None
-                sleep(LOCK_POLL_SECONDS)
-            else:
-                return
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:

@@ -27,6 +27,9 @@ Clock = Callable[[], datetime]
 # How long a write check is believed: /health may be asked by several balancers at once.
 HEALTH_SECONDS = 2.0
 
+# How long a server's only thread keeps house before it looks at its connections again.
+HOUSE_SECONDS = 0.1
+
 
 class Orders(NamedTuple):
     """What the settings come to on a day: keys by kind, terms, what is secret, who is a proxy."""
@@ -152,7 +155,10 @@ class Service:
 
     def keep_house(self) -> None:
         """Do the housekeeping where it is due, for a server that uses `one_commit`."""
-        if self.find_orders() is not None and monotonic() >= self._committer.next_tick:
+        if self.find_orders() is None:
+            return
+        deadline = monotonic() + HOUSE_SECONDS
+        while self._committer.next_tick <= monotonic() < deadline:
             with self.one_commit():
                 self._run(lambda db: None)
 
@@ -184,13 +190,16 @@ class Service:
         self._has_opened = True
         return storage
 
-    def _housekeep(self, db: Storage) -> None:
+    def _housekeep(self, db: Storage) -> bool:
+        """Do what is due beside the jobs; True where more of it waits already."""
         orders = self.find_orders()
         if orders is None:
-            return
+            return False
         now = self._clock()
-        booking.settle_due_clicks(db, now, orders.terms, limit=booking.DUE_CLICKS_AT_ONCE)
+        limit = booking.DUE_CLICKS_AT_ONCE
+        more = booking.settle_due_clicks(db, now, orders.terms, limit=limit) == limit
         last_rate_id = db.find_last_rate_id()
         if last_rate_id != self._filled_to_rate_id and booking.fill_in_waiting(db, now) == 0:
             self._filled_to_rate_id = last_rate_id
         self._rate_keeper.look(db, orders.settings, now)
+        return more

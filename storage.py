@@ -15,7 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from database import WAL_AUTOCHECKPOINT_PAGES, Database, open_connection
+from database import (
+    WAL_AUTOCHECKPOINT_PAGES,
+    Database,
+    DatabaseError,
+    describe_trouble,
+    open_connection,
+)
 from rates import Priced, Rate, decimal_text, from_micros, to_micros
 from statuses import Click, Conversion, Status, Verdict
 
@@ -112,7 +118,12 @@ def utc_text(moment: datetime) -> str:
 
 def open_database(path: Path, currency: str, *, create: bool = True) -> "Storage":
     """Open the database, made or brought up to date where needed; raises DatabaseError."""
-    return Storage(open_connection(path, currency, create=create), path)
+    db = open_connection(path, currency, create=create)
+    try:
+        return Storage(db, path)
+    except (sqlite3.Error, OSError) as error:
+        db.close()
+        raise DatabaseError(describe_trouble(error, path)) from error
 
 
 class Storage(Database):

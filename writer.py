@@ -78,9 +78,12 @@ class Committer:
     """The database of one process: opened when needed, let go on trouble, opened anew after it."""
 
     def __init__(
-        self, open_storage: Callable[[], Storage], housekeep: Callable[[Storage], None]
+        self, open_storage: Callable[[], Storage], housekeep: Callable[[Storage], bool | None]
     ) -> None:
-        """Take how to open the database, and what to do beside the jobs in each transaction."""
+        """Take how to open the database, and what to do beside the jobs in each transaction.
+
+        Housekeeping that gives True is taken up again at once, in a transaction of its own.
+        """
         self._open_storage = open_storage
         self._housekeep = housekeep
         self._storage: Storage | None = None
@@ -114,7 +117,7 @@ class Committer:
             self._carry_over_log(self._storage)
         stack.enter_context(self._storage.transaction())
         outcome = attempt(self._storage, self._housekeep)
-        self.next_tick = time.monotonic() + TICK_SECONDS
+        self.next_tick = time.monotonic() + (0 if outcome is True else TICK_SECONDS)
         if isinstance(outcome, Exception):
             LOG.error("housekeeping broke off", exc_info=outcome)
         return self._storage

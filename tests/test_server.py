@@ -176,6 +176,25 @@ def test_a_click_that_another_program_writes_gets_its_parked_postbacks_within_fi
         wait_until(lambda: count(directory, "conversions") == 1, "the parked postback", seconds=5)
 
 
+def test_many_clicks_of_another_program_get_theirs_within_five_seconds_too(
+    directory: Path,
+) -> None:
+    (directory / "config.ini.php").write_text(CONFIG.replace('"accept"', '"park"'))
+    with live_server(directory) as server:
+        with server.connect() as connection:
+            for number in range(200):
+                target = f"/{KEY_IN_URL}/postback?subid=c{number}"
+                connection.sendall(f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+                assert b"Success" in connection.recv(65536)
+
+        with closing(sqlite3.connect(directory / "postback.db", timeout=10)) as other, other:
+            other.executemany(
+                "INSERT INTO clicks (subid) VALUES (?)", ((f"c{n}",) for n in range(200))
+            )
+
+        wait_until(lambda: count(directory, "conversions") == 200, "all of them", seconds=5)
+
+
 def test_a_bare_gunicorn_works_in_any_directory_that_holds_a_config(directory: Path) -> None:
     with live_server(directory, "--worker-class", "sync", "--config", os.devnull) as server:
         answer = server.get(f"/{KEY_IN_URL}/postback?subid=c1&payout=10")
