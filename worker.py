@@ -6,8 +6,8 @@ WSGI callable for every request that is whole, holds the answers back, commits o
 From here down: reading (bytes to environ), writing (an answer to bytes), connections, the loop.
 
 Any WSGI callable runs under it; one without `one_commit` is just called. Answers are held whole,
-so a callable that streams without end has no place here. TLS, uwsgi, HTTP/2 and the PROXY protocol
-are refused: nginx stands in front.
+so a callable that streams without end has no place here. TLS, uwsgi and the PROXY protocol are
+refused at start, and HTTP/2 is not spoken: nginx stands in front.
 """
 
 import io

@@ -66,7 +66,7 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("worker_class", ["gthread", "sync"])
+@pytest.mark.parametrize("worker_class", ["worker.HoldingWorker", "gthread", "sync"])
 def test_no_log_shows_the_key_whatever_comes(directory: Path, worker_class: str) -> None:
     options = ("--worker-class", worker_class, "--access-logfile", "-", "--log-level", "debug")
     with live_server(directory, *options) as server:
