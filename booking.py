@@ -102,13 +102,8 @@ def preview(db: Storage, postback: Postback, terms: Terms) -> Outcome:
     )
 
 
-def keep_clicks(db: Storage, rows: Iterable[ClickRow], now: datetime, terms: Terms) -> int:
-    """Take clicks in, with what was parked for them; returns how many are new."""
-    return take_clicks(db, rows, now, terms).new
-
-
-def take_clicks(db: Storage, rows: Iterable[ClickRow], now: datetime, terms: Terms) -> Intake:
-    """Do likewise; tells also how many parked postbacks were settled."""
+def keep_clicks(db: Storage, rows: Iterable[ClickRow], now: datetime, terms: Terms) -> Intake:
+    """Take clicks in, with what was parked for them."""
     new = db.put_clicks(rows, utc_text(now))
     parked = db.count_parked_for_due_clicks()
     settle_due_clicks(db, now, terms)

@@ -130,8 +130,8 @@ class Service:
 
     def keep_click(self, row: ClickRow, now: datetime, terms: Terms) -> Verdict:
         """Take a click in, with what was parked for it."""
-        new = self._run(lambda db: booking.keep_clicks(db, [row], now, terms))
-        return Verdict.RECORDED if new else Verdict.UPDATED
+        intake = self._run(lambda db: booking.keep_clicks(db, [row], now, terms))
+        return Verdict.RECORDED if intake.new else Verdict.UPDATED
 
     def preview_click(self, row: ClickRow) -> Verdict:
         """Say what would come of a click."""

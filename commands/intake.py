@@ -103,7 +103,7 @@ class Importer:
         with self._storage.transaction():
             # Not before: the wait for the lock is nobody's burden but ours.
             started = time.monotonic()
-            intake = booking.take_clicks(self._storage, piece, self._read_clock(), self._terms)
+            intake = booking.keep_clicks(self._storage, piece, self._read_clock(), self._terms)
         return started, intake
 
     def _split(self, rows: Sequence[ClickRow]) -> Iterator[Sequence[ClickRow]]:
