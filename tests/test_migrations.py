@@ -44,12 +44,15 @@ def read_all(path: Path, table: str, columns: str) -> list[tuple[object, ...]]:
 
 
 def test_a_database_of_version_1_keeps_every_row(old_file: Path) -> None:
-    tables = ("clicks", "conversions", "rates", "tracker")
     history = (
         "conversion_id, seq, at, change, postback_id, status, original_status, tid, amount_micros,"
         " currency, payout_micros, rate, rate_day, rate_source, cost_micros"
     )
-    columns = {**dict.fromkeys(tables, "*"), "conversion_history": history}
+    columns = {
+        **dict.fromkeys(("clicks", "conversions", "rates"), "*"),
+        "tracker": "id, currency, health_checked_at",
+        "conversion_history": history,
+    }
     before = {table: read_all(old_file, table, names) for table, names in columns.items()}
 
     open_database(old_file, "USD").close()
@@ -82,3 +85,61 @@ def test_a_migration_that_breaks_halfway_leaves_version_1_as_it_was(
     assert len(read_all(old_file, "conversion_history", "seq")) == 2
     with closing(sqlite3.connect(old_file)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (1,)
+
+
+def read_schema(path: Path) -> set[tuple[object, ...]]:
+    names = "type, name, replace(sql, '\"conversion_history\"', 'conversion_history')"
+    return set(read_all(path, "sqlite_master", names))
+
+
+def test_an_old_file_comes_to_the_tables_of_a_new_one(old_file: Path, tmp_path: Path) -> None:
+    open_database(old_file, "USD").close()
+    open_database(tmp_path / "new.db", "USD").close()
+
+    assert read_schema(old_file) == read_schema(tmp_path / "new.db")
+    with closing(sqlite3.connect(old_file)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize(
+    ("table", "change"),
+    [
+        ("conversions", "status = 'paid'"),
+        ("conversions", "previous_status = 'paid'"),
+        ("conversions", "sub_ids = '{'"),
+        ("conversion_history", "change = 'forgotten'"),
+        ("postbacks", "source = 'fax'"),
+        ("postbacks", "verdict = 'lost'"),
+        ("postbacks", "warnings = '['"),
+        ("postbacks", "settled_verdict = 'parked'"),
+    ],
+)
+def test_checks_say_what_they_said_before_they_were_made_quicker(
+    old_file: Path, table: str, change: str
+) -> None:
+    with open_database(old_file, "USD") as db, db.transaction():
+        db.db.execute("DROP TRIGGER postbacks_are_only_appended")
+        db.db.execute(
+            "INSERT INTO postbacks (received_at, source, query, verdict, reason)"
+            " VALUES ('2026-03-02T12:00:00.000Z', 'http', '', 'invalid', '')"
+        )
+        with pytest.raises(sqlite3.IntegrityError, match="CHECK constraint failed"):
+            db.db.execute(f"UPDATE {table} SET {change}")
+
+
+def test_slow_checks_are_gone_from_the_tables_that_every_postback_writes(old_file: Path) -> None:
+    open_database(old_file, "USD").close()
+
+    for table in ("conversions", "conversion_history", "postbacks"):
+        ((sql,),) = read_all(old_file, f"sqlite_master WHERE name = '{table}'", "sql")
+        assert " IN (" not in str(sql)
+
+
+def test_each_database_has_a_salt_of_its_own(old_file: Path, tmp_path: Path) -> None:
+    paths = (old_file, tmp_path / "new.db")
+    for path in paths:
+        open_database(path, "USD").close()
+
+    salts = {str(read_all(path, "tracker", "key_salt")[0][0]) for path in paths}
+    assert len(salts) == 2
+    assert {len(salt) for salt in salts} == {32}
