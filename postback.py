@@ -8,14 +8,16 @@ import hmac
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import booking
 import clicks
-from booking import Arrival, Outcome
+from booking import Arrival, Intake, Outcome
 from config import find_config
 from query import (
     HIDDEN,
@@ -28,8 +30,8 @@ from query import (
 )
 from service import Clock, Orders, Service, read_clock
 from statuses import Verdict
-from storage import utc_text
-from writer import UnavailableError
+from storage import ClickRow, Storage, utc_text
+from writer import Job, UnavailableError
 
 LOG = logging.getLogger("postback")
 
@@ -100,29 +102,27 @@ class Receiver:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
-        answer = self._answer(environ)
+        (answer,) = self._answer([environ], self._find_service().run_one)
         headers = answer.headers
         if answer.status is not HTTPStatus.NO_CONTENT:
             headers = [*headers, ("Content-Length", str(len(answer.body)))]
         start_response(f"{answer.status.value} {answer.status.phrase}", headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
 
+    def answer_all(self, environs: Sequence[Environ]) -> list[Answer]:
+        """Answer requests that share one commit, made by this thread, for a server that can wait.
+
+        What they did is on disk when this returns. A HEAD's answer has its body still. One thread
+        at a time, and not beside `__call__`: each would be a user of the database in one process.
+        """
+        return self._answer(environs, self._find_service().commit)
+
     def start(self) -> None:
         """Begin the housekeeping before the first request comes."""
         self._find_service().start()
 
-    @contextmanager
-    def one_commit(self) -> Iterator[None]:
-        """Let calls made inside share one commit: for a server that holds their answers back.
-
-        They are good only once this has returned; where it raises UnavailableError, each is to be
-        `unavailable_answer` instead. See `Service.one_commit`.
-        """
-        with self._find_service().one_commit():
-            yield
-
     def keep_house(self) -> None:
-        """Do what is due beside the requests; for a server that uses `one_commit`."""
+        """Do what is due beside the requests; for a server that uses `answer_all`."""
         self._find_service().keep_house()
 
     def close(self) -> None:
@@ -140,41 +140,105 @@ class Receiver:
             service = self._service = Service(path, self._clock)
         return service
 
-    def _answer(self, environ: Environ) -> Answer:
+    def _answer(self, environs: Sequence[Environ], run: "Run") -> list[Answer]:
+        """Read the requests, have what they ask of the database done, answer."""
         service = self._find_service()
         orders = service.find_orders()
-        try:
-            return _route(environ, service, orders)
-        except UnavailableError:
-            return unavailable_answer()
-        except IncompleteError:
-            return unavailable_answer()
-        except Exception:  # the one edge: whatever it is, the sender must know to send again
-            # Not LOG.exception: it would print keys that stand in the exception's message.
-            LOG.error("a request broke off:\n%s", _mask(traceback.format_exc(), orders))  # noqa: TRY400
-            return unavailable_answer()
+        moment = service.read_clock()
+        turn = Turn(service, orders, moment, utc_text(moment))
+        readings = [_read(environ, turn) for environ in environs]
+        jobs = [reading.job for reading in readings if isinstance(reading, Pending)]
+        outcomes = iter(_run_jobs(jobs, run, turn) if jobs else ())
+        return [
+            _finish(reading, next(outcomes), turn) if isinstance(reading, Pending) else reading
+            for reading in readings
+        ]
 
 
 application = Receiver()
 
 
-def _route(environ: Environ, service: Service, orders: Orders | None) -> Answer:
+class Turn(NamedTuple):
+    """What holds for the requests that are answered together."""
+
+    service: Service
+    orders: Orders | None
+    now: datetime
+    received_at: str
+
+
+class Pending(NamedTuple):
+    """A request that the database has a part in: what is asked of it, and the answer to make of it.
+
+    `unavailable` is the answer where the database failed.
+    """
+
+    job: Job[Any]
+    answer: Callable[[Any], Answer]
+    unavailable: Callable[[], Answer]
+
+
+Run = Callable[[Sequence[Job[Any]]], list[Any]]
+
+
+def _read(environ: Environ, turn: Turn) -> Answer | Pending:
+    try:
+        return _route(environ, turn)
+    except IncompleteError:
+        return unavailable_answer()
+    except Exception as error:  # the one edge: the sender must know to send again
+        return _break_off(error, turn)
+
+
+def _run_jobs(jobs: Sequence[Job[Any]], run: Run, turn: Turn) -> Sequence[Any]:
+    try:
+        return run(jobs)
+    except UnavailableError as error:
+        return [error] * len(jobs)
+    except Exception as error:  # the same edge
+        _break_off(error, turn)
+        return [UnavailableError("a request broke off")] * len(jobs)
+
+
+def _finish(pending: Pending, outcome: Any, turn: Turn) -> Answer:
+    if isinstance(outcome, UnavailableError):
+        return pending.unavailable()
+    if isinstance(outcome, Exception):
+        return _break_off(outcome, turn)
+    try:
+        return pending.answer(outcome)
+    except Exception as error:  # the same edge
+        return _break_off(error, turn)
+
+
+def _break_off(error: Exception, turn: Turn) -> Answer:
+    # Not LOG.exception: it would print keys that stand in the exception's message.
+    told = "".join(traceback.format_exception(error))
+    LOG.error("a request broke off:\n%s", _mask(told, turn.orders))
+    return unavailable_answer()
+
+
+def _route(environ: Environ, turn: Turn) -> Answer | Pending:
     path = environ.get("PATH_INFO", "").encode("latin-1")
     if path == b"/health":
-        return _answer_health(environ, service, orders)
+        return _read_health(environ, turn)
+    orders = turn.orders
     if orders is None:
         # A 404 would tell networks that the address is wrong for good: it would lose money.
         return unavailable_answer()
     key, name = _split_path(path)
     # Every accepted key is compared, whatever the name: the time taken tells nothing.
     held = [kind for kind, keys in orders.keys.items() if _is_among(key, keys)]
-    for route in ROUTES:
-        if route.name == name and route.key in held:
-            return _answer_under_key(route, environ, service, orders)
+    if held:
+        for route in ROUTES:
+            if route.name == name and route.key in held:
+                return _read_under_key(route, environ, turn, orders)
     return _text(HTTPStatus.NOT_FOUND, "Not found")
 
 
-def _answer_under_key(route: "Route", environ: Environ, service: Service, orders: Orders) -> Answer:
+def _read_under_key(
+    route: "Route", environ: Environ, turn: Turn, orders: Orders
+) -> Answer | Pending:
     method = environ["REQUEST_METHOD"]
     if method == "OPTIONS":
         return Answer(HTTPStatus.NO_CONTENT, [*_PREFLIGHT, CORS, NO_STORE])
@@ -182,7 +246,7 @@ def _answer_under_key(route: "Route", environ: Environ, service: Service, orders
         allow = ("Allow", METHODS)
         return _text(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", CORS, allow)
     try:
-        return route.answer(environ, service, orders)
+        return route.read(environ, turn, orders)
     except TooLargeError:
         text = f"The body is longer than {BODY_LIMIT_BYTES} bytes: send less."
         return _text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text, CORS)
@@ -202,51 +266,78 @@ def _is_among(candidate: bytes, keys: Sequence[bytes]) -> bool:
     return bool(candidate) and any(matches)
 
 
-def _answer_postback(environ: Environ, service: Service, orders: Orders) -> Answer:
-    arrival = _read_arrival(environ, service, orders)
-    if _is_image_request(environ) and arrival.postback.answer is None:
-        return _answer_as_pixel(environ, service, orders, arrival)
-    outcome = _keep_or_preview(environ, service, orders, arrival)
-    body = _RETURNED_BODY if arrival.postback.answer is None else arrival.postback.answer
-    if outcome.verdict in {Verdict.INVALID, Verdict.UNMAPPED}:
-        body = outcome.reason.summary
-    return _text(HTTPStatus.OK, body, CORS, *_verdict_headers(outcome))
+def _read_postback(environ: Environ, turn: Turn, orders: Orders) -> Pending:
+    arrival = _read_arrival(environ, turn, orders)
+    if arrival.postback.answer is None and _is_image_request(environ):
+        return _as_pixel(environ, orders, arrival)
+    returned = arrival.postback.answer
+
+    def answer(outcome: Outcome) -> Answer:
+        body = _RETURNED_BODY if returned is None else returned
+        if outcome.verdict in _UNUSABLE:
+            body = outcome.reason.summary
+        return _text(HTTPStatus.OK, body, CORS, *_verdict_headers(outcome))
+
+    return Pending(_job_of(environ, orders, arrival), answer, unavailable_answer)
 
 
 # Source: Keitaro docs, "Postback": what a network gets when nothing else was asked for.
 _RETURNED_BODY = "Success"
 
+# The answer says what is wrong instead. Source: the contract's section on answers.
+_UNUSABLE = frozenset({Verdict.INVALID, Verdict.UNMAPPED})
 
-def _answer_pixel(environ: Environ, service: Service, orders: Orders) -> Answer:
-    return _answer_as_pixel(environ, service, orders, _read_arrival(environ, service, orders))
+
+def _read_pixel(environ: Environ, turn: Turn, orders: Orders) -> Pending:
+    return _as_pixel(environ, orders, _read_arrival(environ, turn, orders))
 
 
-def _answer_lead_pixel(environ: Environ, service: Service, orders: Orders) -> Answer:
-    arrival = _read_arrival(environ, service, orders)
+def _read_lead_pixel(environ: Environ, turn: Turn, orders: Orders) -> Pending:
+    arrival = _read_arrival(environ, turn, orders)
     incoming = arrival.postback.incoming._replace(leads_only=True)
     arrival = arrival._replace(postback=arrival.postback._replace(incoming=incoming))
-    return _answer_as_pixel(environ, service, orders, arrival)
+    return _as_pixel(environ, orders, arrival)
 
 
-def _answer_as_pixel(
-    environ: Environ, service: Service, orders: Orders, arrival: Arrival
-) -> Answer:
-    outcome = _keep_or_preview(environ, service, orders, arrival._replace(source="pixel"))
+def _as_pixel(environ: Environ, orders: Orders, arrival: Arrival) -> Pending:
+    job = _job_of(environ, orders, arrival._replace(source="pixel"))
+    return Pending(job, _answer_pixel, unavailable_answer)
+
+
+def _answer_pixel(outcome: Outcome) -> Answer:
     headers = [("Content-Type", "image/gif"), CORS, NO_STORE, *_verdict_headers(outcome)]
     return Answer(HTTPStatus.OK, headers, PIXEL)
 
 
-def _answer_click(environ: Environ, service: Service, orders: Orders) -> Answer:
+def _job_of(environ: Environ, orders: Orders, arrival: Arrival) -> Job[Outcome]:
+    if environ["REQUEST_METHOD"] == "HEAD":
+        return lambda db: booking.preview(db, arrival.postback, orders.terms)
+    return lambda db: booking.keep(db, arrival, orders.terms)
+
+
+def _read_click(environ: Environ, turn: Turn, orders: Orders) -> Answer | Pending:
     fields, _, warnings = _read_sent(environ, orders)
     reading = clicks.read_click(fields)
     reasons = _reason_headers((*warnings, *reading.warnings))
-    if reading.row is None:
-        verdict, body = Verdict.INVALID, reading.flaw
-    elif environ["REQUEST_METHOD"] == "HEAD":
-        verdict, body = service.preview_click(reading.row), _RETURNED_BODY
+    row = reading.row
+    if row is None:
+        return _answer_click(Verdict.INVALID, reading.flaw, reasons)
+    if environ["REQUEST_METHOD"] == "HEAD":
+        job = partial(_preview_click, row=row)
     else:
-        verdict = service.keep_click(reading.row, service.read_clock(), orders.terms)
-        body = _RETURNED_BODY
+        job = partial(booking.keep_clicks, rows=[row], now=turn.now, terms=orders.terms)
+    return Pending(
+        lambda db: Verdict.RECORDED if job(db).new else Verdict.UPDATED,
+        lambda verdict: _answer_click(verdict, _RETURNED_BODY, reasons),
+        unavailable_answer,
+    )
+
+
+def _preview_click(db: Storage, row: ClickRow) -> Intake:
+    return Intake(new=int(db.find_click(row.subid) is None), settled=0)
+
+
+def _answer_click(verdict: Verdict, body: str, reasons: Headers) -> Answer:
     return _text(HTTPStatus.OK, body, CORS, ("X-Postback-Result", verdict.value), *reasons)
 
 
@@ -255,36 +346,42 @@ class Route(NamedTuple):
 
     name: bytes
     key: str
-    answer: Callable[[Environ, Service, Orders], Answer]
+    read: Callable[[Environ, Turn, Orders], Answer | Pending]
 
 
 # Everything we answer, but for /health.
 ROUTES = (
-    Route(b"postback", "postback", _answer_postback),
-    Route(b"postback.gif", "postback", _answer_pixel),
-    Route(b"postback.gif", "pixel", _answer_lead_pixel),
-    Route(b"click", "click", _answer_click),
+    Route(b"postback", "postback", _read_postback),
+    Route(b"postback.gif", "postback", _read_pixel),
+    Route(b"postback.gif", "pixel", _read_lead_pixel),
+    Route(b"click", "click", _read_click),
 )
 
 
-def _answer_health(environ: Environ, service: Service, orders: Orders | None) -> Answer:
-    if orders is not None and environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+def _read_health(environ: Environ, turn: Turn) -> Answer | Pending:
+    if turn.orders is None:
+        return _answer_unwell("no usable key is in force")
+    if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
         return _text(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", ("Allow", "GET, HEAD"))
-    ailment = service.find_ailment()
-    if ailment is None:
+    if turn.service.was_healthy_lately:
         return _text(HTTPStatus.OK, "ok")
+
+    def answer(_: None) -> Answer:
+        turn.service.note_health()
+        return _text(HTTPStatus.OK, "ok")
+
+    return Pending(
+        lambda db: db.note_health_check(turn.received_at),
+        answer,
+        lambda: _answer_unwell("the database takes no writes"),
+    )
+
+
+def _answer_unwell(ailment: str) -> Answer:
     return _text(HTTPStatus.SERVICE_UNAVAILABLE, ailment, _RETRY_AFTER)
 
 
-def _keep_or_preview(
-    environ: Environ, service: Service, orders: Orders, arrival: Arrival
-) -> Outcome:
-    if environ["REQUEST_METHOD"] == "HEAD":
-        return service.preview(arrival.postback, orders.terms)
-    return service.keep(arrival, orders.terms)
-
-
-def _read_arrival(environ: Environ, service: Service, orders: Orders) -> Arrival:
+def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
     """Read the request into what is judged and kept."""
     fields, query, warnings = _read_sent(environ, orders)
     cookies = _read_cookies(environ, orders)
@@ -299,7 +396,7 @@ def _read_arrival(environ: Environ, service: Service, orders: Orders) -> Arrival
     if cookies and read_subid(fields, []) is None:
         query = store_query(query, cookie_subid=postback.incoming.subid)
     return Arrival(
-        received_at=utc_text(service.read_clock()),
+        received_at=turn.received_at,
         source="http",
         method=environ["REQUEST_METHOD"],
         remote_addr=_find_client(environ, orders),

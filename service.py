@@ -3,24 +3,23 @@
 import atexit
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import booking
-from booking import Arrival, Outcome, Terms
+from booking import Terms
 from config import Settings
 from config_watch import ConfigWatch
 from proxies import find_client
-from query import Postback, secrets_pattern
+from query import secrets_pattern
 from rounds import RateKeeper
-from statuses import Policy, Verdict
-from storage import ClickRow, Storage, open_database, utc_text
-from writer import Commit, Committer, Job, Result, UnavailableError, Writer
+from statuses import Policy
+from storage import Storage, open_database
+from writer import Committer, Job, UnavailableError, Writer
 
 Clock = Callable[[], datetime]
 
@@ -71,7 +70,6 @@ class Service:
         self._orders: Orders | None = None
         self._committer = Committer(self._open_storage, self._housekeep)
         self._writer = Writer(self._committer)
-        self._commit: Commit | None = None
         self._rate_keeper = RateKeeper()
         self._filled_to_rate_id = -1
         self._has_opened = False
@@ -120,64 +118,34 @@ class Service:
         """Give the present moment."""
         return self._clock()
 
-    def keep(self, arrival: Arrival, terms: Terms) -> Outcome:
-        """Judge and keep a postback; on disk when this returns, else UnavailableError."""
-        return self._run(lambda db: booking.keep(db, arrival, terms))
+    def run_one(self, jobs: Sequence[Job[Any]]) -> list[Any]:
+        """Have the writer's thread do a job, for a server that answers each request by itself."""
+        (job,) = jobs
+        return [self._writer.run(job)]
 
-    def preview(self, postback: Postback, terms: Terms) -> Outcome:
-        """Say what would come of a postback."""
-        return self._run(lambda db: booking.preview(db, postback, terms))
+    def commit(self, jobs: Sequence[Job[Any]]) -> list[Any]:
+        """Do jobs in one commit made by this thread: what each gave, or its exception.
 
-    def keep_click(self, row: ClickRow, now: datetime, terms: Terms) -> Verdict:
-        """Take a click in, with what was parked for it."""
-        intake = self._run(lambda db: booking.keep_clicks(db, [row], now, terms))
-        return Verdict.RECORDED if intake.new else Verdict.UPDATED
-
-    def preview_click(self, row: ClickRow) -> Verdict:
-        """Say what would come of a click."""
-        known = self._run(lambda db: db.find_click(row.subid))
-        return Verdict.RECORDED if known is None else Verdict.UPDATED
-
-    @contextmanager
-    def one_commit(self) -> Iterator[None]:
-        """Let the requests answered inside share one commit, made by this thread.
-
-        For a server that holds the answers back: they are good only once this has returned, and
-        where it raises UnavailableError each of them is to be a 503. One thread at a time, and not
-        beside requests outside of it.
+        For a server whose only thread answers many requests together. Not beside `run_one`.
         """
-        with self._committer.one_commit() as commit:
-            self._commit = commit
-            try:
-                yield
-            finally:
-                self._commit = None
+        return self._committer.commit(jobs)
 
     def keep_house(self) -> None:
-        """Do the housekeeping where it is due, for a server that uses `one_commit`."""
+        """Do the housekeeping where it is due, for a server that uses `commit`."""
         if self.find_orders() is None:
             return
         deadline = monotonic() + HOUSE_SECONDS
         while self._committer.next_tick <= monotonic() < deadline:
-            with self.one_commit():
-                self._run(lambda db: None)
+            self._committer.commit([])
 
-    def _run(self, job: Job[Result]) -> Result:
-        return self._writer.run(job) if self._commit is None else self._commit.run(job)
+    @property
+    def was_healthy_lately(self) -> bool:
+        """Tell whether the database has just taken a write check."""
+        return monotonic() < self._healthy_until
 
-    def find_ailment(self) -> str | None:
-        """Say why the service could not keep a postback now, or None where it took a write."""
-        if self.find_orders() is None:
-            return "no usable key is in force"
-        if monotonic() < self._healthy_until:
-            return None
-        now = utc_text(self._clock())
-        try:
-            self._run(lambda db: db.note_health_check(now))
-        except UnavailableError:
-            return "the database takes no writes"
+    def note_health(self) -> None:
+        """Remember that the database has taken one now."""
         self._healthy_until = monotonic() + HEALTH_SECONDS
-        return None
 
     def _open_storage(self) -> Storage:
         orders = self.find_orders()

@@ -35,11 +35,13 @@ FLOORS = {
     "service": 6,
     "fetching": 6,
     "postback": 7,
-    "server": 8,
-    "worker": 8,
-    "display": 8,
-    "commands": 9,
-    "cli": 10,
+    "wire": 8,
+    "connections": 9,
+    "worker": 10,
+    "server": 10,
+    "display": 10,
+    "commands": 11,
+    "cli": 12,
 }
 
 

@@ -10,7 +10,7 @@ from gunicorn.http.unreader import IterUnreader
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from worker import (
+from wire import (
     ChunkedBody,
     Head,
     HeadReader,

@@ -216,52 +216,61 @@ def test_housekeeping_is_done_without_any_job(path: Path) -> None:
 # A server that holds its answers back
 
 
-def test_jobs_inside_one_commit_are_on_disk_when_it_ends(committer: Committer, path: Path) -> None:
-    with committer.one_commit() as commit:
-        names = [commit.run(add_offer("O1")), commit.run(add_offer("O2"))]
-        inside = offers(path)
+def test_jobs_are_on_disk_when_their_commit_returns(committer: Committer, path: Path) -> None:
+    names = committer.commit([add_offer("O1"), add_offer("O2")])
 
-    assert (names, inside, offers(path)) == (["O1", "O2"], [], ["O1", "O2"])
+    assert names == offers(path) == ["O1", "O2"]
     committer.leave_storage()
 
 
-def test_a_commit_without_jobs_opens_nothing(committer: Committer, path: Path) -> None:
-    with committer.one_commit():
-        pass
+def test_a_job_sees_nothing_on_disk_before_the_commit(committer: Committer, path: Path) -> None:
+    committer.commit([])
 
-    assert not path.exists()
+    seen = committer.commit([add_offer("O1"), lambda db: offers(path)])
+
+    assert seen == ["O1", []]
+    committer.leave_storage()
 
 
-def test_a_broken_job_inside_one_commit_leaves_the_others(committer: Committer, path: Path) -> None:
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_broken_job_is_told_in_its_place_and_leaves_the_others(
+    committer: Committer, path: Path, place: int
+) -> None:
     def broken(db: Storage) -> Any:
+        db.set_offer("half done", allow_rebills=True)
         raise RuntimeError("boom")
 
-    with committer.one_commit() as commit:
-        commit.run(add_offer("O1"))
-        with pytest.raises(RuntimeError, match="boom"):
-            commit.run(broken)
+    jobs: list[Callable[[Storage], Any]] = [add_offer("O1"), add_offer("O2")]
+    jobs.insert(place, broken)
+    outcomes = committer.commit(jobs)
 
-    assert offers(path) == ["O1"]
+    assert str(outcomes.pop(place)) == "boom"
+    assert outcomes == offers(path) == ["O1", "O2"]
     committer.leave_storage()
 
 
-def test_the_databases_trouble_inside_one_commit_is_everybodys(
-    committer: Committer, path: Path
-) -> None:
+def test_the_databases_trouble_is_every_jobs(committer: Committer, path: Path) -> None:
     def fail(db: Storage) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
-    def answer_all() -> None:
-        with committer.one_commit() as commit:
-            commit.run(add_offer("O1"))
-            for job in (fail, add_offer("O2")):
-                with pytest.raises(UnavailableError):
-                    commit.run(job)
-
     with pytest.raises(UnavailableError, match="disk I/O error"):
-        answer_all()
+        committer.commit([add_offer("O1"), fail, add_offer("O2")])
 
     assert offers(path) == []
+
+
+def test_housekeeping_stands_where_a_job_breaks(path: Path) -> None:
+    def broken(db: Storage) -> None:
+        raise RuntimeError("boom")
+
+    def keep_house(db: Storage) -> None:
+        db.set_offer("swept", allow_rebills=True)
+
+    committer = Committer(lambda: open_database(path, "USD"), keep_house)
+    committer.commit([broken])
+
+    assert offers(path) == ["swept"]
+    committer.leave_storage()
 
 
 def test_after_a_failed_sync_the_log_is_written_anew_before_anything_is_taken(
@@ -276,8 +285,7 @@ def test_after_a_failed_sync_the_log_is_written_anew_before_anything_is_taken(
         raise error
 
     def take(job: Callable[[Storage], Any]) -> None:
-        with committer.one_commit() as commit:
-            commit.run(job)
+        committer.commit([job])
 
     take(add_offer("O1"))
     with pytest.raises(UnavailableError):
