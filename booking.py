@@ -36,6 +36,7 @@ WAITING_AT_ONCE = 500
 
 # The source of the rate of an amount that was sent in the tracker's own currency.
 SAME_CURRENCY = "same"
+_ONE = Decimal(1)
 
 
 class Terms(NamedTuple):
@@ -74,6 +75,17 @@ class Outcome(NamedTuple):
     conversion_id: int | None = None
 
 
+class Effect(NamedTuple):
+    """What a decision's change did: to which conversion, what pricing warned of.
+
+    `made_with` are a new conversion's columns; None where none was made.
+    """
+
+    conversion_id: int | None
+    warnings: tuple[str, ...] = ()
+    made_with: Mapping[str, Any] | None = None
+
+
 def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
     """Judge a postback and write down both it and its effect."""
     decision, known = _judge(db, arrival.postback, terms)
@@ -81,15 +93,15 @@ def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
         # What was parked for the click came first, and may change what this postback meets.
         _bring_click(db, known, arrival, terms)
         decision, known = _judge(db, arrival.postback, terms)
-    conversion_id, warnings = _apply(db, decision, known, arrival, terms)
+    effect = _apply(db, decision, known, arrival, terms)
     outcome = Outcome(
         decision.verdict,
         decision.reason,
-        arrival.postback.warnings + decision.warnings + warnings,
-        conversion_id,
+        arrival.postback.warnings + decision.warnings + effect.warnings,
+        effect.conversion_id,
     )
     postback_id = db.add_postback(_postback_row(arrival, outcome))
-    _note_change(db, decision, conversion_id, arrival.received_at, postback_id)
+    _note_change(db, decision, effect, arrival.received_at, postback_id)
     return outcome
 
 
@@ -178,43 +190,46 @@ def _bring_click(db: Storage, known: KnownClick | None, arrival: Arrival, terms:
 
 def _apply(
     db: Storage, decision: Decision, known: KnownClick | None, arrival: Arrival, terms: Terms
-) -> tuple[int | None, tuple[str, ...]]:
-    """Make the decision's change; gives the conversion it is about, and pricing's warnings."""
+) -> Effect:
+    """Make the decision's change."""
     change = decision.change
     if change is None:
-        return (None if decision.conversion is None else decision.conversion.id), ()
+        return Effect(None if decision.conversion is None else decision.conversion.id)
     money, warnings = _price_change(db, change, arrival, terms)
     assert known is not None
+    made_with = None
     if change.conversion is None:
-        conversion_id = _add_conversion(db, known, change, arrival, money)
+        made_with = _new_conversion(known, change, arrival, money)
+        conversion_id = db.add_conversion(known, made_with)
+        if arrival.postback.sub_ids:
+            db.change_conversion(conversion_id, {}, arrival.postback.sub_ids)
     else:
         conversion_id = change.conversion.id
         _change_conversion(db, change, arrival, money)
     if arrival.postback.sub_ids:
         db.patch_click_sub_ids(known.id, arrival.postback.sub_ids)
-    return conversion_id, warnings
+    return Effect(conversion_id, warnings, made_with)
 
 
-def _add_conversion(
-    db: Storage, known: KnownClick, change: Change, arrival: Arrival, money: Mapping[str, Any]
-) -> int:
-    postback = arrival.postback
+def _new_conversion(
+    known: KnownClick, change: Change, arrival: Arrival, money: Mapping[str, Any]
+) -> dict[str, Any]:
     at = arrival.received_at
-    values = {
+    return {
         "tid": change.tid,
         "status": change.status,
-        "original_status": postback.incoming.word,
-        "network": postback.network,
+        "original_status": arrival.postback.incoming.word,
+        "network": arrival.postback.network,
         "sub_ids": known.sub_ids,
         "created_at": at,
         "updated_at": at,
-        "sale_at": at if change.status in {Status.SALE, Status.REBILL} else None,
+        "sale_at": at if change.status in _MONEY else None,
         **money,
     }
-    conversion_id = db.add_conversion(known, values)
-    if postback.sub_ids:
-        db.change_conversion(conversion_id, {}, postback.sub_ids)
-    return conversion_id
+
+
+# The statuses that are money. Source: the contract's section on statuses, on revenue.
+_MONEY = frozenset({Status.SALE, Status.REBILL})
 
 
 def _change_conversion(
@@ -236,10 +251,14 @@ def _change_conversion(
 
 
 def _note_change(
-    db: Storage, decision: Decision, conversion_id: int | None, at: str, postback_id: int
+    db: Storage, decision: Decision, effect: Effect, at: str, postback_id: int
 ) -> None:
-    if decision.change is not None and conversion_id is not None:
-        db.add_history(conversion_id, decision.verdict, at, postback_id)
+    if effect.conversion_id is None or decision.change is None:
+        return
+    if effect.made_with is None:
+        db.add_history(effect.conversion_id, decision.verdict, at, postback_id)
+    else:
+        db.begin_history(effect.conversion_id, effect.made_with, at, postback_id)
 
 
 def _price_change(
@@ -266,7 +285,7 @@ def _price(
         return Priced(amount, None, None, None, None)
     day = date.fromisoformat(received_at[:10])
     if currency == terms.currency:
-        return Priced(amount, currency, day, amount, Rate(Decimal(1), day, SAME_CURRENCY))
+        return Priced(amount, currency, day, amount, Rate(_ONE, day, SAME_CURRENCY))
     unpriced = Priced(amount, currency, day, None, None)
     rate = db.find_rate(currency, day)
     return unpriced if rate is None else price_at(unpriced, rate)
@@ -325,10 +344,10 @@ def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: Terms) -> N
         parked.received_at, parked.source, parked.method, parked.remote_addr, parked.query, postback
     )
     decision, known = _judge(db, postback, terms)
-    conversion_id, warnings = _apply(db, decision, known, arrival, terms)
-    reason = "; ".join((decision.reason.detail, *warnings))
-    db.settle_postback(parked.id, at, decision.verdict, reason, conversion_id)
-    _note_change(db, decision, conversion_id, parked.received_at, parked.id)
+    effect = _apply(db, decision, known, arrival, terms)
+    reason = "; ".join((decision.reason.detail, *effect.warnings))
+    db.settle_postback(parked.id, at, decision.verdict, reason, effect.conversion_id)
+    _note_change(db, decision, effect, parked.received_at, parked.id)
 
 
 def reread(query: str, terms: Terms) -> Postback:

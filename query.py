@@ -28,6 +28,7 @@ LIST_NAMES = (
 )
 # Keitaro documents 15, its newer versions 30.
 SUB_ID_NAMES = tuple(f"sub_id_{number}" for number in range(1, 31))
+_SUB_ID_NAMES = frozenset(SUB_ID_NAMES)
 
 # What PHP's trim() takes off by default.
 PHP_WHITE_SPACE = " \t\n\r\0\x0b"
@@ -65,11 +66,12 @@ class Postback(NamedTuple):
 def read_fields(raw: str) -> dict[str, str]:
     """Read a query string or a form body (each character one byte) as PHP does: last name wins."""
     fields = {}
+    is_plain = _is_plain(raw)
     for pair in raw.split("&"):
         name, _, value = pair.partition("=")
-        php_name = _read_name(name)
+        php_name = name if is_plain and name.isidentifier() else _read_name(name)
         if php_name:
-            fields[php_name] = _decode_value(value)
+            fields[php_name] = value if is_plain else _decode_value(value)
     return fields
 
 
@@ -126,6 +128,8 @@ def read_subid(fields: Mapping[str, str], warnings: list[str]) -> str | None:
 
 def read_sub_ids(fields: Mapping[str, str], warnings: list[str]) -> dict[str, str]:
     """Read `sub_id_1` … `sub_id_30`, those that were sent."""
+    if _SUB_ID_NAMES.isdisjoint(fields):
+        return {}
     return {
         name: value
         for name in SUB_ID_NAMES
@@ -214,8 +218,13 @@ def _decode_value(raw: str) -> str:
     return value
 
 
+def _is_plain(raw: str) -> bool:
+    """Tell whether decoding would change nothing, which it seldom does."""
+    return raw.isascii() and "%" not in raw and "+" not in raw
+
+
 def _decode(raw: str) -> str:
-    if raw.isascii() and "%" not in raw and "+" not in raw:
+    if _is_plain(raw):
         return raw
     return _decode_bytes(raw).encode("latin-1").decode("utf-8", "replace")
 
@@ -269,7 +278,7 @@ def _read_amount(
     fields: Mapping[str, str], names: Sequence[str], warnings: list[str], *, decimal_comma: bool
 ) -> Decimal | None:
     for name in names:
-        text = _read_usable(fields, name, warnings)
+        text = _read_usable(fields, name, warnings) if name in fields else None
         if text is None:
             continue
         amount = read_amount(text, decimal_comma=decimal_comma)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from datetime import date
 from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException
+from functools import lru_cache
 from typing import NamedTuple
 
 MICRO = Decimal("0.000001")
@@ -39,6 +40,8 @@ DAYS_TO_BELIEVE = 3
 # Between two days of a source that follow each other: from the Thursday before Easter to the
 # Tuesday after it are five.
 DAYS_BETWEEN_AT_MOST = 5
+
+REMEMBERED_AMOUNTS = 1024
 
 _AMOUNT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 _COMMA_AMOUNT = re.compile(r"([+-]?[0-9]*),([0-9]{1,2})")
@@ -78,6 +81,8 @@ class UnreadableRateError(ValueError):
     """A rate that is no positive decimal number in range; the message quotes it."""
 
 
+# Offers pay the same over and over. What decides is in the arguments, so remembering is safe.
+@lru_cache(REMEMBERED_AMOUNTS)
 def read_amount(text: str, *, decimal_comma: bool = False) -> Decimal | None:
     """Read a decimal amount, rounded half even to the micro; None where it is unreadable.
 
@@ -145,6 +150,7 @@ def count_days_in_row(value: Decimal, day: date, refused: Sequence[RefusedRate])
     return len(days)
 
 
+@lru_cache(REMEMBERED_AMOUNTS)
 def to_micros(amount: Decimal) -> int:
     """Give an amount, already rounded to the micro, as whole micros."""
     return int(EXACT.scaleb(amount, 6))

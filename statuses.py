@@ -9,6 +9,7 @@ says so.
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from enum import StrEnum
+from functools import cache
 from typing import NamedTuple
 
 
@@ -170,7 +171,7 @@ _MACRO_STATUS = Reason(
 
 def judge(incoming: Incoming, click: Click | None, policy: Policy) -> Decision:
     """Decide what a postback does; `click` is None where its subid is not known. Never raises."""
-    warnings = tuple(_list_warnings(incoming.lists))
+    warnings = tuple(_list_warnings(incoming.lists)) if any(incoming.lists) else ()
     flaw = find_flaw(incoming)
     if flaw is not None:
         return Decision(Verdict.INVALID, flaw, warnings=warnings)
@@ -203,11 +204,12 @@ def read_word(incoming: Incoming) -> Status | tuple[Verdict, Reason]:
     if incoming.word is None:
         return Status.SALE
     word = incoming.word.casefold()
-    if word in incoming.lists.ignore:
-        return Verdict.IGNORED, _ignored_reason(incoming.word)
-    for status, listed in zip(LIST_ORDER, incoming.lists, strict=False):
-        if word in listed:
-            return status
+    if any(incoming.lists):
+        if word in incoming.lists.ignore:
+            return Verdict.IGNORED, _ignored_reason(incoming.word)
+        for status, listed in zip(LIST_ORDER, incoming.lists, strict=False):
+            if word in listed:
+                return status
     if word in BUILT_IN_WORDS:
         return BUILT_IN_WORDS[word]
     return Verdict.UNMAPPED, _unmapped_reason(incoming.word)
@@ -256,7 +258,7 @@ def _decide_first(
         obstacle = _find_rebill_obstacle(incoming, click)
         if obstacle is not None:
             return Decision(Verdict.REFUSED, obstacle)
-    return _record(incoming, status, "the first conversion of the click", takes_cost=takes_cost)
+    return _record(incoming, status, _FIRST, takes_cost=takes_cost)
 
 
 def _decide_known(
@@ -297,7 +299,7 @@ def _find_rebill_obstacle(incoming: Incoming, click: Click) -> Reason | None:
 
 def _record(incoming: Incoming, status: Status, why: str, *, takes_cost: bool) -> Decision:
     change = Change(None, status, incoming.tid, takes_amount=True, takes_cost=takes_cost)
-    return Decision(Verdict.RECORDED, Reason(why, f"{why}, as {status}"), change=change)
+    return Decision(Verdict.RECORDED, _recorded_reason(why, status), change=change)
 
 
 def _move(this: Conversion, incoming: Incoming, status: Status, *, takes_cost: bool) -> Decision:
@@ -353,6 +355,7 @@ def _list_warnings(lists: WordLists) -> Iterator[str]:
             yield f"the word {word!r} is in {len(names)} lists: {', '.join(names)}"
 
 
+_FIRST = "the first conversion of the click"
 _REBILL_WITHOUT_SALE = "a rebill, but no sale or rebill stands on the click"
 _LATE_LEAD = Reason(
     "a lead does not follow other conversions of its click",
@@ -362,6 +365,12 @@ _REBILL_WITHOUT_TID = Reason(
     "a further conversion of the click needs a transaction id: add tid= to the Postback URL",
     "a further conversion of the click needs a transaction id (tid), and none was sent",
 )
+
+
+# A handful of sentences, one of them said with most postbacks.
+@cache
+def _recorded_reason(why: str, status: Status) -> Reason:
+    return Reason(why, f"{why}, as {status}")
 
 
 def _no_rebills_reason(offer: str | None) -> Reason:

@@ -137,15 +137,19 @@ class Storage(Database):
         return self._known_click(row) if row else None
 
     def _known_click(self, row: tuple[Any, ...]) -> KnownClick:
-        click_id, campaign_id, offer_id, sub_ids, is_due, offer, allows_rebills, cost_model = row
+        click_id, campaign_id, offer_id, sub_ids, is_due, has_conversions, *about = row
+        offer, allows_rebills, cost_model = about
+        conversions = self._find_conversions(click_id) if has_conversions else ()
+        click = Click(offer, bool(allows_rebills), cost_model, conversions)
+        return KnownClick(click_id, campaign_id, offer_id, sub_ids, bool(is_due), click)
+
+    def _find_conversions(self, click_id: int) -> tuple[Conversion, ...]:
         rows = self.db.execute(
             "SELECT id, tid, status, amount_micros, currency, cost_amount_micros, cost_currency"
             " FROM conversions WHERE click_id = ? ORDER BY id",
             (click_id,),
         )
-        conversions = tuple(map(_read_conversion, rows))
-        click = Click(offer, bool(allows_rebills), cost_model, conversions)
-        return KnownClick(click_id, campaign_id, offer_id, sub_ids, bool(is_due), click)
+        return tuple(map(_read_conversion, rows))
 
     def add_bare_click(self, subid: str, now: str) -> int:
         """Make a click of which only the subid is known; gives its id."""
@@ -207,7 +211,10 @@ class Storage(Database):
     # Conversions
 
     def add_conversion(self, click: KnownClick, values: Mapping[str, Any]) -> int:
-        """Make a conversion of a click; `values` are columns. Gives its id."""
+        """Make a conversion of a click; `values` are columns. Gives its id.
+
+        Its history is begun with `begin_history`, once there is a postback to name.
+        """
         row = {
             "click_id": click.id,
             "campaign_id": click.campaign_id,
@@ -233,6 +240,17 @@ class Storage(Database):
     ) -> None:
         """Write down what the conversion is from now on."""
         self.db.execute(_ADD_HISTORY, (at, change, postback_id, conversion_id))
+
+    def begin_history(
+        self, conversion_id: int, values: Mapping[str, Any], at: str, postback_id: int
+    ) -> None:
+        """Write down what a new conversion is, by the `values` it was made with.
+
+        The same as `add_history`, which would read them back from the table.
+        """
+        read = values.get
+        about = [read(name) for name in _HISTORY_COLUMNS]
+        self.db.execute(_BEGIN_HISTORY, (conversion_id, at, postback_id, *about))
 
     def find_waiting(self, kind: str, currency: str, limit: int) -> list[Waiting]:
         """List amounts (`kind` "payout") or costs ("cost") that wait for a rate of a currency."""
@@ -433,15 +451,20 @@ def _worth_columns(priced: Priced, worth_name: str, prefix: str) -> dict[str, An
     rate = priced.rate
     return {
         worth_name: None if priced.worth is None else to_micros(priced.worth),
-        f"{prefix}rate": None if rate is None else decimal_text(rate.value),
+        f"{prefix}rate": None if rate is None else _rate_text(rate.value),
         f"{prefix}rate_day": None if rate is None else rate.day.isoformat(),
         f"{prefix}rate_source": None if rate is None else rate.source,
     }
 
 
+# A day has a handful of them.
+_rate_text = lru_cache(maxsize=256)(decimal_text)
+
+
 _FIND_CLICK = (
     "SELECT clicks.id, campaign_id, offer_id, sub_ids,"
     " EXISTS (SELECT 1 FROM due_clicks WHERE click_id = clicks.id),"
+    " EXISTS (SELECT 1 FROM conversions WHERE click_id = clicks.id),"
     " offers.name, offers.allow_rebills,"
     " coalesce(clicks.cost_model, campaigns.cost_model) FROM clicks"
     " LEFT JOIN offers ON offers.id = offer_id"
@@ -501,16 +524,33 @@ _COUNT_PARKED = """
     GROUP BY value
 """
 
-_ADD_HISTORY = """
+# What the history keeps of a conversion, under the same names.
+_HISTORY_COLUMNS = (
+    "status",
+    "original_status",
+    "tid",
+    "amount_micros",
+    "currency",
+    "payout_micros",
+    "rate",
+    "rate_day",
+    "rate_source",
+    "cost_micros",
+    "cost_rate",
+    "cost_rate_day",
+    "cost_rate_source",
+)
+_HISTORY = f"""
     INSERT INTO conversion_history (
-        conversion_id, seq, at, change, postback_id, status, original_status, tid, amount_micros,
-        currency, payout_micros, rate, rate_day, rate_source, cost_micros,
-        cost_rate, cost_rate_day, cost_rate_source)
+        conversion_id, seq, at, change, postback_id, {", ".join(_HISTORY_COLUMNS)})
+"""
+_BEGIN_HISTORY = f"""{_HISTORY}
+    VALUES (?, 1, ?, 'recorded', ?{", ?" * len(_HISTORY_COLUMNS)})
+"""
+_ADD_HISTORY = f"""{_HISTORY}
     SELECT id,
         (SELECT coalesce(max(seq), 0) + 1 FROM conversion_history WHERE conversion_id = c.id),
-        ?, ?, ?, status, original_status, tid, amount_micros,
-        currency, payout_micros, rate, rate_day, rate_source, cost_micros,
-        cost_rate, cost_rate_day, cost_rate_source
+        ?, ?, ?, {", ".join(_HISTORY_COLUMNS)}
     FROM conversions AS c WHERE id = ?
 """
 

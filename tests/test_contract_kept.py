@@ -353,3 +353,31 @@ def test_eight_processes_with_different_postbacks_lose_none(client: Client) -> N
     assert len({c.tid for c in client.conversions("shared")}) == PROCESSES * EACH
     assert [c.status for c in client.conversions("shared")].count("sale") == 1
     assert len(client.postbacks()) == PROCESSES * EACH
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "status=sale&payout=12.50&currency=usd&tid=t1",
+        "status=lead",
+        "payout=10&currency=EUR&cost=2.5",
+        "status=yes&sale_status=yes&payout=-3&sub_id_1=a&from=net",
+        "status=sale&payout=10&currency=XXX",
+    ],
+)
+def test_the_history_begins_with_what_the_conversion_is(client: Client, query: str) -> None:
+    client.click("c1", offer="O1")
+    client.write(
+        "INSERT INTO rates (currency, day, source, rate, created_at)"
+        " VALUES ('EUR', '2026-01-01', 'ecb', '1.0876', '2026-01-01T00:00:00.000Z')"
+    )
+
+    client.send(f"subid=c1&{query}")
+
+    (begun,) = client.history("c1")
+    (kept,) = client.rows("SELECT * FROM conversions")
+    of_both = begun.keys() & kept.keys()
+    assert {name: begun[name] for name in of_both} == {name: kept[name] for name in of_both}
+    assert len(of_both) == 13
+    assert (begun["seq"], begun["change"], begun["at"]) == (1, "recorded", kept["created_at"])
+    assert begun["postback_id"] == client.postbacks()[0].id
