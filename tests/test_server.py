@@ -1,8 +1,11 @@
 """Through a real gunicorn with the project's settings: logs, keys, stops and restarts."""
 
 import os
+import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -44,6 +47,27 @@ def test_a_postback_is_answered_and_on_disk(directory: Path) -> None:
         assert b"\r\nX-Postback-Result: recorded\r\n" in answer
         assert answer.endswith(b"\r\n\r\nSuccess")
         assert count(directory, "conversions") == 1
+
+
+def test_gunicorn_by_itself_finds_the_settings_of_the_project() -> None:
+    root = Path(__file__).parent.parent
+
+    shown = [
+        subprocess.run(
+            [sys.executable, "-m", "gunicorn", *options, "--print-config", "postback:application"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for options in ([], ["--config", "python:server"])
+    ]
+
+    settings = [re.sub(r"(?m)^config +=.*$", "", text) for text in shown]
+    # Functions and classes are shown with their addresses.
+    by_itself, by_serve = (re.sub(r"0x[0-9a-f]+", "", text) for text in settings)
+    assert by_itself == by_serve
+    assert "worker.HoldingWorker" in by_itself
 
 
 MALFORMED = {

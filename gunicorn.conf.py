@@ -1,0 +1,7 @@
+"""gunicorn's settings, which it finds here by itself: `gunicorn postback:application` suffices.
+
+`postback serve` uses the same ones, from wherever it is run. They stand, each with its reason, in
+`server.py`: an installed program has no file beside it.
+"""
+
+from server import *  # noqa: F403
