@@ -1,7 +1,7 @@
 """gunicorn's settings for the receiver, each with its reason; `postback serve` uses them.
 
-By hand: `gunicorn --config python:server postback:application`; in this directory `gunicorn.conf.py`
-makes it `gunicorn postback:application`.
+By hand: `gunicorn --config python:server postback:application`; in the checkout, whose
+`gunicorn.conf.py` gunicorn finds by itself, `gunicorn postback:application`.
 """
 
 import logging

@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import server
 from bench.build import build_database
 from bench.generator import KEY, Load, run_bundled, run_load
 
@@ -29,6 +30,9 @@ source = "none"
 
 # Clicks without a conversion for each run to use up: more than any run can answer.
 FRESH_CLICKS_PER_SECOND = 20_000
+
+# The floor that does not move with our own worker: what gunicorn's own threads make of hello world.
+STOCK = {"server": "gunicorn", "worker_class": "gthread", "options": ""}
 
 
 class Figures(NamedTuple):
@@ -58,6 +62,13 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=8, help="length of a run")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--worker-class", default=None, help="default: that of `serve`")
+    parser.add_argument("--options", default="", help="further options for gunicorn, in one word")
+    parser.add_argument(
+        "--server",
+        choices=["gunicorn", "granian"],
+        default="gunicorn",
+        help="granian: if installed",
+    )
     parser.add_argument("--directory", default=None, help="where the databases go; default: /tmp")
     parser.add_argument("--no-keep-alive", action="store_true", help="a connection each postback")
     parser.add_argument("--bundled", action="store_true", help="our generator even if wrk is here")
@@ -97,12 +108,14 @@ def _measure_size(directory: Path, rows: int, args: argparse.Namespace) -> None:
     print(f"### {rows:,} clicks and conversions\n")
     print(_HEAD)
     first = rows
+    stock = argparse.Namespace(**{**vars(args), **STOCK})
     for senders in args.senders:
         hello = _run("bench.hello:application", directory, senders, 0, args)
+        stock_hello = _run("bench.hello:application", directory, senders, 0, stock)
         receiver = _run("postback:application", directory, senders, first, args)
         first += FRESH_CLICKS_PER_SECOND * args.seconds
         kept += receiver.kept or 0
-        print(_row(senders, hello, receiver))
+        print(_row(senders, hello, stock_hello, receiver), flush=True)
     with closing(sqlite3.connect(directory / "postback.db")) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     grown = (directory / "postback.db").stat().st_size - before
@@ -110,21 +123,25 @@ def _measure_size(directory: Path, rows: int, args: argparse.Namespace) -> None:
 
 
 _HEAD = (
-    "| senders | hello/s | receiver/s | share | p50 ms | p99 ms | p99.9 ms | hello p99 ms |"
-    " CPU µs | hello CPU µs | 200s | rows |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| senders | hello/s | gthread hello/s | receiver/s | of hello | of gthread hello | p50 ms |"
+    " p99 ms | p99.9 ms | hello p99 ms | gthread hello p99 ms | CPU µs | hello CPU µs | 200s |"
+    " rows |\n"
+    f"|{'---|' * 15}"
 )
 
 
-def _row(senders: int, hello: Figures, receiver: Figures) -> str:
+def _row(senders: int, hello: Figures, stock_hello: Figures, receiver: Figures) -> str:
     load = receiver.load
     cells = [
         str(senders),
         f"{hello.load.per_second:,.0f}",
+        f"{stock_hello.load.per_second:,.0f}",
         f"{load.per_second:,.0f}",
         f"{load.per_second / hello.load.per_second:.2f}",
+        f"{load.per_second / stock_hello.load.per_second:.2f}",
         *(f"{latency:.1f}" for latency in (load.p50_ms, load.p99_ms, load.p999_ms)),
         f"{hello.load.p99_ms:.1f}",
+        f"{stock_hello.load.p99_ms:.1f}",
         f"{receiver.cpu_us:.0f}",
         f"{hello.cpu_us:.0f}",
         f"{load.answers - load.refused:,}",
@@ -168,12 +185,7 @@ def _serve(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "gunicorn", "--config", "python:server"),
-        *("--bind", f"127.0.0.1:{port}", "--workers", str(args.workers), "--log-level", "warning"),
-        *(("--worker-class", args.worker_class) if args.worker_class else ()),
-        application,
-    ]
+    command = [sys.executable, "-m", *_server_words(port, args), application]
     environment = {**os.environ, "POSTBACK_CONFIG": str(directory / "config.ini.php")}
     process = subprocess.Popen(command, env=environment)
     try:
@@ -182,6 +194,18 @@ def _serve(
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def _server_words(port: int, args: argparse.Namespace) -> list[str]:
+    workers = ("--workers", str(args.workers))
+    if args.server == "granian":
+        # Its threads wait for the writer's commit, as those of gthread do.
+        threads = ("--blocking-threads", str(server.threads), "--backpressure", "1024")
+        words = ["granian", "--interface", "wsgi", "--port", str(port), "--log-level", "warning"]
+        return [*words, *workers, *threads, *args.options.split()]
+    words = ["gunicorn", "--config", "python:server", "--bind", f"127.0.0.1:{port}"]
+    chosen = ("--worker-class", args.worker_class) if args.worker_class else ()
+    return [*words, *workers, "--log-level", "warning", *chosen, *args.options.split()]
 
 
 def _wait_for(port: int) -> None:
