@@ -217,7 +217,7 @@ def _new_conversion(
     at = arrival.received_at
     return {
         "tid": change.tid,
-        "status": change.status,
+        "status": change.status.value,
         "original_status": arrival.postback.incoming.word,
         "network": arrival.postback.network,
         "sub_ids": known.sub_ids,
@@ -318,7 +318,7 @@ def _postback_row(arrival: Arrival, outcome: Outcome) -> PostbackRow:
         subid=incoming.subid,
         tid=incoming.tid,
         original_status=incoming.word,
-        verdict=outcome.verdict,
+        verdict=outcome.verdict.value,
         reason=outcome.reason.detail,
         warnings=to_json(outcome.warnings) if outcome.warnings else "[]",
         conversion_id=outcome.conversion_id,

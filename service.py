@@ -46,6 +46,16 @@ def read_clock() -> datetime:
     return datetime.now(UTC)
 
 
+def _keys_by_kind(settings: Settings, today: date) -> dict[str, tuple[bytes, ...]]:
+    """Give the keys that open something on a day; kinds without any are left out."""
+    keys = {
+        "postback": settings.postback_keys(today),
+        "pixel": (settings.pixel_key,),
+        "click": (settings.click_key,),
+    }
+    return {kind: some for kind, some in keys.items() if any(some)}
+
+
 def read_terms(settings: Settings) -> Terms:
     """Give what of the settings bears on money and moves."""
     return Terms(
@@ -100,11 +110,7 @@ class Service:
             orders = Orders(
                 settings,
                 today,
-                {
-                    "postback": settings.postback_keys(today),
-                    "pixel": (settings.pixel_key,),
-                    "click": (settings.click_key,),
-                },
+                _keys_by_kind(settings, today),
                 read_terms(settings),
                 secrets_pattern(settings.secrets()),
                 # A network calls from a handful of addresses, and reading one takes longer than

@@ -69,7 +69,7 @@ class PostbackRow(NamedTuple):
     subid: str | None
     tid: str
     original_status: str | None
-    verdict: Verdict
+    verdict: str
     reason: str
     warnings: str
     conversion_id: int | None
@@ -268,7 +268,8 @@ class Storage(Database):
 
     def add_postback(self, row: PostbackRow) -> int:
         """Append to the log; gives the row's id."""
-        cursor = self.db.execute(_ADD_POSTBACK, row)
+        # A plain tuple of plain values: any other type is looked up in the adapters first.
+        cursor = self.db.execute(_ADD_POSTBACK, tuple(row))
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
