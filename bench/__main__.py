@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import server
-from bench.build import build_database
+from bench.build import build_database, make_ready
 from bench.generator import KEY, Load, run_bundled, run_load
 
 CONFIG = f"""\
@@ -46,12 +46,22 @@ class Figures(NamedTuple):
 def main() -> int:
     """Build the databases, run, and print the table."""
     args = _read_arguments()
-    with tempfile.TemporaryDirectory(dir=args.directory, prefix="bench-") as scratch:
-        for line in _describe_machine(Path(scratch)):
+    with _choose_directory(args.directory) as directory:
+        for line in _describe_machine(directory):
             print(line)
         for rows in args.rows:
-            _measure_size(Path(scratch) / f"rows-{rows}", rows, args)
+            _measure_size(directory / f"rows-{rows}", rows, args)
     return 0
+
+
+@contextmanager
+def _choose_directory(name: str | None) -> Iterator[Path]:
+    if name is not None:
+        os.makedirs(name, exist_ok=True)
+        yield Path(name)
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        yield Path(scratch)
 
 
 def _read_arguments() -> argparse.Namespace:
@@ -69,7 +79,9 @@ def _read_arguments() -> argparse.Namespace:
         default="gunicorn",
         help="granian: if installed",
     )
-    parser.add_argument("--directory", default=None, help="where the databases go; default: /tmp")
+    parser.add_argument(
+        "--directory", help="where databases are kept and used again; default: made anew each time"
+    )
     parser.add_argument("--no-keep-alive", action="store_true", help="a connection each postback")
     parser.add_argument("--bundled", action="store_true", help="our generator even if wrk is here")
     return parser.parse_args()
@@ -100,14 +112,16 @@ def _time_sync(scratch: Path) -> float:
 
 def _measure_size(directory: Path, rows: int, args: argparse.Namespace) -> None:
     fresh = FRESH_CLICKS_PER_SECOND * args.seconds * len(args.senders)
-    directory.mkdir()
-    (directory / "config.ini.php").write_text(CONFIG)
-    build_database(directory / "postback.db", rows, fresh)
-    before = (directory / "postback.db").stat().st_size
+    database = directory / "postback.db"
+    if not database.exists():
+        directory.mkdir(exist_ok=True)
+        (directory / "config.ini.php").write_text(CONFIG)
+        build_database(database, rows)
+    first = make_ready(database, fresh)
+    before = database.stat().st_size
     kept = 0
     print(f"### {rows:,} clicks and conversions\n")
     print(_HEAD)
-    first = rows
     stock = argparse.Namespace(**{**vars(args), **STOCK})
     for senders in args.senders:
         hello = _run("bench.hello:application", directory, senders, 0, args)
@@ -116,9 +130,9 @@ def _measure_size(directory: Path, rows: int, args: argparse.Namespace) -> None:
         first += FRESH_CLICKS_PER_SECOND * args.seconds
         kept += receiver.kept or 0
         print(_row(senders, hello, stock_hello, receiver), flush=True)
-    with closing(sqlite3.connect(directory / "postback.db")) as db:
+    with closing(sqlite3.connect(database)) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    grown = (directory / "postback.db").stat().st_size - before
+    grown = database.stat().st_size - before
     print(f"\n{grown / max(kept, 1):,.0f} bytes on disk for each of {kept:,} postbacks.\n")
 
 

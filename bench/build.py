@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from storage import open_database
+from storage import Storage, open_database
 
 NOON = "2026-01-01T12:00:00.000Z"
 ROWS_AT_ONCE = 100_000
@@ -18,22 +18,13 @@ def subid_of(number: int) -> str:
     return f"{number * SPREAD % 2**32:08x}{number:08x}"
 
 
-def build_database(path: Path, rows: int, fresh_clicks: int) -> None:
-    """Write `rows` clicks with a sale each, and behind them `fresh_clicks` without any."""
-    with open_database(path, "USD") as storage:
+def build_database(path: Path, rows: int) -> None:
+    """Write `rows` clicks with a sale each."""
+    with open_to_build(path) as storage:
         db = storage.db
-        # A database for the bench is made again where it is lost: no sync until it is whole.
-        db.execute("PRAGMA synchronous = OFF")
         db.execute("INSERT OR IGNORE INTO offers (id, name) VALUES (1, 'O1')")
-        for numbers in _batches(rows + fresh_clicks):
-            # In the order of the subids, so that the index is written front to back.
-            ordered = sorted((subid_of(number), number) for number in numbers)
-            with storage.transaction():
-                db.executemany(
-                    "INSERT INTO clicks (id, subid, offer_id, created_at) VALUES (?, ?, 1, ?)",
-                    ((number + 1, subid, NOON) for subid, number in ordered),
-                )
-        for numbers in _batches(rows):
+        add_clicks(storage, range(rows))
+        for numbers in _batches(range(rows)):
             with storage.transaction():
                 db.executemany(_CONVERSION, ((n + 1, n + 1, f"t{n}", NOON, NOON) for n in numbers))
                 db.executemany(_HISTORY, ((n + 1, NOON, n + 1, f"t{n}") for n in numbers))
@@ -43,9 +34,40 @@ def build_database(path: Path, rows: int, fresh_clicks: int) -> None:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _batches(rows: int) -> Iterator[range]:
-    for start in range(0, rows, ROWS_AT_ONCE):
-        yield range(start, min(start + ROWS_AT_ONCE, rows))
+def make_ready(path: Path, fresh_clicks: int) -> int:
+    """See to it that there are clicks without a conversion; gives the number of the first."""
+    with open_to_build(path) as storage:
+        db = storage.db
+        first: int = db.execute("SELECT coalesce(max(click_id), 0) FROM conversions").fetchone()[0]
+        last: int = db.execute("SELECT coalesce(max(id), 0) FROM clicks").fetchone()[0]
+        add_clicks(storage, range(last, first + fresh_clicks))
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return first
+
+
+def open_to_build(path: Path) -> Storage:
+    """Open a database that can be made again where it is lost: nothing is synced."""
+    storage = open_database(path, "USD")
+    storage.db.execute("PRAGMA synchronous = OFF")
+    storage.db.execute("PRAGMA cache_size = -1000000")
+    return storage
+
+
+def add_clicks(storage: Storage, all_numbers: range) -> None:
+    """Write clicks by their numbers."""
+    for numbers in _batches(all_numbers):
+        # In the order of the subids, so that the index is written front to back.
+        ordered = sorted((subid_of(number), number) for number in numbers)
+        with storage.transaction():
+            storage.db.executemany(
+                "INSERT INTO clicks (id, subid, offer_id, created_at) VALUES (?, ?, 1, ?)",
+                ((number + 1, subid, NOON) for subid, number in ordered),
+            )
+
+
+def _batches(numbers: range) -> Iterator[range]:
+    for start in range(0, len(numbers), ROWS_AT_ONCE):
+        yield numbers[start : start + ROWS_AT_ONCE]
 
 
 def _query(number: int) -> str:
