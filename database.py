@@ -1,6 +1,7 @@
 """The SQLite file: opened, brought up to date, committed to durably, watched for being swapped."""
 
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from types import TracebackType
 from typing import Self
 
 import schema
+
+LOG = logging.getLogger("postback.database")
 
 # How long SQLite waits for a writer that does not take our lock (another program's). Longer than
 # any commit; shorter than the patience of a sender.
@@ -85,7 +88,10 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
         # that it is locked, without waiting.
         _take_lock(lock, path)
         _configure(db)
+        before = schema.read_version(db)
         schema.migrate(db, currency)
+        if 0 < before < len(schema.MIGRATIONS):
+            LOG.warning("%s: from schema %s to %s", path, before, len(schema.MIGRATIONS))
         _refuse_other_currency(db, path, currency)
         if is_new:
             _sync_directory(path.parent)
