@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,11 +23,14 @@ class LiveServer:
         self.log = directory / "gunicorn.log"
         self.port = find_free_port()
         self._options = options
+        # A program to start it through, such as one that takes privileges away.
+        self.prefix: tuple[str, ...] = ()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start and wait until it accepts connections."""
         command = [
+            *self.prefix,
             *(sys.executable, "-m", "gunicorn", "--config", "python:server"),
             *("--bind", f"127.0.0.1:{self.port}", *self._options, "postback:application"),
         ]
@@ -103,9 +106,10 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = PATIENCE_S
 
 
 @contextmanager
-def live_server(directory: Path, *options: str) -> Iterator[LiveServer]:
+def live_server(directory: Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[LiveServer]:
     """Run a server for the time of a test."""
     server = LiveServer(directory, *options)
+    server.prefix = tuple(prefix)
     server.start()
     try:
         yield server
