@@ -9,7 +9,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import display
-from commands import campaigns, check, clicks, conversions, key, log, offers, rates, serve, url
+from commands import (
+    campaigns,
+    check,
+    clicks,
+    conversions,
+    key,
+    log,
+    offers,
+    purge,
+    rates,
+    serve,
+    url,
+)
 from commands.tracker import RefusedError
 from config import ConfigError
 from database import DatabaseError
@@ -21,7 +33,7 @@ WRONG_USAGE = 2
 INTERRUPTED = 130
 
 # In the order in which `postback --help` shows them.
-FAMILIES = (serve, url, check, log, conversions, clicks, offers, campaigns, rates, key)
+FAMILIES = (serve, url, check, log, conversions, clicks, offers, campaigns, rates, key, purge)
 
 DESCRIPTION = """\
 Receives the postbacks of affiliate networks and keeps the conversions.

@@ -31,6 +31,7 @@ FLOORS = {
     "questions": 5,
     "sifting": 5,
     "recomputing": 5,
+    "purging": 5,
     "rounds": 5,
     "service": 6,
     "fetching": 6,
