@@ -232,6 +232,7 @@ def _route(environ: Environ, turn: Turn) -> Answer | Pending:
     if held:
         for route in ROUTES:
             if route.name == name and route.key in held:
+                turn.service.key_uses.seen[key] = turn.now
                 return _read_under_key(route, environ, turn, orders)
     return _text(HTTPStatus.NOT_FOUND, "Not found")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import keyuses
 import ratebook
 import schema
 from database import BUSY_TIMEOUT_SECONDS, DatabaseError
@@ -290,6 +291,12 @@ class Questions:
     def count_waiting(self) -> dict[str, int]:
         """Count the conversions that wait for a rate, by currency."""
         return dict(self._db.execute(_WAITING).fetchall())
+
+    # Keys
+
+    def find_key_uses(self, keys: Sequence[bytes]) -> dict[bytes, str | None]:
+        """Tell when each of these keys was last used, to the minute; None: never."""
+        return keyuses.find_uses(self._db, keys)
 
     # The database itself
 

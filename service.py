@@ -4,7 +4,8 @@ import atexit
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 from time import monotonic
@@ -14,6 +15,7 @@ import booking
 from booking import Terms
 from config import Settings
 from config_watch import ConfigWatch
+from keyuses import KeyUses
 from proxies import find_client
 from query import secrets_pattern
 from rounds import RateKeeper
@@ -81,6 +83,7 @@ class Service:
         self._committer = Committer(self._open_storage, self._housekeep)
         self._writer = Writer(self._committer)
         self._rate_keeper = RateKeeper()
+        self.key_uses = KeyUses()
         self._filled_to_rate_id = -1
         self._has_opened = False
         self._healthy_until = 0.0
@@ -89,10 +92,22 @@ class Service:
     def close(self) -> None:
         """Commit and answer what was taken, and stop."""
         atexit.unregister(self.close)
+        self._write_last_key_uses()
         self._writer.close()
         if not self._writer.has_run:
             self._committer.leave_storage()
         self._rate_keeper.close()
+
+    def _write_last_key_uses(self) -> None:
+        news = self.key_uses.list_news(precision=timedelta())
+        if news:
+            # Whoever stops a service does not wait for this.
+            with suppress(UnavailableError):
+                job = partial(self.key_uses.write, news=news)
+                if self._writer.has_run:
+                    self._writer.run(job, seconds=1)
+                else:
+                    self._committer.commit([job])
 
     def start(self) -> None:
         """Begin the housekeeping without waiting for a request, where a config is in force."""
@@ -176,4 +191,5 @@ class Service:
         if last_rate_id != self._filled_to_rate_id and booking.fill_in_waiting(db, now) == 0:
             self._filled_to_rate_id = last_rate_id
         self._rate_keeper.look(db, orders.settings, now)
+        self.key_uses.write(db, self.key_uses.list_news())
         return more

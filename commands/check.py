@@ -4,7 +4,7 @@ import argparse
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -97,11 +97,12 @@ def find_all(args: argparse.Namespace, now: datetime) -> Iterator[Finding]:
         yield Finding(Level.PROBLEM, "config", str(error))
         return
     yield from _check_config(settings)
-    yield from _check_keys(settings, now.date())
+    yield from _check_keys(settings)
     yield from _check_modes(find_config_path(args), settings.db_path)
     try:
         with reading(settings) as questions:
             yield Finding(Level.OK, "database", f"{settings.db_path} can be read")
+            yield from _check_old_keys(questions, settings, now)
             yield from _check_database(questions, settings)
             yield from _check_traffic(questions, now)
             yield from _check_rates(questions, settings, now)
@@ -122,16 +123,30 @@ def _check_config(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _check_keys(settings: Settings, today: date) -> Iterator[Finding]:
+def _check_keys(settings: Settings) -> Iterator[Finding]:
     keys = {"postback_key": settings.postback_key, "click_key": settings.click_key}
     for name, key in keys.items():
         if key:
             yield _check_strength(name, key)
-    for old in settings.old_keys:
-        if old.until is not None and 0 <= (old.until - today).days < OLD_KEY_WARNING_DAYS:
-            yield Finding(
-                Level.WARNING, "key", f"an old key ends with {old.until}: are all networks moved?"
-            )
+
+
+def _check_old_keys(questions: Questions, settings: Settings, now: datetime) -> Iterator[Finding]:
+    good = [old for old in settings.old_keys if old.is_good_on(now.date())]
+    uses = questions.find_key_uses([old.key for old in good])
+    for old in good:
+        ends_soon = old.until is not None and (old.until - now.date()).days < OLD_KEY_WARNING_DAYS
+        name = "an old key" if old.until is None else f"an old key ends with {old.until}"
+        used_at = uses[old.key]
+        if used_at is None:
+            message = f"{name}: it has not been used since such uses are noted"
+        else:
+            days = (now - datetime.fromisoformat(used_at)).days
+            message = f"{name}: it was last used {_say_days(days)}, are all networks moved?"
+        yield Finding(Level.WARNING if ends_soon else Level.OK, "key", message)
+
+
+def _say_days(days: int) -> str:
+    return "today" if days <= 0 else "yesterday" if days == 1 else f"{days} days ago"
 
 
 def _check_strength(name: str, key: bytes) -> Finding:

@@ -2,13 +2,13 @@
 
 import argparse
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
 import display
 from commands.options import Subparsers, add_command, add_family, add_json
-from commands.tracker import RefusedError, find_config_path, load_settings
+from commands.tracker import RefusedError, find_config_path, load_settings, reading
 from commands.url import DEFAULT_MACROS, build_url
 from config import OldKey, Settings
 from config_edit import rotate_key
@@ -29,6 +29,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "print the key in force, then the old ones that are still accepted",
         "postback key show | head -1",
         more="The first line is the key and nothing else; an old key is followed by its last day.",
+    )
+    show.add_argument(
+        "--last-used",
+        action="store_true",
+        help="say when each last opened an address of ours, to the minute: an old key that has"
+        " not been used for long can be dropped",
     )
     add_json(show)
     rotate = add_command(
@@ -58,13 +64,37 @@ def add_parser(subparsers: Subparsers) -> None:
 def run_show(args: argparse.Namespace) -> int:
     """Print the keys."""
     settings = load_settings(args)
+    uses = _find_uses(settings) if args.last_used else {}
     if args.json:
-        display.print_json(_describe_keys(settings))
+        display.print_json(_describe_keys(settings, uses))
         return 0
-    display.say(_key_text(settings.postback_key))
+    display.say(
+        _key_text(settings.postback_key) + _in_brackets(*_say_use(settings.postback_key, uses))
+    )
     for old in settings.old_keys:
-        display.say(f"{_key_text(old.key)} ({_describe_end(old)})")
+        display.say(_key_text(old.key) + _in_brackets(_describe_end(old), *_say_use(old.key, uses)))
     return 0
+
+
+Uses = Mapping[bytes, str | None]
+
+
+def _find_uses(settings: Settings) -> Uses:
+    with reading(settings) as questions:
+        return questions.find_key_uses(
+            [settings.postback_key, *(old.key for old in settings.old_keys)]
+        )
+
+
+def _say_use(key: bytes, uses: Uses) -> Sequence[str]:
+    if key not in uses:
+        return ()
+    at = uses[key]
+    return ("not used yet" if at is None else f"last used {at[:16].replace('T', ' ')} UTC",)
+
+
+def _in_brackets(*parts: str) -> str:
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def run_rotate(args: argparse.Namespace) -> int:
@@ -97,11 +127,16 @@ def _describe_old(until: date | Literal["drop"] | None) -> str:
     return f"The old key stays good through {until} (UTC)"
 
 
-def _describe_keys(settings: Settings) -> Iterator[dict[str, Any]]:
-    yield {"key": _key_text(settings.postback_key), "until": None, "is_old": False}
-    for old in settings.old_keys:
-        until = None if old.until is None else old.until.isoformat()
-        yield {"key": _key_text(old.key), "until": until, "is_old": True}
+def _describe_keys(settings: Settings, uses: Uses) -> Iterator[dict[str, Any]]:
+    for old in (OldKey(settings.postback_key, None), *settings.old_keys):
+        described = {
+            "key": _key_text(old.key),
+            "until": None if old.until is None else old.until.isoformat(),
+            "is_old": old.key != settings.postback_key,
+        }
+        if old.key in uses:
+            described["last_used_at"] = uses[old.key]
+        yield described
 
 
 def _describe_end(old: OldKey) -> str:

@@ -28,6 +28,7 @@ FLOORS = {
     "booking": 4,
     "writer": 4,
     "ratebook": 4,
+    "keyuses": 4,
     "questions": 5,
     "sifting": 5,
     "recomputing": 5,

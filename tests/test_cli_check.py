@@ -90,6 +90,21 @@ def test_an_old_key_near_its_end_is_a_warning(
     assert f"warning: an old key ends with {soon}" in call(good.directory, capsys)[1]["key"][2]
 
 
+def test_an_old_key_is_told_with_its_last_use(
+    good: Client, receiver_with: ReceiverWith, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"postback_key": GOOD_KEY, "postback_key_old": "older, oldest"}
+    client = receiver_with(directory=good.directory, **settings)
+    client.clock.now = datetime.now(UTC) - timedelta(days=3, hours=1)
+    client.get("/older/postback")
+    client.receiver.close()
+
+    found = call(good.directory, capsys)[1]["key"]
+
+    assert "ok: an old key: it was last used 3 days ago, are all networks moved?" in found
+    assert "ok: an old key: it has not been used since such uses are noted" in found
+
+
 def test_what_other_users_may_read_is_a_problem(
     good: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
