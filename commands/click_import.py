@@ -3,19 +3,18 @@
 import argparse
 import gc
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, timedelta, timezone, tzinfo
-from typing import BinaryIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import display
 from clicks import ClickReading
 from commands.click_file import ClickFile
+from commands.csv_file import add_encoding, find_size, open_file
 from commands.intake import Importer
 from commands.options import Subparsers, add_command, add_json
-from commands.tracker import RefusedError, load_settings, writing
+from commands.tracker import load_settings, writing
 from display import Bar
 from service import read_clock, read_terms
 
@@ -50,21 +49,17 @@ def add_parser(family: Subparsers) -> None:
         metavar="ZONE",
         help="the zone of times without one, such as Europe/Moscow or +03:00 (default UTC)",
     )
-    importing.add_argument(
-        "--encoding",
-        type=_read_encoding,
-        help="the file's encoding, such as windows-1251 (default UTF-8)",
-    )
+    add_encoding(importing)
     add_json(importing)
 
 
 def run(args: argparse.Namespace) -> int:
     """Take the clicks of a file in."""
     settings = load_settings(args)
-    with _open_file(args.file) as source, writing(settings) as storage, storage.bulk():
+    with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
         click_file = ClickFile(source, args.encoding, args.tz)
         importer = Importer(storage, read_terms(settings), read_clock)
-        with display.progress("clicks", _find_size(source)) as bar:
+        with display.progress("clicks", find_size(source)) as bar:
             complaints = _Complaints(bar)
             complaints.name_unknown(click_file.header.unknown)
             journey = _Journey(importer, complaints)
@@ -168,39 +163,3 @@ def read_zone(text: str) -> tzinfo:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no time zone; write Europe/Moscow or +03:00"
         ) from None
-
-
-def _read_encoding(text: str) -> str:
-    try:
-        # Unlike codecs.lookup, this refuses base64 and its like.
-        "x".encode(text)
-    except (LookupError, ValueError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no encoding; write utf-8, utf-16 or windows-1251"
-        ) from None
-    return text
-
-
-@contextmanager
-def _open_file(name: str) -> Iterator[BinaryIO]:
-    if name == "-":
-        # Not sys.stdin: Python could not end while the thread that reads ahead waits for it.
-        with open(sys.stdin.fileno(), "rb", closefd=False) as source:
-            yield source
-        return
-    try:
-        source = open(name, "rb")  # noqa: SIM115  # closed below; errors here are its own
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise RefusedError(f"{name!r} cannot be read: {why}") from error
-    with source:
-        yield source
-
-
-def _find_size(source: BinaryIO) -> int | None:
-    if not source.seekable():
-        return None
-    here = source.tell()
-    size = source.seek(0, 2)
-    source.seek(here)
-    return size
