@@ -1,0 +1,435 @@
+"""deploy/nginx as it is shipped, in Debian's nginx, with a real gunicorn behind it."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from live import PATIENCE_SECONDS, LiveServer, find_free_port, live_server, read_all, wait_until
+
+# Debian keeps it where an ordinary user's PATH does not look.
+PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="nginx is not installed")
+
+SHIPPED = Path(__file__).parent.parent / "deploy" / "nginx"
+
+KEY = "s3cret/key-of the-tests"
+KEY_IN_URL = "s3cret%2Fkey-of%20the-tests"
+CONFIG = f"""\
+;<?php exit; ?>
+[system]
+postback_key = "{KEY}"
+[postback]
+unknown_subid = "accept"
+[rates]
+source = "none"
+"""
+
+# What stands around the server on a Debian machine; the logs of whatever is not ours, more
+# talkative than anybody sets them.
+AROUND = """\
+daemon off;
+{user}
+pid {here}/nginx.pid;
+error_log {here}/error.log info;
+events {{ worker_connections 768; }}
+http {{
+    access_log {here}/others.log;
+    client_body_temp_path {here}/body;
+    proxy_temp_path {here}/proxy;
+    fastcgi_temp_path {here}/fastcgi;
+    uwsgi_temp_path {here}/uwsgi;
+    scgi_temp_path {here}/scgi;
+    include {here}/postback*.conf;
+}}
+"""
+
+
+class Nginx:
+    """nginx with the shipped files, on a free port, before one receiver."""
+
+    def __init__(self, directory: Path, upstream: str, *changes: tuple[str, str]) -> None:
+        """Take a directory, where the receiver listens, and what else to put for what."""
+        self.directory = directory
+        self.port = find_free_port()
+        directory.mkdir(exist_ok=True)
+        user = "user root;" if os.geteuid() == 0 else ""
+        (directory / "nginx.conf").write_text(AROUND.format(user=user, here=directory))
+        here = (
+            ("    listen 80 default_server;", f"    listen 127.0.0.1:{self.port} default_server;"),
+            ("    listen [::]:80 default_server;", ""),
+            ("server 127.0.0.1:8000;", f"server {upstream};"),
+            ("/var/log/nginx/access.log", str(directory / "access.log")),
+        )
+        text = "".join(
+            f"# {name}\n{(SHIPPED / name).read_text()}"
+            for name in ("postback-upstream.conf", "postback.conf")
+        )
+        for old, new in (*here, *changes):
+            assert old in text, f"the shipped file no longer says {old!r}"
+            text = text.replace(old, new)
+        (directory / "postback.conf").write_text(text)
+
+    def send(self, request: bytes, source: str = "127.0.0.1") -> bytes:
+        """Send bytes on a new connection and read until nginx closes it."""
+        with self.connect(source) as connection:
+            connection.sendall(request)
+            return read_all(connection)
+
+    def connect(self, source: str = "127.0.0.1") -> socket.socket:
+        """Open a connection from an address of this machine."""
+        there = ("127.0.0.1", self.port)
+        return socket.create_connection(there, PATIENCE_SECONDS, source_address=(source, 0))
+
+    def read_log(self, name: str = "access.log") -> str:
+        """Give one of its logs."""
+        log = self.directory / name
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def accepts(self) -> bool:
+        """Tell whether it listens."""
+        try:
+            self.connect().close()
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def running_nginx(directory: Path, upstream: str, *changes: tuple[str, str]) -> Iterator[Nginx]:
+    """Run nginx for the time of a test."""
+    nginx = Nginx(directory, upstream, *changes)
+    command = [str(PROGRAM), "-p", str(directory), "-c", str(directory / "nginx.conf")]
+    with (directory / "stderr.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: process.poll() is not None or nginx.accepts(), "nginx")
+        assert process.poll() is None, nginx.read_log("stderr.log")
+        yield nginx
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """One receiver for all the tests here."""
+    directory = tmp_path_factory.mktemp("receiver")
+    (directory / "config.ini.php").write_text(CONFIG)
+    with live_server(directory) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nginx(receiver: LiveServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    """nginx before that receiver, as it is shipped."""
+    with running_nginx(tmp_path_factory.mktemp("nginx"), f"127.0.0.1:{receiver.port}") as running:
+        yield running
+
+
+def write_get(subid: str, *headers: str, more: str = "", connection: str = "close") -> bytes:
+    """Write a postback down."""
+    lines = (
+        f"GET /{KEY_IN_URL}/postback?subid={subid}{more} HTTP/1.1",
+        *("Host: track.example.com", f"Connection: {connection}", *headers),
+    )
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def find_rows(directory: Path, sql: str) -> list[tuple[str, ...]]:
+    with closing(sqlite3.connect(directory / "postback.db", timeout=10)) as db:
+        return list(db.execute(sql))
+
+
+def count_kept(receiver: LiveServer, prefix: str) -> int:
+    """Count the conversions whose click begins so."""
+    sql = f"SELECT subid FROM conversions_view WHERE subid GLOB '{prefix}*'"
+    return len(find_rows(receiver.directory, sql))
+
+
+def count_connections(port: int) -> int:
+    """Count the connections to a port, those included that were closed within the last minute."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    # Columns 1 and 2 are the two ends; state 0A is the listener.
+    return sum(row[3] != "0A" and f":{port:04X}" in row[1][-5:] + row[2][-5:] for row in rows)
+
+
+def assert_told_to_come_back(answer: bytes) -> None:
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    for header in (
+        b"Retry-After: 5",
+        b"Cache-Control: no-store",
+        b"Access-Control-Allow-Origin: *",
+    ):
+        assert b"\r\n" + header + b"\r\n" in answer
+    assert answer.endswith(b"Not accepted at present: send it again.")
+
+
+def test_a_postback_is_kept_with_the_address_that_nginx_saw(
+    nginx: Nginx, receiver: LiveServer
+) -> None:
+    forged = ("X-Forwarded-For: 198.51.100.7, 198.51.100.8", "X-Real-IP: 198.51.100.9")
+
+    answer = nginx.send(write_get("c1", *forged), source="127.0.0.7")
+
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nX-Postback-Result: recorded\r\n" in answer
+    assert answer.endswith(b"\r\n\r\nSuccess")
+    sql = "SELECT remote_addr FROM postbacks WHERE subid = 'c1'"
+    assert find_rows(receiver.directory, sql) == [("127.0.0.7",)]
+
+
+def test_connections_to_the_receiver_are_kept(nginx: Nginx, receiver: LiveServer) -> None:
+    before = count_connections(receiver.port)
+
+    for number in range(40):
+        assert b" 200 OK\r\n" in nginx.send(write_get(f"kept{number}"))
+
+    # Two ends each; one connection would do, a second may have begun meanwhile.
+    assert count_connections(receiver.port) - before <= 4
+
+
+def test_a_burst_from_one_address_gets_through(tmp_path: Path, receiver: LiveServer) -> None:
+    sent = b"".join(write_get(f"burst{n}", connection="keep-alive") for n in range(799))
+
+    # The burst alone, whatever the rate adds meanwhile.
+    slow = ("rate=500r/s", "rate=1r/m")
+    with running_nginx(tmp_path, f"127.0.0.1:{receiver.port}", slow) as nginx:
+        answers = nginx.send(sent + write_get("burst799"))
+
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == 800
+    assert count_kept(receiver, "burst") == 800
+
+
+def test_what_is_over_the_limit_is_told_to_come_back(tmp_path: Path, receiver: LiveServer) -> None:
+    changes = (("rate=500r/s", "rate=1r/m"), ("burst=5000", "burst=3"))
+    with running_nginx(tmp_path, f"127.0.0.1:{receiver.port}", *changes) as nginx:
+        answers = [nginx.send(write_get(f"over{number}")) for number in range(10)]
+
+        for answer in answers[4:]:
+            assert_told_to_come_back(answer)
+    assert all(b" 200 OK\r\n" in answer for answer in answers[:4])
+    assert count_kept(receiver, "over") == 4
+    assert KEY_IN_URL not in read_all_logs(nginx)
+    assert nginx.read_log().count("limit=REJECTED") == 6
+    assert '/***/postback 503 subid="over9"' in nginx.read_log()
+
+
+def read_all_logs(nginx: Nginx) -> str:
+    return "".join(log.read_text(errors="replace") for log in nginx.directory.glob("*.log"))
+
+
+def test_a_receiver_that_is_not_there_is_a_503_until_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.ini.php").write_text(CONFIG)
+    server = LiveServer(tmp_path)
+    with running_nginx(tmp_path / "nginx", f"127.0.0.1:{server.port}") as nginx:
+        assert_told_to_come_back(nginx.send(write_get("c1")))
+        server.start()
+        try:
+            assert b" 200 OK\r\n" in nginx.send(write_get("c1"))
+            server.stop()
+            assert_told_to_come_back(nginx.send(write_get("c2")))
+        finally:
+            server.stop()
+
+    assert "/***/postback 503" in nginx.read_log()
+    assert "upstream=502" in nginx.read_log()
+    assert KEY_IN_URL not in read_all_logs(nginx)
+
+
+REQUEST_LINE = f"GET /{KEY_IN_URL}/postback?subid=long&x={{}} HTTP/1.1"
+ROOM = 8190 - len(REQUEST_LINE.format(""))
+
+
+@pytest.mark.parametrize(("length", "status"), [(ROOM, b"200 OK"), (ROOM + 1, b"414 URI Too Long")])
+def test_a_request_line_may_have_8190_bytes(nginx: Nginx, length: int, status: bytes) -> None:
+    line = REQUEST_LINE.format("x" * length)
+
+    answer = nginx.send(f"{line}\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+
+    assert answer.startswith(b"HTTP/1.1 " + status + b"\r\n")
+
+
+# What the receiver said: nginx alone refuses the long one, and does not trouble it.
+@pytest.mark.parametrize(("length", "status", "asked"), [(65536, 200, "200"), (65537, 413, "-")])
+def test_a_body_may_have_64_kib(nginx: Nginx, length: int, status: int, asked: str) -> None:
+    body = b"x=".ljust(length, b"x")
+    head = (
+        f"POST /{KEY_IN_URL}/postback?subid=body{length} HTTP/1.1\r\nHost: h\r\n"
+        "Connection: close\r\n"
+        f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {length}\r\n\r\n"
+    )
+
+    answer = nginx.send(head.encode() + body)
+
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    line = re.compile(rf' {status} subid="body{length}" time=\S+ upstream={asked} ')
+    wait_until(lambda: line.search(nginx.read_log()) is not None, "the line of the log")
+
+
+def test_who_hangs_up_early_has_sent_a_postback(nginx: Nginx, receiver: LiveServer) -> None:
+    for number in range(50):
+        with nginx.connect() as connection:
+            connection.sendall(write_get(f"gone{number}"))
+
+    wait_until(lambda: count_kept(receiver, "gone") == 50, "what was sent before hanging up")
+
+
+def test_a_reload_behind_nginx_fails_no_sender(nginx: Nginx, receiver: LiveServer) -> None:
+    answers: list[bytes] = []
+    is_over = threading.Event()
+
+    def send_on() -> None:
+        while not is_over.is_set():
+            answers.append(nginx.send(write_get("reloaded")))
+
+    senders = [threading.Thread(target=send_on) for _ in range(4)]
+    for sender in senders:
+        sender.start()
+    old = set(receiver.worker_pids())
+    assert receiver.process is not None
+    receiver.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: not old & set(receiver.worker_pids()), "new workers")
+    is_over.set()
+    for sender in senders:
+        sender.join(PATIENCE_SECONDS)
+
+    assert len(answers) > 4
+    assert {answer[:15] for answer in answers} == {b"HTTP/1.1 200 OK"}
+
+
+def test_a_kept_connection_that_breaks_fails_no_sender(tmp_path: Path) -> None:
+    """A receiver that restarts closes a connection just as nginx writes into it: a POST, too."""
+    asked: list[int] = []
+    post = (
+        f"POST /{KEY_IN_URL}/postback?subid=c1 HTTP/1.1\r\nHost: h\r\n"
+        "Connection: close\r\nContent-Length: 0\r\n\r\n"
+    ).encode()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as upstream,
+        running_nginx(tmp_path, f"127.0.0.1:{upstream.getsockname()[1]}") as nginx,
+    ):
+        breaking = threading.Thread(target=answer_once_each, args=(upstream, asked, 2), daemon=True)
+        breaking.start()
+        answers = [nginx.send(post) for _ in range(2)]
+        breaking.join(1)
+
+    assert {answer[:15] for answer in answers} == {b"HTTP/1.1 200 OK"}
+    # The first connection was asked twice, and the second question again on the next.
+    assert asked == [1, 2, 1]
+
+
+def answer_once_each(upstream: socket.socket, asked: list[int], connections: int) -> None:
+    """Answer the first request of a connection, and close it without a word at the second."""
+    upstream.settimeout(PATIENCE_SECONDS)
+    for left in reversed(range(connections)):
+        connection, _ = upstream.accept()
+        with connection:
+            for number in (1, 2) if left else (1,):
+                assert connection.recv(65536)
+                asked.append(number)
+                if number == 1:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+# Everything about a request that nginx writes into an error log, at `info` at the least.
+BROKEN = {
+    "no version": f"GET /{KEY_IN_URL}/postback?subid=c1 nothing at all\r\n\r\n",
+    "a method that is none": f"G=T /{KEY_IN_URL}/postback HTTP/1.1\r\nHost: h\r\n\r\n",
+    "no host": f"GET /{KEY_IN_URL}/postback HTTP/1.1\r\n\r\n",
+    "a host that is none": f"GET /{KEY_IN_URL}/postback HTTP/1.1\r\nHost: a b\r\n\r\n",
+    "a host of others": f"GET /{KEY_IN_URL}/postback HTTP/1.0\r\nHost: other.example\r\n\r\n",
+    "a line too long": f"GET /{KEY_IN_URL}/postback?x={'y' * 17000} HTTP/1.1\r\n\r\n",
+    "a header too long": f"GET /{KEY_IN_URL}/postback HTTP/1.1\r\nX: {'y' * 17000}\r\n\r\n",
+    "a length that is none": f"POST /{KEY_IN_URL}/postback HTTP/1.0\r\nContent-Length: x\r\n\r\n",
+    "a body too long": f"POST /{KEY_IN_URL}/postback HTTP/1.0\r\nContent-Length: 99999\r\n\r\n",
+    "a chunk that is none": f"POST /{KEY_IN_URL}/postback HTTP/1.1\r\nHost: h\r\n"
+    "Transfer-Encoding: chunked\r\n\r\nnone\r\n",
+    "a slash in disguise": f"GET /{KEY_IN_URL}%2Fpostback?subid=c1 HTTP/1.0\r\n\r\n",
+    "a slash at the end": f"GET /{KEY_IN_URL}/postback/?subid=c1 HTTP/1.0\r\n\r\n",
+    "two slashes": f"GET //{KEY_IN_URL}//postback HTTP/1.0\r\n\r\n",
+    "the key and no more": f"GET /{KEY_IN_URL} HTTP/1.0\r\n\r\n",
+    "a whole address": f"GET http://h/{KEY_IN_URL}/postback HTTP/1.0\r\n\r\n",
+    "up and out": f"GET /../{KEY_IN_URL}/postback HTTP/1.0\r\n\r\n",
+    "an address in the query": f"GET /x?ref=http://h/{KEY_IN_URL}/postback HTTP/1.0\r\n\r\n",
+    "an address as referer": f"GET / HTTP/1.0\r\nReferer: http://h/{KEY_IN_URL}/postback\r\n\r\n",
+}
+
+
+def test_no_log_of_nginx_shows_the_key_whatever_comes(tmp_path: Path, receiver: LiveServer) -> None:
+    with running_nginx(tmp_path, f"127.0.0.1:{receiver.port}") as nginx:
+        for request in BROKEN.values():
+            with nginx.connect() as connection:
+                connection.sendall(request.encode())
+                assert connection.recv(1).startswith(b"H")
+        with nginx.connect() as connection:
+            connection.sendall(f"POST /{KEY_IN_URL}/postback HTTP/1.1\r\nHost: h\r\n".encode())
+            connection.sendall(b"Content-Length: 10\r\n\r\n123")
+        lines = len(BROKEN) + 1
+        wait_until(lambda: nginx.read_log().count("\n") >= lines, "the lines of the log")
+
+    # The statuses prove that what was meant to go wrong did.
+    statuses = set(re.findall(r"/\S* ([0-9]{3}) subid=", nginx.read_log()))
+    assert statuses >= {"200", "400", "404", "413", "414"}
+    for spelling in (KEY, KEY_IN_URL, KEY.replace(" ", "%20"), "s3cret"):
+        assert spelling not in read_all_logs(nginx)
+
+
+def test_a_unix_socket_is_as_good(tmp_path: Path) -> None:
+    (tmp_path / "config.ini.php").write_text(CONFIG)
+    # Relative: a socket's path may have 107 bytes, and the directory's is long.
+    with (
+        live_server(tmp_path, "--bind", "unix:postback.sock"),
+        running_nginx(
+            tmp_path / "nginx",
+            "127.0.0.1:1",
+            ("server 127.0.0.1:1;", ""),
+            ("#server unix:/run/postback/postback.sock;", f"server unix:{tmp_path}/postback.sock;"),
+        ) as nginx,
+    ):
+        answer = nginx.send(write_get("c1", "X-Forwarded-For: 198.51.100.7"), source="127.0.0.7")
+
+    assert b" 200 OK\r\n" in answer
+    assert find_rows(tmp_path, "SELECT remote_addr FROM postbacks") == [("127.0.0.7",)]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_the_lines_for_tls_are_good(tmp_path: Path, receiver: LiveServer) -> None:
+    certificate, key = make_certificate(tmp_path)
+    there = "/etc/letsencrypt/live/track.example.com"
+    port = find_free_port()
+    changes = (
+        ("#listen 443 ssl http2 default_server;", f"listen 127.0.0.1:{port} ssl default_server;"),
+        (f"#ssl_certificate     {there}/fullchain.pem", f"ssl_certificate {certificate}"),
+        (f"#ssl_certificate_key {there}/privkey.pem", f"ssl_certificate_key {key}"),
+    )
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    with (
+        running_nginx(tmp_path / "nginx", f"127.0.0.1:{receiver.port}", *changes),
+        socket.create_connection(("127.0.0.1", port), PATIENCE_SECONDS) as plain,
+        trusting.wrap_socket(plain, server_hostname="track.example.com") as connection,
+    ):
+        connection.sendall(write_get("tls"))
+        answer = read_all(connection)
+
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+        " -subj /CN=track.example.com -addext subjectAltName=DNS:track.example.com"
+    )
+    command = f"{command} -keyout {key} -out {certificate}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return certificate, key
