@@ -23,6 +23,10 @@ BUSY_TIMEOUT_SECONDS = 5.0
 # not missed by much, and dear only to those who wait.
 LOCK_POLL_SECONDS = 0.0003
 
+# How long the log's carrying over waits for its readers: longer than our own reads, and no more,
+# since every postback waits with it. A replicator reads without end.
+CARRY_OVER_WAIT_SECONDS = 0.2
+
 # Pages of 4 KiB in the log before SQLite moves them to the database: larger makes commits wait
 # longer once, smaller more often; 1000 to 4000 measured best.
 WAL_AUTOCHECKPOINT_PAGES = 2000
@@ -200,8 +204,10 @@ class Database:
         """
         _take_lock(self._lock, self.path)
         try:
+            self.db.execute(f"PRAGMA busy_timeout = {CARRY_OVER_WAIT_SECONDS * 1000:.0f}")
             is_busy, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         finally:
+            self.db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}")
             fcntl.flock(self._lock, fcntl.LOCK_UN)
         return not is_busy
 
