@@ -65,6 +65,7 @@ KNOWN_KEYS: Mapping[str, tuple[str, ...]] = {
         "app_id",
         "max_change",
     ),
+    "log": ("postbacks", "anonymize_ip"),
 }
 
 # What config files of the original hold, for people who bring theirs along: a warning about each
@@ -107,7 +108,16 @@ KEITARO_SECTIONS = frozenset({"redis", "clickhouse", "ch", "olap", "mysql", "mem
 
 # Keys for which a bare no, none or yes says what it seems to say; PHP's reading does no harm.
 _TAKES_WORDS = frozenset(
-    {"decimal_comma", "source", "trusted_proxies", "pixel_key", "click_key", "postback_key_old"}
+    {
+        "decimal_comma",
+        "source",
+        "trusted_proxies",
+        "pixel_key",
+        "click_key",
+        "postback_key_old",
+        "postbacks",
+        "anonymize_ip",
+    }
 )
 _KEYS_FOUND_ANYWHERE = frozenset({"postback_key", "postback_key_old"})
 
@@ -158,6 +168,8 @@ class Settings:
     rate_urls: Mapping[str, str] = field(repr=False, hash=False)
     app_id: str = field(repr=False)
     max_change: Decimal
+    logs_postbacks: bool
+    anonymize_ip: bool
     warnings: tuple[str, ...]
 
     def postback_keys(self, today: date) -> tuple[bytes, ...]:
@@ -270,6 +282,8 @@ def _read_settings(sheet: Sheet) -> Settings:
         rate_urls=_rate_urls(sheet),
         app_id=sheet.optional("rates", "app_id"),
         max_change=_max_change(sheet),
+        logs_postbacks=_switch(sheet, "log", "postbacks"),
+        anonymize_ip=_switch(sheet, "log", "anonymize_ip"),
         warnings=(),
     )
     _refuse_shared_keys(sheet, settings)

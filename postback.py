@@ -22,6 +22,7 @@ from config import find_config
 from query import (
     HIDDEN,
     hide_secrets,
+    quote_value,
     read_cookies,
     read_fields,
     read_postback,
@@ -279,7 +280,7 @@ def _read_postback(environ: Environ, turn: Turn, orders: Orders) -> Pending:
             body = outcome.reason.summary
         return _text(HTTPStatus.OK, body, CORS, *_verdict_headers(outcome))
 
-    return Pending(_job_of(environ, orders, arrival), answer, unavailable_answer)
+    return _pend(environ, orders, arrival, answer)
 
 
 # Source: Keitaro docs, "Postback": what a network gets when nothing else was asked for.
@@ -301,13 +302,36 @@ def _read_lead_pixel(environ: Environ, turn: Turn, orders: Orders) -> Pending:
 
 
 def _as_pixel(environ: Environ, orders: Orders, arrival: Arrival) -> Pending:
-    job = _job_of(environ, orders, arrival._replace(source="pixel"))
-    return Pending(job, _answer_pixel, unavailable_answer)
+    return _pend(environ, orders, arrival._replace(source="pixel"), _answer_pixel)
 
 
 def _answer_pixel(outcome: Outcome) -> Answer:
     headers = [("Content-Type", "image/gif"), CORS, NO_STORE, *_verdict_headers(outcome)]
     return Answer(HTTPStatus.OK, headers, PIXEL)
+
+
+def _pend(
+    environ: Environ, orders: Orders, arrival: Arrival, answer: Callable[[Outcome], Answer]
+) -> Pending:
+    if orders.settings.logs_postbacks:
+        answer = partial(_log_and_answer, arrival, answer)
+    return Pending(_job_of(environ, orders, arrival), answer, unavailable_answer)
+
+
+def _log_and_answer(
+    arrival: Arrival, answer: Callable[[Outcome], Answer], outcome: Outcome
+) -> Answer:
+    # No click id and no query: whoever may read those asks `postback log`.
+    LOG.info(
+        "%s: %s %s from %s, network %r%s",
+        outcome.verdict,
+        arrival.source,
+        arrival.method,
+        arrival.remote_addr or "a unix socket",
+        arrival.postback.network or "",
+        "" if outcome.verdict is Verdict.RECORDED else f": {outcome.reason.summary}",
+    )
+    return answer(outcome)
 
 
 def _job_of(environ: Environ, orders: Orders, arrival: Arrival) -> Job[Outcome]:
@@ -414,7 +438,7 @@ def _read_sent(environ: Environ, orders: Orders) -> tuple[dict[str, str], str, t
     body = _read_body(environ)
     form = hide_secrets(body.form, orders.secrets)
     fields = {**read_fields(form), **read_fields(query)} if form else read_fields(query)
-    return fields, store_query(query, form), body.warnings
+    return fields, store_query(query, form), tuple(_mask(w, orders) for w in body.warnings)
 
 
 def _read_cookies(environ: Environ, orders: Orders) -> dict[str, str]:
@@ -437,7 +461,9 @@ def _read_body(environ: Environ) -> Body:
         if is_chunked and not environ["wsgi.input"].read(1):
             return Body()
         return Body(
-            warnings=(f"the body is {content_type!r} and was left unread: send {FORM_TYPE}",)
+            warnings=(
+                f"the body is {quote_value(content_type)} and was left unread: send {FORM_TYPE}",
+            )
         )
     body = environ["wsgi.input"].read(BODY_LIMIT_BYTES + 1 if is_chunked else length)
     if len(body) > BODY_LIMIT_BYTES:
@@ -463,7 +489,9 @@ def _is_image_request(environ: Environ) -> bool:
 def _find_client(environ: Environ, orders: Orders) -> str | None:
     peer = environ.get("REMOTE_ADDR", "")
     forwarded = environ.get("HTTP_X_FORWARDED_FOR")
-    return orders.find_client(peer, forwarded) if forwarded else peer or None
+    if forwarded or orders.settings.anonymize_ip:
+        return orders.find_client(peer, forwarded or "")
+    return peer or None
 
 
 def _verdict_headers(outcome: Outcome) -> Headers:

@@ -1,6 +1,6 @@
 """Who sent a request: the client's address, as far as trusted proxies vouch for it."""
 
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
@@ -19,6 +19,15 @@ def find_client(peer: str, forwarded: str, proxies: Networks) -> str | None:
             break
         client = address
     return client or None
+
+
+def anonymize(address: str) -> str | None:
+    """Keep the network of an address: IPv4 less its last octet, IPv6 less its last 80 bits."""
+    plain = _read_address(address)
+    if plain is None:
+        return None
+    bits = 24 if "." in plain else 48
+    return str(ip_network(f"{plain.partition('%')[0]}/{bits}", strict=False).network_address)
 
 
 def _read_address(text: str) -> str | None:

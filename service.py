@@ -16,7 +16,7 @@ from booking import Terms
 from config import Settings
 from config_watch import ConfigWatch
 from keyuses import KeyUses
-from proxies import find_client
+from proxies import anonymize, find_client
 from query import secrets_pattern
 from rounds import RateKeeper
 from statuses import Policy
@@ -56,6 +56,12 @@ def _keys_by_kind(settings: Settings, today: date) -> dict[str, tuple[bytes, ...
         "click": (settings.click_key,),
     }
     return {kind: some for kind, some in keys.items() if any(some)}
+
+
+def _find_shown_client(settings: Settings, peer: str, forwarded: str) -> str | None:
+    """Find the client's address as far as it is to be kept."""
+    client = find_client(peer, forwarded, settings.trusted_proxies)
+    return anonymize(client) if client and settings.anonymize_ip else client
 
 
 def read_terms(settings: Settings) -> Terms:
@@ -130,7 +136,7 @@ class Service:
                 secrets_pattern(settings.secrets()),
                 # A network calls from a handful of addresses, and reading one takes longer than
                 # the status engine.
-                lru_cache(maxsize=1024)(partial(find_client, proxies=settings.trusted_proxies)),
+                lru_cache(maxsize=1024)(partial(_find_shown_client, settings)),
             )
             self._orders = orders
         return orders

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import display
+import logs
 from commands.options import Subparsers, add_command
 from commands.tracker import find_config_path, writing
 from commands.url import DEFAULT_MACROS, build_url
@@ -29,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "receive postbacks",
         "postback serve --bind 0.0.0.0:8080 --workers 2",
         more="Writes config.ini.php with a fresh random key, and the database, where they are"
-        " missing.\nAll other options go to gunicorn as they are, such as --certfile.",
+        " missing.\nAll other options go to gunicorn as they are, such as --log-level warning.",
     )
     parser.add_argument(
         "-b",
@@ -39,6 +40,11 @@ def add_parser(subparsers: Subparsers) -> None:
         help="where to listen: HOST:PORT or unix:PATH (default 127.0.0.1:8000)",
     )
     parser.add_argument("-w", "--workers", metavar="N", help="how many processes receive")
+    parser.add_argument(
+        "--log-format",
+        choices=logs.FORMATS,
+        help="lines for people, or a JSON object a line (default: text)",
+    )
     parser.set_defaults(takes_rest=True)
 
 
@@ -49,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     with writing(settings):
         pass
     _announce(settings, args.bind or [])
+    if args.log_format is not None:
+        os.environ[logs.FORMAT_VARIABLE] = args.log_format
     _become_gunicorn(path, build_options(args))
     return 1
 

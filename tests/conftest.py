@@ -45,6 +45,8 @@ SECTIONS = {
     "trusted_proxies": "system",
     "path": "db",
     "source": "rates",
+    "postbacks": "log",
+    "anonymize_ip": "log",
 }
 
 DEFAULTS: Mapping[str, str | None] = {
@@ -273,7 +275,7 @@ def write_config(directory: Path, settings: Mapping[str, str | None]) -> Path:
     """Write a config file in the layout of the original; a setting of None is left out."""
     chosen = {**DEFAULTS, **settings}
     lines = [";<?php exit; ?>"]
-    for section in ("system", "db", "postback", "rates"):
+    for section in ("system", "db", "postback", "rates", "log"):
         lines.append(f"[{section}]")
         lines += [
             f'{key} = "{value}"'

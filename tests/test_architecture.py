@@ -18,6 +18,7 @@ FLOORS = {
     "config": 1,
     "config_watch": 2,
     "config_edit": 2,
+    "logs": 2,
     "query": 1,
     "schema": 1,
     "feeds": 1,

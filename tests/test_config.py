@@ -183,6 +183,8 @@ def test_the_defaults(file: Path) -> None:
         rate_urls={},
         app_id="",
         max_change=Decimal("1.5"),
+        logs_postbacks=False,
+        anonymize_ip=False,
         warnings=(),
     )
 
