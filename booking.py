@@ -49,7 +49,10 @@ class Terms(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A postback as it came: when (`utc_text`), how (`source`), from where, and what it says."""
+    """A postback as it came: when (`utc_text`), how (`source`), from where, and what it says.
+
+    A replay is booked as received when its original was; the log says when it was put through.
+    """
 
     received_at: str
     source: str
@@ -57,6 +60,8 @@ class Arrival(NamedTuple):
     remote_addr: str | None
     query: str
     postback: Postback
+    replay_of: int | None = None
+    replayed_at: str | None = None
 
 
 class Intake(NamedTuple):
@@ -184,7 +189,8 @@ def _bring_click(db: Storage, known: KnownClick | None, arrival: Arrival, terms:
     subid = arrival.postback.incoming.subid
     assert subid is not None
     click_id = db.add_bare_click(subid, arrival.received_at) if known is None else known.id
-    _settle_parked(db, subid, datetime.fromisoformat(arrival.received_at), terms)
+    now = datetime.fromisoformat(arrival.replayed_at or arrival.received_at)
+    _settle_parked(db, subid, now, terms)
     db.clear_due_click(click_id)
 
 
@@ -310,7 +316,7 @@ def _price_warnings(priced: Priced) -> Iterable[str]:
 def _postback_row(arrival: Arrival, outcome: Outcome) -> PostbackRow:
     incoming = arrival.postback.incoming
     return PostbackRow(
-        received_at=arrival.received_at,
+        received_at=arrival.replayed_at or arrival.received_at,
         source=arrival.source,
         method=arrival.method,
         remote_addr=arrival.remote_addr,
@@ -323,13 +329,14 @@ def _postback_row(arrival: Arrival, outcome: Outcome) -> PostbackRow:
         warnings=to_json(outcome.warnings) if outcome.warnings else "[]",
         conversion_id=outcome.conversion_id,
         network=arrival.postback.network,
+        replay_of=arrival.replay_of,
     )
 
 
 def _settle_parked(db: Storage, subid: str, now: datetime, terms: Terms) -> None:
     oldest = utc_text(now - timedelta(days=terms.park_days))
     for parked in db.find_parked(subid, PARKED_PER_CLICK):
-        if parked.received_at < oldest:
+        if parked.parked_at < oldest:
             reason = f"parked for more than {terms.park_days} days before its click came"
             db.settle_postback(parked.id, utc_text(now), Verdict.REFUSED, reason, None)
         else:

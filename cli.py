@@ -19,6 +19,7 @@ from commands import (
     offers,
     purge,
     rates,
+    replay,
     serve,
     url,
 )
@@ -33,7 +34,20 @@ WRONG_USAGE = 2
 INTERRUPTED = 130
 
 # In the order in which `postback --help` shows them.
-FAMILIES = (serve, url, check, log, conversions, clicks, offers, campaigns, rates, key, purge)
+FAMILIES = (
+    serve,
+    url,
+    check,
+    log,
+    replay,
+    conversions,
+    clicks,
+    offers,
+    campaigns,
+    rates,
+    key,
+    purge,
+)
 
 DESCRIPTION = """\
 Receives the postbacks of affiliate networks and keeps the conversions.

@@ -163,6 +163,27 @@ def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> 
     return text
 
 
+def mend_query(query: str, renames: Mapping[str, str], values: Mapping[str, str]) -> str:
+    """Rename parameters of a stored query (old: new) and give others a value; the rest stays.
+
+    Where a parameter that came with a value gets a new name, what came under that one goes. An
+    empty value takes a parameter away.
+    """
+    fields = read_fields(query)
+    moved = {old: new for old, new in renames.items() if _read_value(fields, old) is not None}
+    gone = {*moved.values(), *values}
+    parts = []
+    for pair in query.split("&") if query else ():
+        name, _, value = pair.partition("=")
+        php_name = _read_name(name)
+        if php_name in moved and moved[php_name] not in values:
+            parts.append(f"{moved[php_name]}={value}")
+        elif php_name not in moved and php_name not in gone:
+            parts.append(pair)
+    parts += [f"{name}={quote(value, safe='')}" for name, value in values.items() if value]
+    return "&".join(parts)
+
+
 def secrets_pattern(keys: Iterable[bytes]) -> re.Pattern[str] | None:
     """Build what finds a key standing by itself in decoded text (one character a byte)."""
     long_keys = [re.escape(k.decode("latin-1")) for k in keys if len(k) >= HIDEABLE_KEY_BYTES]

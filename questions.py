@@ -40,6 +40,7 @@ POSTBACK_NAMES = (
     "settled_at",
     "settled_verdict",
     "settled_reason",
+    "replay_of",
 )
 CONVERSION_NAMES = (
     "id",
@@ -150,6 +151,11 @@ class Tally(NamedTuple):
 
 def open_to_read(path: Path) -> "Questions":
     """Open a database of ours that is there; raises DatabaseError, SchemaError, sqlite3.Error."""
+    return Questions(connect_to_read(path))
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Connect to one likewise, without a way to write."""
     db = sqlite3.connect(
         f"file:{quote(str(path))}?mode=ro",
         uri=True,
@@ -163,7 +169,7 @@ def open_to_read(path: Path) -> "Questions":
     except BaseException:
         db.close()
         raise
-    return Questions(db)
+    return db
 
 
 def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
@@ -208,6 +214,13 @@ class Questions:
     def find_last_postback_id(self) -> int:
         """Tell the id of the newest postback, 0 where there is none."""
         return self._count("SELECT coalesce(max(id), 0) FROM postbacks")
+
+    def find_postback_ids(self, since: str | None, until: str | None) -> tuple[int, int]:
+        """Tell the first and the last id of the postbacks of a time, 1 and 0 where none came."""
+        wanted = Wanted().between("received_at", since, until)
+        sql = f"SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM postbacks {_where(wanted)}"
+        first, last = self._db.execute(sql, wanted.values).fetchone()
+        return first, last
 
     def find_last_postback(self) -> tuple[str, str] | None:
         """Tell when the newest postback came and its verdict."""
@@ -395,6 +408,7 @@ _POSTBACKS_OF_CLICK = """
 _UNMAPPED = """
     FROM postbacks INDEXED BY postbacks_without_conversion
     WHERE conversion_id IS NULL AND verdict = 'unmapped' AND settled_at IS NULL
+        AND NOT EXISTS (SELECT 1 FROM postbacks AS again WHERE again.replay_of = postbacks.id)
 """
 
 _CONVERSIONS = _Listing(

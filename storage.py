@@ -74,17 +74,29 @@ class PostbackRow(NamedTuple):
     warnings: str
     conversion_id: int | None
     network: str | None
+    replay_of: int | None = None
 
 
 class ParkedPostback(NamedTuple):
-    """A postback that waits for its click, as it was received."""
+    """A postback that waits for its click, as it was received.
+
+    That of a replay is what it put through again, and was received when the original was.
+    """
 
     id: int
+    parked_at: str
     received_at: str
     source: str
     method: str | None
     remote_addr: str | None
     query: str
+
+
+class LastTry(NamedTuple):
+    """How a postback was last put through: as which query, and what has come of it so far."""
+
+    query: str
+    verdict: Verdict
 
 
 class Waiting(NamedTuple):
@@ -291,12 +303,21 @@ class Storage(Database):
     def settle_postback(
         self, postback_id: int, at: str, verdict: Verdict, reason: str, conversion_id: int | None
     ) -> None:
-        """Write down what came of a parked or replayed postback later."""
+        """Write down what came of a parked or replayed postback later.
+
+        What comes of a replay that was parked has come of its original too.
+        """
         self.db.execute(
-            "UPDATE postbacks SET settled_at = ?, settled_verdict = ?, settled_reason = ?,"
-            " conversion_id = ? WHERE id = ?",
+            "UPDATE postbacks SET settled_at = ?1, settled_verdict = ?2, settled_reason = ?3,"
+            " conversion_id = ?4"
+            " WHERE id IN (?5, (SELECT replay_of FROM postbacks WHERE id = ?5))",
             (at, verdict, reason, conversion_id, postback_id),
         )
+
+    def find_last_try(self, postback_id: int) -> LastTry:
+        """Tell how a postback was put through last: by its newest replay, else as it came."""
+        row = self.db.execute(_FIND_LAST_TRY, (postback_id,)).fetchone()
+        return LastTry(row[0], Verdict(row[1]))
 
     def settle_parked(self, subid: str, at: str, verdict: Verdict, reason: str) -> None:
         """Write down the same for all that is parked for a click id."""
@@ -503,8 +524,20 @@ _ADD_POSTBACK = f"""
 """
 
 _FIND_PARKED = """
-    SELECT id, received_at, source, method, remote_addr, query FROM postbacks
+    SELECT id, received_at, coalesce(
+            (SELECT received_at FROM postbacks AS original WHERE original.id = postbacks.replay_of),
+            received_at),
+        source, method, remote_addr, query
+    FROM postbacks
     WHERE subid = ? AND verdict = 'parked' AND settled_at IS NULL ORDER BY id LIMIT ?
+"""
+
+_FIND_LAST_TRY = """
+    SELECT query, coalesce(settled_verdict, verdict) FROM (
+        SELECT * FROM postbacks WHERE replay_of = ?1
+        UNION ALL
+        SELECT * FROM postbacks WHERE id = ?1)
+    ORDER BY id DESC LIMIT 1
 """
 
 _COUNT_PARKED_FOR_DUE_CLICKS = """

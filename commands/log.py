@@ -134,8 +134,9 @@ def describe_amount(query: str, terms: Terms) -> str:
 
 
 def describe_reason(row: Row) -> str:
-    """Tell why, what could not be used, and what came of a parked postback later."""
-    parts = [row["reason"], *row["warnings"]]
+    """Tell why, what could not be used, and what came of a parked or replayed postback later."""
+    parts = [] if row["replay_of"] is None else [f"replay of {row['replay_of']}"]
+    parts += [row["reason"], *row["warnings"]]
     if row["settled_verdict"] is not None:
         parts.append(f"{row['settled_at']}: {row['settled_verdict']}, {row['settled_reason']}")
     return "; ".join(parts)

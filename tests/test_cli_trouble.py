@@ -45,6 +45,7 @@ EVERYTHING = [
     ("key", "rotate"),
     ("rates", "unset", "EUR"),
     ("clicks", "import", "x.csv"),
+    ("replay", "--id", "1"),
     ("serve",),
 ]
 
@@ -99,6 +100,9 @@ def test_an_option_nobody_knows_is_wrong_usage(
         ("log", "--limit", "many"),
         ("log", "--verdict", "good"),
         ("conversions", "--status", "paid"),
+        ("replay", "--id", "1-5"),
+        ("replay", "--id", "1", "--set", "approved"),
+        ("replay", "--id", "1", "--rename", "subid="),
     ],
     ids=" ".join,
 )

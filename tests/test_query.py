@@ -8,6 +8,7 @@ from query import (
     Postback,
     hide_secrets,
     is_macro,
+    mend_query,
     read_cookies,
     read_fields,
     read_postback,
@@ -194,3 +195,27 @@ KEYS = secrets_pattern([b"s3cret-key", b"old/key+1", b"abc"])
 )
 def test_a_key_in_a_query_is_hidden_and_a_word_of_the_trade_is_not(query: str, hidden: str) -> None:
     assert hide_secrets(query, KEYS) == hidden
+
+
+@pytest.mark.parametrize(
+    ("query", "renames", "values", "mended"),
+    [
+        ("subid=c1&status=ok", {}, {"sale_status": "ok"}, "subid=c1&status=ok&sale_status=ok"),
+        ("", {}, {"subid": "c1"}, "subid=c1"),
+        ("payout=1&payout=2&x", {}, {"payout": "3"}, "x&payout=3"),
+        ("payout=1&x=%zz", {}, {"payout": ""}, "x=%zz"),
+        ("x=1", {}, {"from": "a&b Ж"}, "x=1&from=a%26b%20%D0%96"),
+        ("aff=c1&x=1", {"aff": "subid"}, {}, "subid=c1&x=1"),
+        ("subid=junk&aff=c%201", {"aff": "subid"}, {}, "subid=c%201"),
+        # What came under the new name stays where nothing came under the old one.
+        ("subid=c1&x=1", {"aff": "subid"}, {}, "subid=c1&x=1"),
+        ("subid=c1&aff=", {"aff": "subid"}, {}, "subid=c1&aff="),
+        ("a.b=c1", {"a_b": "subid"}, {}, "subid=c1"),
+        ("subid=1&tid=2", {"subid": "tid", "tid": "subid"}, {}, "tid=1&subid=2"),
+        ("aff=c1&x=1", {"aff": "subid"}, {"subid": "c2"}, "x=1&subid=c2"),
+    ],
+)
+def test_a_stored_query_is_mended_where_it_is_wrong_and_nowhere_else(
+    query: str, renames: dict[str, str], values: dict[str, str], mended: str
+) -> None:
+    assert mend_query(query, renames, values) == mended

@@ -1,0 +1,298 @@
+"""`postback replay`: received postbacks through the engine again, with what was wrong put right."""
+
+import argparse
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+import display
+import replaying
+from booking import Terms, reread
+from commands.log import describe_amount
+from commands.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
+from commands.tracker import RefusedError, load_settings, reading, writing
+from commands.url import KNOWN_NAMES
+from config import Settings
+from display import Column, Kind
+from query import hide_secrets, secrets_pattern
+from questions import Questions, Wanted, of_click
+from rehearsal import LAST_REAL_ID, Rehearsal, rehearse
+from replaying import Effect, Mending, Original, Replayed
+from service import read_terms
+from statuses import Verdict
+
+COLUMNS = (
+    Column("id", Kind.WORD),
+    Column("time", Kind.TIME),
+    Column("subid"),
+    Column("status"),
+    Column("amount", Kind.MONEY),
+    Column("was", Kind.WORD),
+    Column("verdict", Kind.WORD),
+    Column("what", Kind.WORD),
+    Column("conversion", Kind.WORD),
+    Column("reason", Kind.SENTENCE),
+)
+NOTHING = "No such postback has come in."
+
+# As after any Ctrl-C: 128 and the number of the signal.
+INTERRUPTED = 130
+
+MORE = """\
+For postbacks that were misread, or came before their status had a meaning. Choose them as with
+`log`; put right what was wrong with --set and --rename; look at what would come of it with
+--dry-run, which writes nothing; then do it. Conversions are booked as if the postback had been
+right when it came: with its time, and its day's rate. Each replay is a line of the log of its own
+(source replay, replay_of its original). The service may run. Ctrl-C is safe: the same command
+goes on where it was stopped, and once all is done it changes nothing more.
+
+what: added (a new conversion), changed (a conversion moved), noted (another verdict, and no
+conversion changed), left (nothing)."""
+
+EXAMPLE = """\
+postback replay --verdict unmapped --network net --set sale_status=approved --dry-run
+  postback replay --verdict invalid --since 2d --rename aff_sub=subid
+  postback replay --id 17 --set payout=12.50 --set currency=EUR"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `replay`."""
+    parser = add_command(
+        subparsers,
+        "replay",
+        run,
+        "put received postbacks through again, with what was wrong put right",
+        EXAMPLE,
+        more=f"{MORE}\n\n{FORMATS}",
+    )
+    _add_choice(parser)
+    parser.add_argument(
+        "--set",
+        dest="values",
+        action="append",
+        type=_read_value,
+        default=[],
+        metavar="NAME=VALUE",
+        help="put them through with this parameter, in place of any that came under the name; an"
+        " empty VALUE takes it away: --set sale_status=approved,paid",
+    )
+    parser.add_argument(
+        "--rename",
+        dest="renames",
+        action="append",
+        type=_read_rename,
+        default=[],
+        metavar="OLD=NEW",
+        help="read what came as OLD as NEW, in place of any NEW that came; postbacks without OLD"
+        " stay as they are: --rename aff_sub=subid",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only show what would come of it; write nothing"
+    )
+    parser.add_argument("--totals", action="store_true", help="show only how many of each")
+    add_json(parser)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--id",
+        dest="ids",
+        action="append",
+        type=_read_id,
+        metavar="N",
+        help="this postback (`postback log --json` shows ids); may be given several times",
+    )
+    parser.add_argument(
+        "--verdict",
+        action="append",
+        choices=[verdict.value for verdict in Verdict],
+        help="those that got this verdict when they came; may be given several times",
+    )
+    parser.add_argument("--subid", help="those of this click")
+    parser.add_argument("--network", help="those of the network that signs from=NETWORK")
+    add_since(parser)
+    add_until(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Put the postbacks through, or only show what would come of it."""
+    if not (args.ids or args.verdict or args.subid or args.network or args.since or args.until):
+        args.parser.error("say which: --id, --verdict, --subid, --network, --since or --until")
+    settings = load_settings(args)
+    mending = _read_mending(args, settings)
+    tally: Counter[Effect] = Counter()
+    show, close = _choose_output(args, read_terms(settings))
+    is_stopped = False
+    with reading(settings) as questions:
+        _refuse_strange_ids(questions, args.ids or [])
+        try:
+            for batch in _replay(args, settings, questions, mending):
+                tally.update(replayed.effect for replayed in batch)
+                show(batch)
+        except KeyboardInterrupt:
+            is_stopped = True
+        close()
+    _tell(args, tally, is_stopped=is_stopped)
+    return INTERRUPTED if is_stopped else 0
+
+
+def _replay(
+    args: argparse.Namespace, settings: Settings, questions: Questions, mending: Mending
+) -> Iterator[list[Replayed]]:
+    terms = read_terms(settings)
+    pages = _list_originals(args, questions)
+    with ExitStack() as stack:
+        if args.dry_run:
+            rehearsal = stack.enter_context(rehearse(settings.db_path, terms))
+            storage, pages = rehearsal.storage, _take_along(rehearsal, pages, mending, terms)
+        else:
+            storage = stack.enter_context(writing(settings))
+            replaying.settle_due_clicks(storage, terms, _read_clock)
+        for page in pages:
+            yield from replaying.replay_all(storage, page, mending, terms, _read_clock)
+
+
+def _take_along(
+    rehearsal: Rehearsal, pages: Iterator[list[Original]], mending: Mending, terms: Terms
+) -> Iterator[list[Original]]:
+    """Copy to the rehearsal what each page could meet, before it comes on."""
+    for page in pages:
+        queries = [mending.apply(original.query) for original in page]
+        rehearsal.take(queries, [original.id for original in page])
+        replaying.settle_due_clicks(rehearsal.storage, terms, _read_clock)
+        yield page
+
+
+def _list_originals(args: argparse.Namespace, questions: Questions) -> Iterator[list[Original]]:
+    """List what was chosen and is there now, by id, in pages."""
+    # Not by the index over times: every page would be sorted anew.
+    wanted = Wanted() if args.subid is None else of_click(args.subid)
+    wanted = wanted.where("id", args.ids).where("verdict", args.verdict)
+    wanted = wanted.where("network", [args.network] if args.network else None)
+    wanted = wanted.between("+received_at", args.since, args.until).also("source <> 'replay'")
+    first, last = questions.find_postback_ids(args.since, args.until)
+    after = first - 1
+    while rows := questions.list_postbacks_between(after, last, wanted):
+        yield [Original(*(row[name] for name in Original._fields)) for row in rows]
+        after = rows[-1]["id"]
+
+
+def _refuse_strange_ids(questions: Questions, ids: Sequence[int]) -> None:
+    rows = questions.list_postbacks(Wanted().where("id", ids), 0) if ids else ()
+    found = {row["id"]: row for row in rows}
+    for wanted in ids:
+        if wanted not in found:
+            raise RefusedError(f"there is no postback {wanted}: `postback log --json` shows ids")
+        if found[wanted]["source"] == "replay":
+            raise RefusedError(
+                f"postback {wanted} is a replay itself: replay its original,"
+                f" {found[wanted]['replay_of']}"
+            )
+
+
+def _read_mending(args: argparse.Namespace, settings: Settings) -> Mending:
+    secrets = secrets_pattern(settings.secrets())
+    values = {name: hide_secrets(value, secrets) for name, value in args.values}
+    return Mending(dict(args.renames), values)
+
+
+def _choose_output(
+    args: argparse.Namespace, terms: Terms
+) -> tuple[Callable[[list[Replayed]], None], Callable[[], None]]:
+    if args.totals:
+        return lambda batch: None, lambda: None
+    if args.json:
+        return lambda batch: display.print_json(_describe(one, terms) for one in batch), (
+            lambda: None
+        )
+    table = display.TablePrinter(COLUMNS, NOTHING)
+    return lambda batch: table.print([_build_cells(one, terms) for one in batch]), table.close
+
+
+def _tell(args: argparse.Namespace, tally: Counter[Effect], *, is_stopped: bool) -> None:
+    if args.totals and args.json:
+        display.print_json([{effect.value: tally[effect] for effect in Effect}])
+    elif args.totals or (display.is_terminal() and not args.json and tally):
+        would_be = "would be " if args.dry_run else ""
+        counts = ", ".join(f"{tally[effect]} {would_be}{effect}" for effect in Effect)
+        display.say(f"{tally.total()} postbacks: {counts}.")
+    if is_stopped:
+        display.complain("stopped; what is told above is done, the same command does the rest")
+
+
+def _describe(replayed: Replayed, terms: Terms) -> dict[str, Any]:
+    incoming = reread(replayed.query, terms).incoming
+    return {
+        "id": replayed.original.id,
+        "received_at": replayed.original.received_at,
+        "query": replayed.query,
+        "subid": incoming.subid,
+        "tid": incoming.tid,
+        "original_status": incoming.word,
+        "amount": None if incoming.amount is None else describe_amount(replayed.query, terms),
+        "was": replayed.was,
+        "verdict": replayed.verdict,
+        "what": replayed.effect,
+        "conversion_id": _find_real_id(replayed),
+        "reason": replayed.reason,
+    }
+
+
+def _build_cells(replayed: Replayed, terms: Terms) -> list[str]:
+    incoming = reread(replayed.query, terms).incoming
+    conversion_id = _find_real_id(replayed)
+    is_new = conversion_id is None and replayed.conversion_id is not None
+    return [
+        str(replayed.original.id),
+        replayed.original.received_at,
+        incoming.subid or "",
+        incoming.word or "",
+        describe_amount(replayed.query, terms),
+        replayed.was,
+        replayed.verdict,
+        replayed.effect,
+        "new" if is_new else str(conversion_id or ""),
+        replayed.reason,
+    ]
+
+
+def _find_real_id(replayed: Replayed) -> int | None:
+    """Tell the conversion, where it is not one that the dry run made up."""
+    conversion_id = replayed.conversion_id
+    return None if conversion_id is None or conversion_id > LAST_REAL_ID else conversion_id
+
+
+def _read_id(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"{text!r} is no id; write a number such as 17")
+    return int(text)
+
+
+def _read_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE; write sale_status=approved")
+    return _check_name(name), value
+
+
+def _read_rename(text: str) -> tuple[str, str]:
+    old, _, new = text.partition("=")
+    if not old or not new:
+        raise argparse.ArgumentTypeError(f"{text!r} is no OLD=NEW; write aff_sub=subid")
+    return old, _check_name(new)
+
+
+def _check_name(name: str) -> str:
+    if name not in KNOWN_NAMES:
+        [nearest] = difflib.get_close_matches(name, KNOWN_NAMES, 1, 0)
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is no parameter of ours; the nearest is {nearest!r}"
+        )
+    return name
+
+
+def _read_clock() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,168 @@
+"""Received postbacks put through the engine again, the way of a live one.
+
+A replay is a postback of its own in the log, bound to its original; it is booked at the moment the
+original came, and what came of it stands with the original too. One that would change nothing
+leaves no trace, so that doing it twice is doing it once.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+import booking
+from booking import Arrival, Outcome, Terms, reread
+from query import mend_query
+from statuses import Verdict
+from storage import LastTry, Storage, utc_text
+
+# How long a batch works under the write lock; its commit comes on top. Together some 50 ms at most,
+# of which a live postback may have to wait for the rest.
+AIM_SECONDS = 0.03
+
+# Between two batches, so that those who wait for the lock (they look every 0.3 ms) get their turn.
+PAUSE_SECONDS = 0.002
+
+# What stands for a postback that did what it was sent for.
+BOOKED = frozenset({Verdict.RECORDED, Verdict.UPDATED, Verdict.REPEATED})
+
+
+class Effect(StrEnum):
+    """What a replay does."""
+
+    ADDED = "added"  # a new conversion
+    CHANGED = "changed"  # a conversion moved
+    NOTED = "noted"  # another verdict, and no conversion changed
+    LEFT = "left"  # nothing at all
+
+
+class Mending(NamedTuple):
+    """What to put right in the queries: parameters renamed (old: new), and given a value."""
+
+    renames: Mapping[str, str] = {}
+    values: Mapping[str, str] = {}
+
+    def apply(self, query: str) -> str:
+        """Give the query as it is to be put through."""
+        return mend_query(query, self.renames, self.values)
+
+
+class Original(NamedTuple):
+    """A postback as it was received."""
+
+    id: int
+    received_at: str
+    source: str
+    query: str
+
+
+class Replayed(NamedTuple):
+    """What came of a replay: the query, the verdict that stood and the one that stands, why."""
+
+    original: Original
+    query: str
+    was: Verdict
+    verdict: Verdict
+    effect: Effect
+    reason: str
+    conversion_id: int | None = None
+
+
+class _NothingNewError(Exception):
+    """What was done is to be undone: it says no more than what is known."""
+
+
+def settle_due_clicks(db: Storage, terms: Terms, read_clock: Callable[[], datetime]) -> None:
+    """Settle what other programs' clicks brought along: it came before any replay."""
+    settled = limit = booking.DUE_CLICKS_AT_ONCE
+    while settled == limit:
+        with db.transaction():
+            settled = booking.settle_due_clicks(db, read_clock(), terms, limit=limit)
+
+
+def replay_all(
+    db: Storage,
+    originals: Sequence[Original],
+    mending: Mending,
+    terms: Terms,
+    read_clock: Callable[[], datetime],
+) -> Iterator[list[Replayed]]:
+    """Put originals through in order, in transactions of a moment each; gives what each did."""
+    done = 0
+    while done < len(originals):
+        with db.transaction():
+            now, deadline = read_clock(), time.monotonic() + AIM_SECONDS
+            batch = [replay(db, originals[done], mending, terms, now)]
+            while done + len(batch) < len(originals) and time.monotonic() < deadline:
+                batch.append(replay(db, originals[done + len(batch)], mending, terms, now))
+        done += len(batch)
+        yield batch
+        time.sleep(PAUSE_SECONDS)
+
+
+def replay(
+    db: Storage, original: Original, mending: Mending, terms: Terms, now: datetime
+) -> Replayed:
+    """Put one postback through again, within the caller's transaction."""
+    query = mending.apply(original.query)
+    last = db.find_last_try(original.id)
+    if query == last.query and last.verdict in BOOKED:
+        # Not even tried: with `repeats = update` an older amount would come back.
+        return _leave(original, query, last, "booked already")
+    if query == last.query and last.verdict is Verdict.PARKED:
+        return _leave(original, query, last, "applied by itself when its click comes")
+    try:
+        with db.savepoint():
+            outcome = booking.keep(db, _read_arrival(original, query, terms, now), terms)
+            _undo_nothing_new(last, outcome)
+            if outcome.verdict is not Verdict.PARKED:
+                _settle(db, original, outcome, now)
+    except _NothingNewError as nothing:
+        return _leave(original, query, last, str(nothing))
+    return Replayed(
+        original,
+        query,
+        last.verdict,
+        outcome.verdict,
+        _EFFECTS.get(outcome.verdict, Effect.NOTED),
+        "; ".join((outcome.reason.detail, *outcome.warnings)),
+        outcome.conversion_id,
+    )
+
+
+_EFFECTS = {Verdict.RECORDED: Effect.ADDED, Verdict.UPDATED: Effect.CHANGED}
+
+
+def _read_arrival(original: Original, query: str, terms: Terms, now: datetime) -> Arrival:
+    postback = reread(query, terms)
+    if original.source == "pixel":
+        # Which key opened it is not known any more, and the pixel's own is good for leads only:
+        # a mapping must not make a visitor's invention a sale.
+        postback = postback._replace(incoming=postback.incoming._replace(leads_only=True))
+    return Arrival(
+        received_at=original.received_at,
+        source="replay",
+        method=None,
+        remote_addr=None,
+        query=query,
+        postback=postback,
+        replay_of=original.id,
+        replayed_at=utc_text(now),
+    )
+
+
+def _undo_nothing_new(last: LastTry, outcome: Outcome) -> None:
+    if outcome.verdict in _EFFECTS:
+        return
+    if outcome.verdict is last.verdict or last.verdict in BOOKED:
+        raise _NothingNewError(outcome.reason.detail)
+
+
+def _settle(db: Storage, original: Original, outcome: Outcome, now: datetime) -> None:
+    reason = "; ".join((f"replayed: {outcome.reason.detail}", *outcome.warnings))
+    db.settle_postback(original.id, utc_text(now), outcome.verdict, reason, outcome.conversion_id)
+
+
+def _leave(original: Original, query: str, last: LastTry, reason: str) -> Replayed:
+    return Replayed(original, query, last.verdict, last.verdict, Effect.LEFT, reason)
