@@ -104,11 +104,47 @@ class Change(NamedTuple):
     takes_cost: bool
 
 
+class Rule(StrEnum):
+    """The rows of the rules in words, in the order in which they are asked: the first decides."""
+
+    UNUSABLE = "no usable click id, or an id that is too long: invalid"
+    IGNORED = "the word is in the URL's ignore list: ignored"
+    UNMAPPED = "the word is in no list of the URL, and none of the four statuses: unmapped"
+    PIXEL = "under the pixel's key anything but a lead comes: refused"
+    PARKED = "the click is not known: parked"
+    FIRST = "nothing stands for this click; a lead, a sale or a rejected comes: recorded"
+    FIRST_REBILL = (
+        "nothing stands for this click; a rebill comes: recorded if the offer allows rebills and"
+        " there is a tid, else refused"
+    )
+    LATE_TID = (
+        "the click's only conversion is a lead without tid; a sale or a rejected comes with one:"
+        " updated, and it takes the tid"
+    )
+    LEAD_MOVES = "this conversion is a lead; a sale or a rejected comes: updated"
+    TAKEN_BACK = "this conversion is a sale or a rebill; a rejected comes: updated"
+    REPEATED = (
+        "this conversion has the status already, or is a rebill and a sale comes: repeated, or"
+        " updated where `repeats = update` and the amount is another"
+    )
+    FORBIDDEN = "this conversion stands; any other move comes: refused"
+    REBILL = (
+        "the click has conversions, none with this tid, and its offer allows rebills; a sale or a"
+        " rebill comes with a tid: recorded as a rebill"
+    )
+    REJECTED_FIRST = (
+        "the click has conversions, none with this tid, and its offer allows rebills; a rejected"
+        " comes with a tid: recorded as rejected"
+    )
+    ANYTHING_ELSE = "the click has conversions; anything else comes: refused"
+
+
 class Decision(NamedTuple):
-    """A verdict, its reason, the conversion it is about, and the change to make (None: nothing)."""
+    """A verdict, why, by which rule, the conversion it is about, the change to make (or None)."""
 
     verdict: Verdict
     reason: Reason
+    rule: Rule
     conversion: Conversion | None = None
     change: Change | None = None
     warnings: tuple[str, ...] = ()
@@ -174,14 +210,18 @@ def judge(incoming: Incoming, click: Click | None, policy: Policy) -> Decision:
     warnings = tuple(_list_warnings(incoming.lists)) if any(incoming.lists) else ()
     flaw = find_flaw(incoming)
     if flaw is not None:
-        return Decision(Verdict.INVALID, flaw, warnings=warnings)
+        return Decision(Verdict.INVALID, flaw, Rule.UNUSABLE, warnings=warnings)
     meaning = read_word(incoming)
     if not isinstance(meaning, Status):
-        return Decision(*meaning, warnings=warnings)
+        verdict, reason = meaning
+        rule = Rule.IGNORED if verdict is Verdict.IGNORED else Rule.UNMAPPED
+        return Decision(verdict, reason, rule, warnings=warnings)
     if incoming.leads_only and meaning is not Status.LEAD:
-        return Decision(Verdict.REFUSED, _pixel_reason(meaning), warnings=warnings)
+        reason = _pixel_reason(meaning)
+        return Decision(Verdict.REFUSED, reason, Rule.PIXEL, warnings=warnings)
     if click is None and not policy.accepts_unknown_subid:
-        return Decision(Verdict.PARKED, _parked_reason(incoming.subid), warnings=warnings)
+        reason = _parked_reason(incoming.subid)
+        return Decision(Verdict.PARKED, reason, Rule.PARKED, warnings=warnings)
     decision = decide(incoming, meaning, click or Click(), policy)
     return decision._replace(warnings=warnings + decision.warnings) if warnings else decision
 
@@ -222,7 +262,7 @@ def decide(incoming: Incoming, status: Status, click: Click, policy: Policy) -> 
     if not click.conversions:
         decision = _decide_first(incoming, status, click, takes_cost=costs)
     elif status in TRANSITIONS[Status.LEAD] and (lead := find_bare_lead(incoming, click)):
-        decision = _move(lead, incoming, status, takes_cost=costs)
+        decision = _move(lead, incoming, status, Rule.LATE_TID, takes_cost=costs)
     elif this := find_conversion(incoming.tid, click.conversions):
         decision = _decide_known(this, incoming, status, policy, takes_cost=costs)
     else:
@@ -254,38 +294,41 @@ def find_conversion(tid: str, conversions: tuple[Conversion, ...]) -> Conversion
 def _decide_first(
     incoming: Incoming, status: Status, click: Click, *, takes_cost: bool
 ) -> Decision:
+    rule = Rule.FIRST
     if status is Status.REBILL:
+        rule = Rule.FIRST_REBILL
         obstacle = _find_rebill_obstacle(incoming, click)
         if obstacle is not None:
-            return Decision(Verdict.REFUSED, obstacle)
-    return _record(incoming, status, _FIRST, takes_cost=takes_cost)
+            return Decision(Verdict.REFUSED, obstacle, rule)
+    return _record(incoming, status, _FIRST, rule, takes_cost=takes_cost)
 
 
 def _decide_known(
     this: Conversion, incoming: Incoming, status: Status, policy: Policy, *, takes_cost: bool
 ) -> Decision:
     if status in TRANSITIONS[this.status]:
-        return _move(this, incoming, status, takes_cost=takes_cost)
+        rule = Rule.LEAD_MOVES if this.status is Status.LEAD else Rule.TAKEN_BACK
+        return _move(this, incoming, status, rule, takes_cost=takes_cost)
     if status in REPEATS[this.status]:
         return _repeat(this, incoming, policy, takes_cost=takes_cost)
-    return Decision(Verdict.REFUSED, _forbidden_reason(this.status, status), conversion=this)
+    reason = _forbidden_reason(this.status, status)
+    return Decision(Verdict.REFUSED, reason, Rule.FORBIDDEN, this)
 
 
 def _decide_another(
     incoming: Incoming, status: Status, click: Click, *, takes_cost: bool
 ) -> Decision:
     if status is Status.LEAD:
-        return Decision(Verdict.REFUSED, _LATE_LEAD)
+        return Decision(Verdict.REFUSED, _LATE_LEAD, Rule.ANYTHING_ELSE)
     obstacle = _find_rebill_obstacle(incoming, click)
     if obstacle is not None:
-        return Decision(Verdict.REFUSED, obstacle)
+        return Decision(Verdict.REFUSED, obstacle, Rule.ANYTHING_ELSE)
     if status is Status.REJECTED:
         # Ours: its sale may come late and must find it.
         why = "rejected before its sale was seen"
-        return _record(incoming, status, why, takes_cost=takes_cost)
-    decision = _record(
-        incoming, Status.REBILL, "a further sale of the click", takes_cost=takes_cost
-    )
+        return _record(incoming, status, why, Rule.REJECTED_FIRST, takes_cost=takes_cost)
+    why = "a further sale of the click"
+    decision = _record(incoming, Status.REBILL, why, Rule.REBILL, takes_cost=takes_cost)
     if any(c.status in {Status.SALE, Status.REBILL} for c in click.conversions):
         return decision
     return decision._replace(warnings=(_REBILL_WITHOUT_SALE,))
@@ -297,17 +340,21 @@ def _find_rebill_obstacle(incoming: Incoming, click: Click) -> Reason | None:
     return None if incoming.tid else _REBILL_WITHOUT_TID
 
 
-def _record(incoming: Incoming, status: Status, why: str, *, takes_cost: bool) -> Decision:
+def _record(
+    incoming: Incoming, status: Status, why: str, rule: Rule, *, takes_cost: bool
+) -> Decision:
     change = Change(None, status, incoming.tid, takes_amount=True, takes_cost=takes_cost)
-    return Decision(Verdict.RECORDED, _recorded_reason(why, status), change=change)
+    return Decision(Verdict.RECORDED, _recorded_reason(why, status), rule, change=change)
 
 
-def _move(this: Conversion, incoming: Incoming, status: Status, *, takes_cost: bool) -> Decision:
+def _move(
+    this: Conversion, incoming: Incoming, status: Status, rule: Rule, *, takes_cost: bool
+) -> Decision:
     # A rejected conversion keeps its amount whatever was sent: it no longer counts as revenue.
     takes_amount = status is Status.SALE and incoming.amount is not None
     change = Change(this, status, incoming.tid or this.tid, takes_amount, takes_cost)
     reason = Reason(f"the conversion is {status} now", f"from {this.status} to {status}")
-    return Decision(Verdict.UPDATED, reason, this, change)
+    return Decision(Verdict.UPDATED, reason, rule, this, change)
 
 
 def _repeat(this: Conversion, incoming: Incoming, policy: Policy, *, takes_cost: bool) -> Decision:
@@ -321,7 +368,7 @@ def _repeat(this: Conversion, incoming: Incoming, policy: Policy, *, takes_cost:
     if takes_cost:
         differences.append(f"cost {_describe_money(*sent_cost)} was {_describe_money(*known_cost)}")
     if not differences:
-        return Decision(Verdict.REPEATED, _repeated_reason(this), this)
+        return Decision(Verdict.REPEATED, _repeated_reason(this), Rule.REPEATED, this)
     # Ours: an amount without a known currency could not be booked, so it replaces nothing.
     if (
         policy.updates_on_repeat
@@ -329,8 +376,10 @@ def _repeat(this: Conversion, incoming: Incoming, policy: Policy, *, takes_cost:
         and incoming.currency is not None
     ):
         change = Change(this, this.status, this.tid, takes_amount, takes_cost)
-        return Decision(Verdict.UPDATED, _taken_over_reason(this, differences), this, change)
-    return Decision(Verdict.REPEATED, _left_alone_reason(this, differences), this)
+        reason = _taken_over_reason(this, differences)
+        return Decision(Verdict.UPDATED, reason, Rule.REPEATED, this, change)
+    reason = _left_alone_reason(this, differences)
+    return Decision(Verdict.REPEATED, reason, Rule.REPEATED, this)
 
 
 def _takes_cost(incoming: Incoming, click: Click) -> bool:

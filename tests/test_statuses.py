@@ -17,6 +17,7 @@ from statuses import (
     Decision,
     Incoming,
     Policy,
+    Rule,
     Status,
     Verdict,
     WordLists,
@@ -419,3 +420,48 @@ def test_sending_an_applied_postback_again_at_any_later_point_changes_nothing(
             again = judge(data.draw(st.sampled_from(applied)), click, Policy())
             assert again.verdict in {Verdict.REPEATED, Verdict.REFUSED}
             assert again.change is None
+
+
+# What stands, what comes, whether rebills are allowed -> the row that decides.
+DECIDED_BY = [
+    ([], ("sale", ""), False, Rule.FIRST),
+    ([], ("rebill", "t1"), True, Rule.FIRST_REBILL),
+    ([], ("rebill", "t1"), False, Rule.FIRST_REBILL),
+    ([(LEAD, "")], ("sale", "t1"), False, Rule.LATE_TID),
+    ([(LEAD, "")], ("sale", ""), False, Rule.LEAD_MOVES),
+    ([(SALE, "t1")], ("rejected", "t1"), False, Rule.TAKEN_BACK),
+    ([(REBILL, "t1")], ("rejected", "t1"), False, Rule.TAKEN_BACK),
+    ([(REBILL, "t1")], ("sale", "t1"), False, Rule.REPEATED),
+    ([(SALE, "t1")], ("lead", "t1"), False, Rule.FORBIDDEN),
+    ([(SALE, "t1")], ("sale", "t2"), True, Rule.REBILL),
+    ([(SALE, "t1")], ("rejected", "t2"), True, Rule.REJECTED_FIRST),
+    ([(SALE, "t1")], ("sale", "t2"), False, Rule.ANYTHING_ELSE),
+    ([(SALE, "t1")], ("lead", "t2"), True, Rule.ANYTHING_ELSE),
+]
+
+
+@pytest.mark.parametrize(("stands", "comes", "allows_rebills", "rule"), DECIDED_BY)
+def test_a_decision_names_the_row_that_made_it(
+    stands: list[tuple[Status, str]], comes: tuple[str, str], allows_rebills: bool, rule: Rule
+) -> None:
+    decision = judged(a_postback(*comes), a_click(*stands, allows_rebills=allows_rebills))
+
+    assert decision.rule is rule
+    assert decision.verdict in rule.rpartition(":")[2]
+
+
+@pytest.mark.parametrize(
+    ("incoming", "rule"),
+    [
+        (a_postback("sale", subid=None), Rule.UNUSABLE),
+        (a_postback("test", lists=WordLists(ignore=frozenset({"test"}))), Rule.IGNORED),
+        (a_postback("approved"), Rule.UNMAPPED),
+        (a_postback("sale", leads_only=True), Rule.PIXEL),
+        (a_postback("sale"), Rule.PARKED),
+    ],
+)
+def test_so_does_one_that_asks_for_no_click(incoming: Incoming, rule: Rule) -> None:
+    decision = judged(incoming, None)
+
+    assert decision.rule is rule
+    assert decision.verdict in rule.rpartition(":")[2]
