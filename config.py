@@ -199,6 +199,18 @@ def load(path: Path) -> Settings:
     return judge_settings(path, read_file(path))
 
 
+def load_keyless(path: Path) -> Settings:
+    """Read the file for what needs no key: where none can be used, the settings have none."""
+    path = absolute(path)
+    sheet = _read_sheet(path, read_file(path))
+    try:
+        key, old_keys = _postback_key(sheet), read_old_keys(sheet)
+    except ConfigError:
+        # Whoever asks what came in is not helped by a refusal; `postback check` tells of it.
+        key, old_keys = b"", ()
+    return _finish_settings(sheet, _read_settings(sheet, key, old_keys))
+
+
 def example_text() -> str:
     """Return the shipped config.ini.php.example."""
     beside = Path(__file__).with_name("config.ini.php.example")
@@ -241,6 +253,13 @@ def name_reason(problem: OSError | ValueError) -> str:
 
 def judge_settings(path: Path, content: bytes) -> Settings:
     """Read the settings out of a file's content, its warnings with them."""
+    sheet = _read_sheet(path, content)
+    return _finish_settings(
+        sheet, _read_settings(sheet, _postback_key(sheet), read_old_keys(sheet))
+    )
+
+
+def _read_sheet(path: Path, content: bytes) -> Sheet:
     sheet = Sheet(path, parse_text(path, content.decode("utf-8", "surrogateescape")))
     if not _GUARD.match(content.decode("latin-1").removeprefix("\xef\xbb\xbf")):
         sheet.warn(
@@ -248,7 +267,10 @@ def judge_settings(path: Path, content: bytes) -> Settings:
             "the first line should be ;<?php exit; ?> - without it a web server that serves"
             " this directory shows the key.",
         )
-    settings = _read_settings(sheet)
+    return sheet
+
+
+def _finish_settings(sheet: Sheet, settings: Settings) -> Settings:
     _warn_of_strangers(sheet)
     return replace(settings, warnings=sheet.all_warnings())
 
@@ -261,12 +283,11 @@ def parse_text(path: Path, text: str) -> Ini:
         raise ConfigError(f"{path}, line {refusal.line}: {refusal.sentence}") from None
 
 
-def _read_settings(sheet: Sheet) -> Settings:
-    postback_key = _postback_key(sheet)
+def _read_settings(sheet: Sheet, postback_key: bytes, old_keys: tuple[OldKey, ...]) -> Settings:
     settings = Settings(
         path=sheet.path,
         postback_key=postback_key,
-        old_keys=read_old_keys(sheet),
+        old_keys=old_keys,
         pixel_key=sheet.secret("pixel_key"),
         click_key=sheet.secret("click_key"),
         currency=_currency(sheet),

@@ -4,7 +4,7 @@ import argparse
 
 import display
 from commands.options import FORMATS, Subparsers, add_command, add_family, add_json, read_name
-from commands.tracker import load_settings, reading, writing
+from commands.tracker import load_keyless, reading, writing
 from display import Column, Kind
 from statuses import COST_MODELS
 
@@ -36,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run_set(args: argparse.Namespace) -> int:
     """Set a campaign's cost model."""
     model = None if args.cost_model == UNKNOWN else args.cost_model
-    with writing(load_settings(args)) as storage, storage.transaction():
+    with writing(load_keyless(args)) as storage, storage.transaction():
         is_new = storage.set_campaign(args.name, model)
     made = "new " if is_new else ""
     display.say(f"The {made}campaign {args.name!r} has the cost model {args.cost_model} now.")
@@ -45,7 +45,7 @@ def run_set(args: argparse.Namespace) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     """Show the campaigns."""
-    with reading(load_settings(args)) as questions:
+    with reading(load_keyless(args)) as questions:
         rows = questions.list_campaigns()
         if args.json:
             display.print_json(rows)

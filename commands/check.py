@@ -4,6 +4,7 @@ import argparse
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import display
 from commands import fetched_rates
 from commands.options import Subparsers, add_command, add_json
-from commands.tracker import RefusedError, find_config_path, load_settings, reading
+from commands.tracker import RefusedError, find_config_path, load_keyless, load_settings, reading
 from config import ConfigError, Settings
 from database import DatabaseError
 from display import Column, Kind
@@ -91,13 +92,22 @@ def run(args: argparse.Namespace) -> int:
 
 def find_all(args: argparse.Namespace, now: datetime) -> Iterator[Finding]:
     """Look at the config, then at the database as far as it can be read."""
+    settings: Settings | None = None
     try:
         settings = load_settings(args)
     except (ConfigError, RefusedError) as error:
         yield Finding(Level.PROBLEM, "config", str(error))
-        return
-    yield from _check_config(settings)
-    yield from _check_keys(settings)
+        # What was received can be looked at without a key.
+        with suppress(ConfigError, RefusedError):
+            settings = load_keyless(args)
+    else:
+        yield from _check_config(settings)
+        yield from _check_keys(settings)
+    if settings is not None:
+        yield from _check_files(args, settings, now)
+
+
+def _check_files(args: argparse.Namespace, settings: Settings, now: datetime) -> Iterator[Finding]:
     yield from _check_modes(find_config_path(args), settings.db_path)
     try:
         with reading(settings) as questions:

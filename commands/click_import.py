@@ -14,7 +14,7 @@ from commands.click_file import ClickFile
 from commands.csv_file import add_encoding, find_size, open_file
 from commands.intake import Importer
 from commands.options import Subparsers, add_command, add_json
-from commands.tracker import load_settings, writing
+from commands.tracker import load_keyless, writing
 from display import Bar
 from service import read_clock, read_terms
 
@@ -55,7 +55,7 @@ def add_parser(family: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Take the clicks of a file in."""
-    settings = load_settings(args)
+    settings = load_keyless(args)
     with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
         click_file = ClickFile(source, args.encoding, args.tz)
         importer = Importer(storage, read_terms(settings), read_clock)

@@ -13,7 +13,7 @@ from commands.options import (
     add_limit,
     add_since,
 )
-from commands.tracker import load_settings, reading
+from commands.tracker import load_keyless, reading
 from display import Column, Kind
 from questions import Row, Wanted
 
@@ -48,7 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_list(args: argparse.Namespace) -> int:
     """Show the clicks."""
-    with reading(load_settings(args)) as questions:
+    with reading(load_keyless(args)) as questions:
         wanted = Wanted() if args.subid is None else Wanted().where("subid", [args.subid])
         wanted = wanted.between("coalesce(clicked_at, created_at)", args.since, None)
         rows = questions.list_clicks(wanted, args.limit)

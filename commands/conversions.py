@@ -13,7 +13,7 @@ from commands.options import (
     add_since,
     add_until,
 )
-from commands.tracker import load_settings, reading
+from commands.tracker import load_keyless, reading
 from display import Column, Kind
 from questions import CONVERSION_NAMES, Questions, Row, Wanted
 from statuses import Status
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     """Show the conversions."""
     if args.csv and args.history:
         args.parser.error("--history goes with --json or a table, not with --csv")
-    with reading(load_settings(args)) as questions:
+    with reading(load_keyless(args)) as questions:
         rows = questions.list_conversions(read_wanted(args), args.limit)
         if args.csv:
             display.print_csv(CONVERSION_NAMES, map(_build_csv_row, rows), EXACT_NAMES)

@@ -13,7 +13,7 @@ import recomputing
 import rounds
 import sifting
 from commands.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
-from commands.tracker import RefusedError, load_settings, writing
+from commands.tracker import RefusedError, load_keyless, writing
 from config import Settings
 from display import Column, Kind
 from ratebook import Refusal, SourceState
@@ -77,7 +77,7 @@ def add_parsers(family: Subparsers) -> None:
 
 def run_update(args: argparse.Namespace) -> int:
     """Fetch now."""
-    settings = load_settings(args)
+    settings = load_keyless(args)
     if not settings.rate_sources:
         raise RefusedError('[rates] source is "none": name a source, such as "ecb,cbr"')
     token = rounds.new_token()
@@ -132,7 +132,7 @@ def _take_lease(storage: Storage, settings: Settings, token: str) -> None:
 
 def run_accept(args: argparse.Namespace) -> int:
     """Take a refused rate."""
-    settings = load_settings(args)
+    settings = load_keyless(args)
     currency = read_currency(args.currency)
     with writing(settings) as storage:
         with storage.transaction():
@@ -165,7 +165,7 @@ def run_recompute(args: argparse.Namespace) -> int:
     """Show what other rates would give, and book it where it is no dry run."""
     if args.since is None:
         args.parser.error("say since when: --since 2026-03-01")
-    settings = load_settings(args)
+    settings = load_keyless(args)
     span = Span(args.since, args.until, args.day)
     tally = Tally()
     with writing(settings) as storage:

@@ -15,7 +15,7 @@ from commands.options import (
     add_since,
     add_until,
 )
-from commands.tracker import load_settings, reading
+from commands.tracker import load_keyless, reading
 from display import Column, Kind
 from questions import Questions, Row, Wanted, of_click
 from rates import decimal_text
@@ -66,7 +66,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the postbacks."""
-    settings = load_settings(args)
+    settings = load_keyless(args)
     with reading(settings) as questions:
         show, close = _choose_output(args, read_terms(settings))
         newest = questions.find_last_postback_id()

@@ -4,7 +4,7 @@ import argparse
 
 import display
 from commands.options import FORMATS, Subparsers, add_command, add_family, add_json, read_name
-from commands.tracker import load_settings, reading, writing
+from commands.tracker import load_keyless, reading, writing
 from display import Column, Kind
 
 COLUMNS = (Column("offer"), Column("rebills", Kind.WORD))
@@ -37,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_set(args: argparse.Namespace) -> int:
     """Set an offer's permission."""
-    with writing(load_settings(args)) as storage, storage.transaction():
+    with writing(load_keyless(args)) as storage, storage.transaction():
         is_new = storage.set_offer(args.name, allow_rebills=args.allow_rebills)
     permission = "allows rebills" if args.allow_rebills else "does not allow rebills"
     display.say(f"The {'new ' if is_new else ''}offer {args.name!r} {permission} now.")
@@ -46,7 +46,7 @@ def run_set(args: argparse.Namespace) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     """Show the offers."""
-    with reading(load_settings(args)) as questions:
+    with reading(load_keyless(args)) as questions:
         rows = questions.list_offers()
         if args.json:
             display.print_json(rows)

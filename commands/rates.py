@@ -9,7 +9,7 @@ import booking
 import display
 from commands import fetched_rates
 from commands.options import FORMATS, Subparsers, add_command, add_family, add_json
-from commands.tracker import RefusedError, load_settings, reading, writing
+from commands.tracker import RefusedError, load_keyless, reading, writing
 from config import Settings
 from display import Column, Kind
 from questions import CurrencyRate
@@ -63,7 +63,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_set(args: argparse.Namespace) -> int:
     """Set a rate by hand and convert what waited."""
-    settings = load_settings(args)
+    settings = load_keyless(args)
     currency = _read_foreign_currency(args.currency, settings)
     try:
         rate = read_rate(args.rate)
@@ -85,7 +85,7 @@ def run_set(args: argparse.Namespace) -> int:
 
 def run_unset(args: argparse.Namespace) -> int:
     """End a rate by hand."""
-    settings = load_settings(args)
+    settings = load_keyless(args)
     currency = _read_foreign_currency(args.currency, settings)
     with writing(settings) as storage:
         was_set = booking.unset_rate(storage, currency, datetime.now(UTC))
@@ -97,7 +97,7 @@ def run_unset(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """Show the rates."""
-    settings = load_settings(args)
+    settings = load_keyless(args)
     today = datetime.now(UTC).date().isoformat()
     with reading(settings) as questions:
         rates = questions.list_rates(today)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import config
 from config import Settings, find_config, load
 from database import DatabaseError, describe_trouble
 from questions import Questions, open_to_read
@@ -24,12 +25,21 @@ def find_config_path(args: argparse.Namespace) -> Path:
 
 def load_settings(args: argparse.Namespace) -> Settings:
     """Read the config; ConfigError says what is wrong with it, RefusedError that there is none."""
+    return load(_find_written_config(args))
+
+
+def load_keyless(args: argparse.Namespace) -> Settings:
+    """Read the config likewise for a command that needs no key, and so none to be there."""
+    return config.load_keyless(_find_written_config(args))
+
+
+def _find_written_config(args: argparse.Namespace) -> Path:
     path = find_config_path(args)
     if not os.path.lexists(path):
         raise RefusedError(
             f"there is no config file yet: looked for {str(path)!r}; `postback serve` writes one"
         )
-    return load(path)
+    return path
 
 
 @contextmanager

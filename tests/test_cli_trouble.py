@@ -152,6 +152,25 @@ def test_without_a_database_readers_say_where_they_looked(
     assert not (tmp_path / "postback.db").exists()
 
 
+@pytest.mark.parametrize("key", [None, "", "until then"])
+def test_what_needs_no_key_works_without_a_usable_one(
+    client: Client, key: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.send("subid=c1&status=lead")
+    old = {"postback_key_old": "a, b until never"} if key else {}
+    config_path = write_config(client.directory, {"postback_key": key, **old})
+
+    for words in (*READERS, *WRITERS):
+        assert call(client.directory, capsys, *words)[0] == 0, words
+    for words in (("url",), ("key", "show")):
+        status, _, err = call(client.directory, capsys, *words)
+        assert (status, str(config_path) in err) == (1, True), words
+    status, out, _ = call(client.directory, capsys, "check")
+    assert status == 1
+    assert "postback_key" in out
+    assert "the last one came at" in out
+
+
 def make_newer(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute(f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}")
