@@ -118,6 +118,11 @@ class Receiver:
         """
         return self._answer(environs, self._find_service().commit)
 
+    def answer_on(self, environ: Environ, storage: Storage) -> Answer:
+        """Answer a request, and do what it asks on a database of the caller's, not on ours."""
+        (answer,) = self._answer([environ], lambda jobs: [job(storage) for job in jobs])
+        return answer
+
     def start(self) -> None:
         """Begin the housekeeping before the first request comes."""
         self._find_service().start()
@@ -227,7 +232,7 @@ def _route(environ: Environ, turn: Turn) -> Answer | Pending:
     if orders is None:
         # A 404 would tell networks that the address is wrong for good: it would lose money.
         return unavailable_answer()
-    key, name = _split_path(path)
+    key, name = split_path(path)
     # Every accepted key is compared, whatever the name: the time taken tells nothing.
     held = [kind for kind, keys in orders.keys.items() if _is_among(key, keys)]
     if held:
@@ -254,7 +259,7 @@ def _read_under_key(
         return _text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text, CORS)
 
 
-def _split_path(path: bytes) -> tuple[bytes, bytes]:
+def split_path(path: bytes) -> tuple[bytes, bytes]:
     """Split `/KEY/NAME`, one trailing slash allowed; a key may hold slashes itself."""
     if not path.startswith(b"/"):
         return b"", path

@@ -30,6 +30,20 @@ LIST_NAMES = (
 SUB_ID_NAMES = tuple(f"sub_id_{number}" for number in range(1, 31))
 _SUB_ID_NAMES = frozenset(SUB_ID_NAMES)
 
+# Every parameter that means something to us.
+KNOWN_NAMES = (
+    *SUBID_NAMES,
+    "status",
+    *PAYOUT_NAMES,
+    "currency",
+    "tid",
+    "cost",
+    *SUB_ID_NAMES,
+    *LIST_NAMES,
+    "return",
+    "from",
+)
+
 # What PHP's trim() takes off by default.
 PHP_WHITE_SPACE = " \t\n\r\0\x0b"
 

@@ -22,6 +22,9 @@ Row = dict[str, Any]
 # Some ten milliseconds of reading.
 PAGE_ROWS = 500
 
+# No index leads from a network to its postbacks: some thirty milliseconds of the newest.
+LOOKED_THROUGH_ROWS = 50_000
+
 POSTBACK_NAMES = (
     "id",
     "received_at",
@@ -245,6 +248,11 @@ class Questions:
         )
         return self._db.execute(sql, (limit,)).fetchall()
 
+    def find_mapped_queries(self, network: str | None, word: str, limit: int) -> list[str]:
+        """List the newest queries of a network whose postbacks had a meaning for the word."""
+        rows = self._db.execute(_MAPPED, (network, word, LOOKED_THROUGH_ROWS, limit))
+        return [query for (query,) in rows]
+
     def _tally(self, source: str, since: str) -> Tally:
         sql = f"SELECT coalesce(sum(received_at >= ?), 0), count(*) {source}"
         return Tally(*self._db.execute(sql, (since,)).fetchone())
@@ -265,6 +273,21 @@ class Questions:
     def list_clicks(self, wanted: Wanted, limit: int) -> Iterator[Row]:
         """List the clicks that came last (limit 0: all), the newest last."""
         return self._list(_CLICKS, wanted, limit)
+
+    def find_subids(self, wanted: Sequence[str]) -> list[str]:
+        """Tell which of these click ids are known."""
+        sql = "SELECT subid FROM clicks WHERE subid IN (SELECT value FROM json_each(?))"
+        return [subid for (subid,) in self._db.execute(sql, (json.dumps(wanted),))]
+
+    def find_subids_in_other_case(self, subid: str, limit: int) -> list[str]:
+        """List click ids that differ in the case of ASCII letters only: reads all of the index."""
+        sql = "SELECT subid FROM clicks WHERE subid = ?1 COLLATE NOCASE AND subid <> ?1 LIMIT ?2"
+        return [subid for (subid,) in self._db.execute(sql, (subid, limit))]
+
+    def find_subids_beginning(self, beginning: str, limit: int) -> list[str]:
+        """List longer click ids that begin so."""
+        sql = "SELECT subid FROM clicks WHERE subid > ?1 AND subid < ?1 || char(1114111) LIMIT ?2"
+        return [subid for (subid,) in self._db.execute(sql, (beginning, limit))]
 
     def list_offers(self) -> Iterator[Row]:
         """List the offers by name, and whether they allow rebills."""
@@ -409,6 +432,14 @@ _UNMAPPED = """
     FROM postbacks INDEXED BY postbacks_without_conversion
     WHERE conversion_id IS NULL AND verdict = 'unmapped' AND settled_at IS NULL
         AND NOT EXISTS (SELECT 1 FROM postbacks AS again WHERE again.replay_of = postbacks.id)
+"""
+
+_MAPPED = """
+    SELECT query FROM postbacks
+    WHERE id > (SELECT max(id) FROM postbacks) - ?3 AND network IS ?1
+        AND original_status = ?2 COLLATE NOCASE
+        AND verdict NOT IN ('unmapped', 'invalid', 'ignored') AND source <> 'replay'
+    ORDER BY id DESC LIMIT ?4
 """
 
 _CONVERSIONS = _Listing(

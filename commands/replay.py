@@ -14,10 +14,9 @@ from booking import Terms, reread
 from commands.log import describe_amount
 from commands.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
 from commands.tracker import RefusedError, load_settings, reading, writing
-from commands.url import KNOWN_NAMES
 from config import Settings
 from display import Column, Kind
-from query import hide_secrets, secrets_pattern
+from query import KNOWN_NAMES, hide_secrets, secrets_pattern
 from questions import Questions, Wanted, of_click
 from rehearsal import LAST_REAL_ID, Rehearsal, rehearse
 from replaying import Effect, Mending, Original, Replayed

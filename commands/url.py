@@ -10,27 +10,8 @@ import display
 from commands.options import Subparsers, add_command, add_json
 from commands.tracker import load_settings
 from config import Settings
-from query import (
-    LIST_NAMES,
-    PAYOUT_NAMES,
-    SUB_ID_NAMES,
-    SUBID_NAMES,
-    is_macro,
-)
+from query import KNOWN_NAMES, SUBID_NAMES, is_macro
 from rates import read_currency
-
-KNOWN_NAMES = (
-    *SUBID_NAMES,
-    "status",
-    *PAYOUT_NAMES,
-    "currency",
-    "tid",
-    "cost",
-    *SUB_ID_NAMES,
-    *LIST_NAMES,
-    "return",
-    "from",
-)
 
 # What every network can fill in; an unreplaced `{tid}` counts as not sent. No currency: an
 # unreplaced one would make every amount's currency unknown.

@@ -30,6 +30,8 @@ READERS = [
     ("offers", "list"),
     ("campaigns", "list"),
     ("rates", "show"),
+    ("explain", "subid=c1"),
+    ("replay", "--since", "1d", "--dry-run"),
 ]
 WRITERS = [
     ("offers", "set", "O1", "--allow-rebills"),

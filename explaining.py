@@ -1,0 +1,291 @@
+"""What a postback would do now, and why, step by step: for those who ask where a conversion is.
+
+The request is given to the receiver itself, which does what it does on a private copy
+(`rehearsal`); what is told is what came of it there. Nothing reaches the database.
+"""
+
+import difflib
+import io
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from datetime import UTC, date, datetime
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+import booking
+import hints
+import parts
+from booking import Terms, reread
+from config import OldKey, Settings
+from hints import Missed
+from parts import Part
+from pasted import Pasted
+from postback import Answer, Receiver, split_path
+from query import HIDDEN, Postback, hide_secrets, secrets_pattern, store_query
+from questions import Questions, Row, Wanted, of_click
+from rehearsal import LAST_REAL_ID, Rehearsal
+from service import read_terms
+from statuses import Decision, judge
+
+# How much of the log is told beside: what came just before is what people mix up.
+EARLIER_POSTBACKS = 5
+
+# How like a key in force a wrong one must be to be called a misspelling of it.
+NEARNESS = 0.85
+
+# What gunicorn takes (server.py): a longer request line never reaches us.
+REQUEST_LINE_BYTES = 8190
+
+
+class Key(NamedTuple):
+    """What the key in an address is; it is told in words, never shown."""
+
+    state: str
+    sentence: str
+
+
+class Explanation(NamedTuple):
+    """The steps. `conversions` stand now; `writes` is what would be new or changed of one.
+
+    `answer` is what the sender gets; where it is no 200 for a postback, `verdict` and `writes` are
+    what would come of it behind the right key.
+    """
+
+    key: Key | None
+    method: str
+    parts: list[Part]
+    word: str
+    click: Row | None
+    conversions: list[Row]
+    rule: str
+    verdict: str
+    reason: str
+    warnings: list[str]
+    is_kept: bool
+    writes: dict[str, tuple[Any, Any]]
+    conversion_id: int | None
+    answer: Answer
+    earlier: list[Row]
+    hints: list[str]
+
+
+class NoPostbackError(Exception):
+    """What was pasted is no postback; the sentence says what it is."""
+
+
+def explain(
+    pasted: Pasted, settings: Settings, questions: Questions, rehearsal: Rehearsal
+) -> Explanation:
+    """Put a request through on a rehearsal, and say what came of it there."""
+    now = datetime.now(UTC)
+    terms = read_terms(settings)
+    pasted = pasted._replace(query=_hide(pasted.query, settings))
+    key = None if pasted.path is None else find_key(pasted.path, settings, now.date())
+    if key is not None and key.state == "click":
+        raise NoPostbackError("this is the address for clicks (click_key): it takes no postbacks")
+    stored = store_query(pasted.query)
+    read = _read(pasted, key, terms)
+    rehearsal.take([stored])
+    with rehearsal.storage.transaction():
+        booking.settle_due_clicks(rehearsal.storage, now, terms)
+    copy = Questions(rehearsal.storage.db)
+    subid = read.incoming.subid
+    click, before = _find_click(copy, rehearsal, subid), _list_conversions(copy, subid)
+    decision = _judge(rehearsal, read, terms)
+    answer, outcome = _send(pasted, settings, copy, rehearsal)
+    kept = outcome
+    if outcome is None:
+        _, outcome = _send(_with_right_key(pasted, settings), settings, copy, rehearsal)
+    assert outcome is not None
+    missed = Missed(stored, read, decision.rule)
+    return Explanation(
+        key=key,
+        method=pasted.method,
+        parts=parts.read_parts(stored, terms),
+        word=parts.describe_word(read),
+        click=click,
+        conversions=before,
+        rule=decision.rule.value,
+        verdict=outcome["verdict"],
+        reason=outcome["reason"],
+        warnings=outcome["warnings"],
+        is_kept=kept is not None,
+        writes=_compare(before, _list_conversions(copy, subid), outcome["conversion_id"]),
+        conversion_id=_real_id(outcome["conversion_id"]),
+        answer=answer,
+        earlier=_list_earlier(questions, subid),
+        hints=[*_advise(pasted, key, decision, click), *hints.find_hints(questions, missed, terms)],
+    )
+
+
+def find_key(path: bytes, settings: Settings, today: date) -> Key:
+    """Say what the key of an address is."""
+    key, _ = split_path(path)
+    if key == HIDDEN.encode():
+        return Key("hidden", f"the key is hidden ({HIDDEN}), and taken for the one in force")
+    if key == settings.postback_key:
+        return Key("in force", "the key in force")
+    for old in settings.old_keys:
+        if key == old.key:
+            return _describe_old(old, today)
+    if key and key == settings.pixel_key:
+        return Key("pixel", "pixel_key: good for the pixel and for leads only")
+    if key and key == settings.click_key:
+        return Key("click", "click_key: good for clicks only")
+    return _describe_wrong(path, settings, today)
+
+
+def _describe_old(old: OldKey, today: date) -> Key:
+    if old.until is None:
+        return Key("old", "an old key, good without an end; the new one is to take its place")
+    if old.is_good_on(today):
+        return Key("old", f"an old key, good through {old.until} (UTC)")
+    return Key("ended", f"an old key that ended with {old.until}: the network must get the new one")
+
+
+def _describe_wrong(path: bytes, settings: Settings, today: date) -> Key:
+    key, name = split_path(path)
+    good = settings.postback_keys(today)
+    cases = (
+        (name in good and not key, "none", "/postback is missing behind the key"),
+        (name in good, "none", "the key stands last: the address is /KEY/postback"),
+        (not key, "none", "there is no key in the address, which is /KEY/postback"),
+        (
+            key.lower() in {known.lower() for known in good},
+            "other case",
+            "a key of ours, but for upper and lower case: keys are exact",
+        ),
+        (unquote_to_bytes(key) in good, "encoded", "a key of ours, percent-encoded twice"),
+        (
+            key.rpartition(b"/")[2] in good,
+            "prefixed",
+            "a key of ours behind a path that the proxy should have taken off",
+        ),
+        (
+            any(_is_near(key, known) for known in good),
+            "misspelt",
+            "nearly a key of ours: some characters differ, or were cut off",
+        ),
+    )
+    for holds, state, sentence in cases:
+        if holds:
+            return Key(state, sentence)
+    return Key("unknown", "no key of ours, present or old: `postback url` prints the address")
+
+
+def _is_near(key: bytes, known: bytes) -> bool:
+    return difflib.SequenceMatcher(None, key, known).ratio() >= NEARNESS
+
+
+def _hide(query: str, settings: Settings) -> str:
+    # In any case of letters: what is nearly a key is nobody's business either.
+    pattern = secrets_pattern(settings.secrets())
+    return hide_secrets(query, pattern and re.compile(pattern.pattern, re.IGNORECASE))
+
+
+def _read(pasted: Pasted, key: Key | None, terms: Terms) -> Postback:
+    read = reread(store_query(pasted.query), terms)
+    leads_only = key is not None and key.state == "pixel"
+    return read._replace(incoming=read.incoming._replace(leads_only=leads_only))
+
+
+def _judge(rehearsal: Rehearsal, read: Postback, terms: Terms) -> Decision:
+    subid = read.incoming.subid
+    known = rehearsal.storage.find_click(subid) if subid else None
+    return judge(read.incoming, None if known is None else known.click, terms.policy)
+
+
+def _send(
+    pasted: Pasted, settings: Settings, copy: Questions, rehearsal: Rehearsal
+) -> tuple[Answer, Row | None]:
+    """Give the request to the receiver: the answer, and the row of the copy's log."""
+    if pasted.path is None or split_path(pasted.path)[0] == HIDDEN.encode():
+        pasted = _with_right_key(pasted, settings)
+    assert pasted.path is not None
+    environ = {
+        "REQUEST_METHOD": pasted.method,
+        "PATH_INFO": pasted.path.decode("latin-1"),
+        "QUERY_STRING": pasted.query,
+        "wsgi.input": io.BytesIO(),
+    }
+    with closing(Receiver(settings.path)) as receiver, rehearsal.storage.transaction():
+        answer = receiver.answer_on(environ, rehearsal.storage)
+    rows = copy.list_postbacks(Wanted().also("postbacks.id > ?", LAST_REAL_ID), 1)
+    return answer, next(rows, None)
+
+
+def _with_right_key(pasted: Pasted, settings: Settings) -> Pasted:
+    is_pixel = pasted.path is not None and pasted.path.rstrip(b"/").endswith(b".gif")
+    name = b"postback.gif" if is_pixel else b"postback"
+    method = pasted.method if pasted.method == "POST" else "GET"
+    return Pasted(pasted.query, b"/%s/%s" % (settings.postback_key, name), method)
+
+
+def _find_click(copy: Questions, rehearsal: Rehearsal, subid: str | None) -> Row | None:
+    if not subid:
+        return None
+    known = rehearsal.storage.find_click(subid)
+    if known is None:
+        return None
+    [row] = copy.list_clicks(Wanted().where("subid", [subid]), 1)
+    return {
+        **row,
+        "cost_model": known.click.cost_model,
+        "allow_rebills": known.click.allows_rebills,
+    }
+
+
+def _list_conversions(copy: Questions, subid: str | None) -> list[Row]:
+    return list(copy.list_conversions(Wanted().where("subid", [subid]), 0)) if subid else []
+
+
+def _list_earlier(questions: Questions, subid: str | None) -> list[Row]:
+    return list(questions.list_postbacks(of_click(subid), EARLIER_POSTBACKS)) if subid else []
+
+
+def _compare(
+    before: Iterable[Row], after: Iterable[Row], conversion_id: int | None
+) -> dict[str, tuple[Any, Any]]:
+    """Tell what is new or changed of the conversion, by name: what it was, what it is."""
+    was: Row = next((row for row in before if row["id"] == conversion_id), {})
+    now: Row = next((row for row in after if row["id"] == conversion_id), {})
+    return {
+        name: (was.get(name), value)
+        for name, value in now.items()
+        if name != "id" and value != was.get(name)
+    }
+
+
+def _real_id(conversion_id: int | None) -> int | None:
+    return None if conversion_id is None or conversion_id > LAST_REAL_ID else conversion_id
+
+
+def _advise(
+    pasted: Pasted, key: Key | None, decision: Decision, click: Row | None
+) -> Iterator[str]:
+    """Say what is to be done about the address, and about permissions."""
+    if key is not None and key.state in {"ended", "other case", "encoded", "misspelt", "unknown"}:
+        yield "give the network the address that `postback url` prints; this one is answered 404"
+    if len(pasted.query) + len(pasted.path or b"") > REQUEST_LINE_BYTES:
+        yield f"longer than {REQUEST_LINE_BYTES} bytes: the server answers 400 before we see it"
+    if pasted.method == "HEAD":
+        yield "it came as HEAD, which records nothing: the network is to send GET or POST"
+    if pasted.method == "POST":
+        yield "it came as POST: what stood in the body is not in this line"
+    if "does not allow rebills" in decision.reason.summary and click is not None:
+        offer = shlex.quote(click["offer"])
+        yield f"where it should: `postback offers set {offer} --allow-rebills`"
+
+
+def describe_answer(answer: Answer) -> dict[str, Any]:
+    """Give what a sender sees of an answer."""
+    headers = dict(answer.headers)
+    is_text = headers.get("Content-Type", "").startswith("text/plain")
+    return {
+        "status": answer.status.value,
+        "body": answer.body.decode() if is_text else f"({len(answer.body)} bytes of GIF)",
+        "result": headers.get("X-Postback-Result"),
+        "reason": headers.get("X-Postback-Reason"),
+    }

@@ -1,0 +1,150 @@
+"""What each part of a query was read as, one by one, and why some parts count for nothing.
+
+Each part is read by itself with the reader of postbacks; what they come to together is for that
+reader alone to say.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from booking import Terms, reread
+from query import (
+    IGNORE_LIST_NAMES,
+    PAYOUT_NAMES,
+    REJECTED_LIST_NAMES,
+    SUB_ID_NAMES,
+    SUBID_NAMES,
+    Postback,
+    read_fields,
+)
+from statuses import Status, read_word
+
+
+class Part(NamedTuple):
+    """A parameter (`value` None: it did not come), and what it was taken for."""
+
+    name: str
+    value: str | None
+    meaning: str
+
+
+class _Use(NamedTuple):
+    """What parameters are for: their names, the first that is usable counting, and what they give.
+
+    `read` gives None where a value counts for nothing. `absent` is what it means that none came.
+    """
+
+    names: Sequence[str]
+    meaning: str
+    read: Callable[[Postback], Any]
+    absent: str = ""
+
+
+_USES = (
+    _Use(SUBID_NAMES, "the click id", lambda postback: postback.incoming.subid, "no click id"),
+    _Use(
+        ("status",),
+        "the network's word",
+        lambda postback: postback.incoming.word,
+        "a sale, and no list is asked",
+    ),
+    _Use(
+        PAYOUT_NAMES,
+        "the amount",
+        lambda postback: postback.incoming.amount,
+        "the amount is unknown",
+    ),
+    _Use(("currency",), "the currency", lambda postback: postback.incoming.currency),
+    _Use(
+        ("tid",),
+        "the transaction id",
+        lambda postback: postback.incoming.tid or None,
+        "one conversion a click",
+    ),
+    _Use(("cost",), "the cost", lambda postback: postback.incoming.cost),
+    _Use(("from",), "the network's name", lambda postback: postback.network),
+    _Use(("return",), "what to answer", lambda postback: postback.answer),
+    *(
+        _Use((name,), "a sub id", lambda postback: postback.sub_ids or None)
+        for name in SUB_ID_NAMES
+    ),
+)
+_LISTS = {
+    "sale_status": "words that mean sale",
+    "lead_status": "words that mean lead",
+    "rebill_status": "words that mean rebill",
+    **dict.fromkeys(REJECTED_LIST_NAMES, "words that mean rejected"),
+    **dict.fromkeys(IGNORE_LIST_NAMES, "words to drop"),
+}
+
+
+def read_parts(query: str, terms: Terms) -> list[Part]:
+    """Say of each part of a query what it was read as, then what it means that others are absent.
+
+    The query is one of the log or of an address: each character one byte.
+    """
+    pairs = [pair for pair in query.split("&") if pair]
+    last = {name: place for place, pair in enumerate(pairs) for name in read_fields(pair)}
+    parts = []
+    for place, pair in enumerate(pairs):
+        own = read_fields(pair)
+        if not own:
+            parts.append(Part(pair, None, "left out: no plain parameter, as PHP reads names"))
+        for name, value in own.items():
+            if last[name] == place:
+                meaning = _read_meaning(name, pair, query, terms)
+            else:
+                meaning = "left out: the name comes again, and the last one counts"
+            parts.append(Part(name, value, meaning))
+    return [*parts, *_describe_absent(query, terms)]
+
+
+def describe_word(postback: Postback) -> str:
+    """Say what the network's word means, and who says so."""
+    incoming = postback.incoming
+    status = read_word(incoming)
+    if not isinstance(status, Status):
+        return str(status[1].detail)
+    if incoming.word is None:
+        return "no word came: a sale"
+    listed = getattr(incoming.lists, status.value)
+    says = (
+        f"{status}_status= in the URL" if incoming.word.casefold() in listed else "the word itself"
+    )
+    return f"{incoming.word!r} means {status}, by {says}"
+
+
+def _read_meaning(name: str, pair: str, query: str, terms: Terms) -> str:
+    if name in _LISTS:
+        return _LISTS[name]
+    use = next((use for use in _USES if name in use.names), None)
+    if use is None:
+        return "unknown to us; kept with the postback"
+    postback = reread(pair, terms)
+    value = use.read(postback)
+    if postback.warnings:
+        return f"counts as not sent: {postback.warnings[0]}"
+    if value is None:
+        return "empty: counts as not sent"
+    winner = _find_winner(use, query, terms)
+    if winner != name:
+        return f"not asked: {winner} counts before it"
+    return use.meaning if name == use.names[0] else f"{use.meaning}, as {use.names[0]}"
+
+
+def _find_winner(use: _Use, query: str, terms: Terms) -> str | None:
+    """Tell which of the names counts: the first that gives something by itself."""
+    pairs = {name: pair for pair in query.split("&") for name in read_fields(pair)}
+    for name in use.names:
+        if name in pairs and use.read(reread(pairs[name], terms)) is not None:
+            return name
+    return None
+
+
+def _describe_absent(query: str, terms: Terms) -> Iterator[Part]:
+    fields = read_fields(query)
+    for use in _USES:
+        if use.absent and fields.keys().isdisjoint(use.names):
+            yield Part(use.names[0], None, f"did not come: {use.absent}")
+    if "currency" not in fields and reread(query, terms).incoming.amount is not None:
+        yield Part("currency", None, f"did not come: the tracker's, {terms.currency}")
