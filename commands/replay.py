@@ -123,10 +123,10 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args)
     mending = _read_mending(args, settings)
     tally: Counter[Effect] = Counter()
-    show, close = _choose_output(args, read_terms(settings))
     is_stopped = False
     with reading(settings) as questions:
         _refuse_strange_ids(questions, args.ids or [])
+        show, close = _choose_output(args, read_terms(settings))
         try:
             for batch in _replay(args, settings, questions, mending):
                 tally.update(replayed.effect for replayed in batch)
