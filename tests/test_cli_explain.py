@@ -113,11 +113,13 @@ def test_the_steps_are_lines_that_a_script_can_read_too(
 ) -> None:
     client.click("c1", offer="O1")
 
-    ran = explain(client, capsys, "clickid=c1&x=1&payout=2&revenue=3&payout=4&tid[]=7&return=")
+    ran = explain(
+        client, capsys, "clickid=c1&x=1&payout=2&revenue=3&payout=4&tid[]=7&return=&cost={c}"
+    )
 
     titles, *rows = [line.split("\t") for line in ran.lines]
     assert titles == ["step", "part", "meaning"]
-    assert rows[:7] == [
+    assert rows[:8] == [
         ["read", "clickid=c1", "the click id, as subid"],
         ["read", "x=1", "unknown to us; kept with the postback"],
         ["read", "payout=2", "left out: the name comes again, and the last one counts"],
@@ -125,6 +127,10 @@ def test_the_steps_are_lines_that_a_script_can_read_too(
         ["read", "payout=4", "the amount"],
         ["read", "tid[]=7", "left out: no plain parameter, as PHP reads names"],
         ["read", "return=", "empty: counts as not sent"],
+        [
+            *("read", "cost={c}"),
+            "counts as not sent: cost is '{c}', a macro that the network did not replace",
+        ],
     ]
     assert ["click", "c1"] in [row[:2] for row in rows]
     assert ["verdict", "recorded", "the first conversion of the click, as sale"] in rows
@@ -193,6 +199,20 @@ def test_behind_the_right_key_it_would_be_booked(
 
     assert (told["is_kept"], told["verdict"]) == (False, "recorded")
     assert told["writes"]["payout"] == {"was": None, "becomes": "3"}
+
+
+def test_what_was_parked_for_a_click_that_has_come_is_applied_first(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.clock.now = datetime.now(UTC)
+    client.send("subid=late&status=lead&tid=t1")
+    client.write("INSERT INTO clicks (subid) VALUES ('late')")
+
+    told = tell(client, capsys, "subid=late&status=sale&tid=t1")
+
+    assert [conversion["status"] for conversion in told["conversions"]] == ["lead"]
+    assert told["rule"].startswith("this conversion is a lead")
+    assert told["verdict"] == "updated"
 
 
 def test_the_pixels_key_takes_leads_only(

@@ -149,17 +149,22 @@ def test_the_dry_run_foretells_what_the_real_one_does(
 
 
 def test_the_dry_run_writes_nothing_and_leaves_nothing(
-    client: Client, capsys: pytest.CaptureFixture[str]
+    client: Client,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     send_a_mixed_lot(client)
     before = read_files(client)
-    left_behind = set(Path(tempfile.gettempdir()).glob("postback-*"))
 
     ran = replay(client, capsys, "--since", "2026-03-01", *LISTS, "--dry-run", "--totals", "--json")
 
     assert ran.objects[0]["added"] > 0
     assert read_files(client) == before
-    assert set(Path(tempfile.gettempdir()).glob("postback-*")) == left_behind
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_replay_may_wait_for_its_click_and_is_booked_at_the_originals_time(
