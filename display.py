@@ -29,8 +29,10 @@ _UNSAFE = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
-# What makes a spreadsheet take a cell for a formula.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# What makes a spreadsheet take a cell for a formula, and the apostrophe that keeps it from it.
+# A cell that has apostrophes before such a sign gets one more, so that `rearm` can take it off.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_DISARMED = re.compile(r"'+[=+\-@\t\r]")
 
 # A column of text squeezed below this is unreadable: the table turns into blocks instead.
 NARROWEST = 8
@@ -51,6 +53,7 @@ COLOURS: Mapping[str, str] = {
     "parked": "cyan",
     "unmapped": "red",
     "invalid": "red",
+    "skipped": "red",
     "sale": "green",
     "rebill": "green",
     "lead": "cyan",
@@ -128,13 +131,23 @@ def print_csv(
     for row in itertools.chain([names], rows):
         writer.writerow(
             [
-                "" if cell is None else cell if plain else _disarm(cell)
+                "" if cell is None else cell if plain else disarm(cell)
                 for cell, plain in zip(row, is_exact, strict=True)
             ]
         )
         sys.stdout.write(lines.getvalue())
         lines.seek(0)
         lines.truncate()
+
+
+def disarm(cell: str) -> str:
+    """Write a cell so that no spreadsheet takes it for a formula."""
+    return f"'{visible(cell)}" if _FORMULA.match(cell) else visible(cell)
+
+
+def rearm(cell: str) -> str:
+    """Take off the apostrophe that `print_csv` put before what looks like a formula."""
+    return cell[1:] if _DISARMED.match(cell) else cell
 
 
 def print_table(
@@ -336,10 +349,6 @@ def _with_cents(value: str) -> str:
         return value
     whole, _, decimals = amount.partition(".")
     return f"{whole}.{decimals:0<2}{blank}{currency}"
-
-
-def _disarm(cell: str) -> str:
-    return f"'{visible(cell)}" if cell.startswith(_FORMULA_STARTS) else visible(cell)
 
 
 def _escape_for_json(found: re.Match[str]) -> str:

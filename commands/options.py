@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from clicks import read_moment
 from query import PHP_WHITE_SPACE
+from rates import read_currency
 from storage import utc_text
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]
@@ -98,6 +99,14 @@ def read_name(text: str) -> str:
     if not name:
         raise argparse.ArgumentTypeError("the name is empty")
     return name
+
+
+def read_code(text: str) -> str:
+    """Read a currency code."""
+    currency = read_currency(text)
+    if currency is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no currency code such as EUR")
+    return currency
 
 
 def read_limit(text: str) -> int:

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 import display
-from commands.options import Subparsers, add_command, add_json
+from commands.options import Subparsers, add_command, add_json, read_code
 from commands.tracker import load_settings
 from config import Settings
 from query import KNOWN_NAMES, SUBID_NAMES, is_macro
-from rates import read_currency
 
 # What every network can fill in; an unreplaced `{tid}` counts as not sent. No currency: an
 # unreplaced one would make every amount's currency unknown.
@@ -56,7 +55,7 @@ def add_parser(subparsers: Subparsers) -> None:
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             dest=f"fixed_{name}",
-            type=_read_currency if name == "currency" else str,
+            type=read_code if name == "currency" else str,
             metavar="CODE" if name == "currency" else "TEXT",
             help=summary,
         )
@@ -111,13 +110,6 @@ def read_macros(text: str) -> dict[str, str]:
             )
         macros[name] = value
     return macros
-
-
-def _read_currency(text: str) -> str:
-    currency = read_currency(text)
-    if currency is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no currency code such as EUR")
-    return currency
 
 
 def _quote_value(value: str) -> str:

@@ -48,6 +48,7 @@ EVERYTHING = [
     ("rates", "unset", "EUR"),
     ("clicks", "import", "x.csv"),
     ("replay", "--id", "1"),
+    ("import", "x.csv"),
     ("serve",),
 ]
 

@@ -1,0 +1,143 @@
+"""What a line of a file says about a conversion, read by the engine's own reader of queries."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+from urllib.parse import quote
+
+from booking import Terms, reread
+from commands.options import read_code
+from query import LIST_NAMES, PHP_WHITE_SPACE, Postback, hide_secrets, secrets_pattern
+from rates import decimal_text, read_amount
+from statuses import Status
+
+# What Keitaro's import box takes, in its order, and a currency of ours behind it.
+# Source: Keitaro docs, "Conversions", on import.
+LINE_NAMES = ("subid", "payout", "tid", "status", "currency")
+
+IGNORE = "ignore"
+# Where a word of `--status-map` goes: the URL's list of each status, and that of what to drop.
+LISTS_OF_WORDS: Mapping[str, str] = {
+    **{status.value: f"{status.value}_status" for status in Status},
+    IGNORE: "ignore",
+}
+
+
+class Said(NamedTuple):
+    """The text of a line, in the order of `LINE_NAMES`; empty where nothing is said."""
+
+    subid: str = ""
+    payout: str = ""
+    tid: str = ""
+    status: str = ""
+    currency: str = ""
+
+
+class Line(NamedTuple):
+    """A numbered line: what it says, the postback that says the same, and why it cannot count."""
+
+    number: int
+    said: Said
+    query: str = ""
+    postback: Postback | None = None
+    flaw: str = ""
+
+
+class LineReader:
+    """Reads lines as the postbacks that say the same."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        more: Mapping[str, str],
+        *,
+        secrets: Sequence[bytes] = (),
+        decimal_comma: bool = False,
+    ) -> None:
+        """Take the terms, and parameters that every line has besides its own."""
+        self._terms = terms
+        self._more = more
+        self._secrets = secrets_pattern(secrets)
+        self._has_decimal_comma = decimal_comma
+
+    def read(self, number: int, said: Said) -> Line:
+        """Read a line; a payout or currency that cannot be read is a flaw. Never raises."""
+        said = Said(*(text.strip(PHP_WHITE_SPACE) for text in said))
+        query = hide_secrets(self._build_query(said), self._secrets)
+        postback = reread(query, self._terms)
+        return Line(number, said, query, postback, _find_flaw(said, postback))
+
+    def _build_query(self, said: Said) -> str:
+        fields = {name: value for name, value in said._asdict().items() if value}
+        if self._has_decimal_comma and said.payout:
+            # With a point the query reads the same again, whatever the config says by then.
+            amount = read_amount(said.payout, decimal_comma=True)
+            fields["payout"] = said.payout if amount is None else decimal_text(amount)
+        fields = {**self._more, **fields}
+        return "&".join(f"{name}={quote(value, safe=',')}" for name, value in fields.items())
+
+
+def _find_flaw(said: Said, postback: Postback) -> str:
+    # A live postback is worth keeping without its amount. A line can be mended and read again,
+    # and would then only repeat a conversion that stands without one.
+    incoming = postback.incoming
+    unusable = [
+        name
+        for name, text, value in (
+            ("payout", said.payout, incoming.amount),
+            ("currency", said.currency, incoming.currency),
+        )
+        if text and value is None
+    ]
+    return "; ".join(w for w in postback.warnings if w.partition(" ")[0] in unusable)
+
+
+def add_line_options(parser: argparse.ArgumentParser) -> None:
+    """Add what all lines of a file have in common: currency, decimal comma, the network's words."""
+    parser.add_argument(
+        "--currency",
+        type=read_code,
+        metavar="CODE",
+        help="the currency of lines that name none (default: the tracker's)",
+    )
+    parser.add_argument("--decimal-comma", action="store_true", help="12,50 is twelve and a half")
+    parser.add_argument(
+        "--status-map",
+        type=_read_status_map,
+        action="append",
+        default=[],
+        metavar="WORD=STATUS,…",
+        help="what the network's words mean, such as approved=sale,hold=lead,trash=ignore",
+    )
+    for status in Status:
+        parser.add_argument(
+            f"--{status}-status",
+            metavar="WORDS",
+            help=f"the network's words for {status}, with commas",
+        )
+
+
+def read_common(args: argparse.Namespace) -> dict[str, str]:
+    """Give the parameters that every line has: the currency, and the lists of words."""
+    lists: dict[str, list[str]] = {}
+    for status in Status:
+        if words := getattr(args, f"{status}_status"):
+            lists.setdefault(LISTS_OF_WORDS[status], []).append(words)
+    for mapped in args.status_map:
+        for word, status in mapped:
+            lists.setdefault(LISTS_OF_WORDS[status], []).append(word)
+    common = {} if args.currency is None else {"currency": args.currency}
+    return {**common, **{name: ",".join(lists[name]) for name in LIST_NAMES if name in lists}}
+
+
+def _read_status_map(text: str) -> list[tuple[str, str]]:
+    pairs = []
+    for part in text.split(","):
+        word, equals, status = (piece.strip() for piece in part.rpartition("="))
+        if not equals or not word or status.lower() not in LISTS_OF_WORDS:
+            known = ", ".join(LISTS_OF_WORDS)
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is no WORD=STATUS; write approved=sale, with one of {known}"
+            )
+        pairs.append((word, status.lower()))
+    return pairs
