@@ -22,6 +22,7 @@ from commands import (
     purge,
     rates,
     replay,
+    reconcile,
     serve,
     url,
 )
@@ -45,6 +46,7 @@ FAMILIES = (
     replay,
     conversions,
     conversion_import,
+    reconcile,
     clicks,
     offers,
     campaigns,

@@ -125,19 +125,31 @@ def print_csv(
     names: Sequence[str], rows: Iterable[Sequence[str | None]], exact: frozenset[str]
 ) -> None:
     """Write RFC 4180: a header, CRLF; cells not named in `exact` can be no formula."""
-    lines = io.StringIO()
-    writer = csv.writer(lines)
-    is_exact = [name in exact for name in names]
-    for row in itertools.chain([names], rows):
-        writer.writerow(
-            [
-                "" if cell is None else cell if plain else disarm(cell)
-                for cell, plain in zip(row, is_exact, strict=True)
-            ]
-        )
-        sys.stdout.write(lines.getvalue())
-        lines.seek(0)
-        lines.truncate()
+    CsvPrinter(names, exact).print(rows)
+
+
+class CsvPrinter:
+    """The same, as rows come."""
+
+    def __init__(self, names: Sequence[str], exact: frozenset[str]) -> None:
+        """Write the header."""
+        self._lines = io.StringIO()
+        self._writer = csv.writer(self._lines)
+        self._is_exact = [name in exact for name in names]
+        self.print([names])
+
+    def print(self, rows: Iterable[Sequence[str | None]]) -> None:
+        """Write some more rows."""
+        for row in rows:
+            self._writer.writerow(
+                [
+                    "" if cell is None else cell if plain else disarm(cell)
+                    for cell, plain in zip(row, self._is_exact, strict=True)
+                ]
+            )
+            sys.stdout.write(self._lines.getvalue())
+            self._lines.seek(0)
+            self._lines.truncate()
 
 
 def disarm(cell: str) -> str:

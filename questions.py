@@ -7,7 +7,7 @@ grow without end.
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -16,6 +16,8 @@ import keyuses
 import ratebook
 import schema
 from database import BUSY_TIMEOUT_SECONDS, DatabaseError
+from statuses import Conversion
+from storage import read_conversion, to_json
 
 Row = dict[str, Any]
 
@@ -152,6 +154,22 @@ class Tally(NamedTuple):
     total: int
 
 
+class Held(NamedTuple):
+    """A conversion as the engine sees it, when it came, and from which network."""
+
+    conversion: Conversion
+    created_at: str
+    network: str | None
+
+
+class Unbooked(NamedTuple):
+    """A postback that no conversion came of."""
+
+    received_at: str
+    verdict: str
+    reason: str
+
+
 def open_to_read(path: Path) -> "Questions":
     """Open a database of ours that is there; raises DatabaseError, SchemaError, sqlite3.Error."""
     return Questions(connect_to_read(path))
@@ -263,10 +281,40 @@ class Questions:
         """List the newest conversions (limit 0: all), the newest last."""
         return self._list(_CONVERSIONS, wanted, limit)
 
+    def list_conversion_ids(self, since: str | None, until: str | None) -> Iterator[list[int]]:
+        """List the ids of the conversions of a time, a page at a time."""
+        start, after = since or "", -1
+        while True:
+            page = Wanted().between("created_at", None, until)
+            page = page.also("(created_at, id) > (?, ?)", start, after)
+            sql = (
+                f"SELECT created_at, id FROM conversions {_where(page)}"
+                f" ORDER BY created_at, id LIMIT {PAGE_ROWS}"
+            )
+            rows = self._db.execute(sql, page.values).fetchall()
+            if not rows:
+                return
+            yield [conversion_id for _, conversion_id in rows]
+            start, after = rows[-1]
+
     def list_history(self, conversion_id: int) -> list[Row]:
         """List every change of a conversion, in order."""
         rows = self._db.execute(_HISTORY, (conversion_id,))
         return [dict(zip(HISTORY_NAMES, row, strict=True)) for row in rows]
+
+    def find_held(self, subids: Iterable[str]) -> dict[str, list[Held]]:
+        """Find the conversions of clicks, oldest first; clicks that are not known are left out."""
+        held: dict[str, list[Held]] = {}
+        for subid, created_at, network, *row in self._db.execute(_HELD, (to_json(list(subids)),)):
+            of_click = held.setdefault(subid, [])
+            if created_at is not None:
+                of_click.append(Held(read_conversion(row), created_at, network))
+        return held
+
+    def find_unbooked(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Unbooked]:
+        """Find the newest postback without a conversion of each click id and transaction id."""
+        rows = self._db.execute(_UNBOOKED, (to_json(list(keys)),))
+        return {(subid, tid): Unbooked(*rest) for subid, tid, _, *rest in rows}
 
     # Clicks, offers, campaigns
 
@@ -448,6 +496,26 @@ _CONVERSIONS = _Listing(
     tables="conversions_view",
     key=("created_at", "id"),
 )
+
+# CROSS JOIN: the click ids lead, each a look into the index.
+_HELD = """
+    SELECT clicks.subid, conversions.created_at, network, conversions.id, tid, status,
+        amount_micros, currency, cost_amount_micros, cost_currency
+    FROM (SELECT DISTINCT value FROM json_each(?))
+    CROSS JOIN clicks ON clicks.subid = value
+    LEFT JOIN conversions ON conversions.click_id = clicks.id
+    ORDER BY conversions.id
+"""
+
+# SQLite takes the other columns from the row that has the maximum.
+_UNBOOKED = """
+    SELECT postbacks.subid, postbacks.tid, max(postbacks.id), received_at, verdict, reason
+    FROM (SELECT DISTINCT value FROM json_each(?))
+    CROSS JOIN postbacks INDEXED BY postbacks_without_conversion
+        ON postbacks.subid = value ->> 0 AND postbacks.tid = value ->> 1
+    WHERE conversion_id IS NULL
+    GROUP BY postbacks.subid, postbacks.tid
+"""
 
 _HISTORY = f"""
     SELECT seq, at, change, postback_id, status, original_status, tid,

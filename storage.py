@@ -7,7 +7,7 @@ Storage decides nothing. The connection and its transactions are `database.py`'s
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -161,7 +161,7 @@ class Storage(Database):
             " FROM conversions WHERE click_id = ? ORDER BY id",
             (click_id,),
         )
-        return tuple(map(_read_conversion, rows))
+        return tuple(map(read_conversion, rows))
 
     def add_bare_click(self, subid: str, now: str) -> int:
         """Make a click of which only the subid is known; gives its id."""
@@ -426,7 +426,8 @@ class _Names:
         return found
 
 
-def _read_conversion(row: tuple[Any, ...]) -> Conversion:
+def read_conversion(row: Sequence[Any]) -> Conversion:
+    """Read a conversion as the engine sees it, from the columns that `find_click` asks for."""
     conversion_id, tid, status, amount, currency, cost, cost_currency = row
     return Conversion(
         conversion_id,

@@ -16,7 +16,7 @@ from commands.conversion_lines import (
     LineReader,
     Said,
     add_line_options,
-    read_common,
+    read_lists,
 )
 from commands.csv_file import (
     DELIMITERS,
@@ -116,10 +116,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build_reader(args: argparse.Namespace, settings: Settings) -> LineReader:
-    network = {} if args.network is None else {"from": args.network}
     return LineReader(
         read_terms(settings),
-        {**network, **read_common(args)},
+        read_lists(args),
+        network=args.network,
+        currency=args.currency,
         secrets=settings.secrets(),
         decimal_comma=args.decimal_comma,
     )

@@ -49,6 +49,7 @@ EVERYTHING = [
     ("clicks", "import", "x.csv"),
     ("replay", "--id", "1"),
     ("import", "x.csv"),
+    ("reconcile", "x.csv"),
     ("serve",),
 ]
 
