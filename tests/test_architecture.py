@@ -56,7 +56,8 @@ FLOORS = {
 
 def rooms() -> dict[str, list[Path]]:
     """Every room with its files: the modules at the top and the packages' modules."""
-    found = {path.stem: [path] for path in ROOT.glob("*.py")}
+    # Not gunicorn.conf.py: nobody can import a name with a dot in it.
+    found = {path.stem: [path] for path in ROOT.glob("*.py") if path.stem.isidentifier()}
     for package in ROOT.glob("*/__init__.py"):
         if package.parent.name in FLOORS:
             found[package.parent.name] = sorted(package.parent.glob("*.py"))
