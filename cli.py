@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import display
 from commands import (
+    backup,
     campaigns,
     check,
     clicks,
@@ -52,6 +53,7 @@ FAMILIES = (
     campaigns,
     rates,
     key,
+    backup,
     purge,
 )
 

@@ -98,7 +98,7 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
             LOG.warning("%s: from schema %s to %s", path, before, len(schema.MIGRATIONS))
         _refuse_other_currency(db, path, currency)
         if is_new:
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
     except BaseException:
         db.close()
         raise
@@ -126,7 +126,8 @@ def _refuse_other_currency(db: sqlite3.Connection, path: Path, currency: str) ->
         )
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Put the names in a directory on disk."""
     # Without it, a power cut may take the new file's name away, and with it every row.
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -87,6 +87,9 @@ class Bar(Protocol):
     def advance_to(self, done: int) -> None:
         """Show that so much is done."""
 
+    def advance(self, done: int, total: int) -> None:
+        """Show that so much of so much is done."""
+
     def complain(self, sentence: str) -> None:
         """Write a sentence to standard error, above the bar where there is one."""
 
@@ -240,6 +243,9 @@ class _Progress:
 
     def advance_to(self, done: int) -> None:
         self._shown.update(self._task, completed=done)
+
+    def advance(self, done: int, total: int) -> None:
+        self._shown.update(self._task, completed=done, total=total)
 
     def complain(self, sentence: str) -> None:
         self._shown.console.print(Text(f"postback: {visible(sentence)}"), soft_wrap=True)

@@ -26,6 +26,7 @@ FLOORS = {
     "download": 1,
     "database": 2,
     "storage": 3,
+    "copying": 3,
     "clicks": 4,
     "booking": 4,
     "writer": 4,

@@ -50,6 +50,7 @@ EVERYTHING = [
     ("replay", "--id", "1"),
     ("import", "x.csv"),
     ("reconcile", "x.csv"),
+    ("backup", "x.db"),
     ("serve",),
 ]
 

@@ -1,0 +1,223 @@
+"""A consistent copy of the database while others write to it, proven before it gets its name."""
+
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import schema
+from database import BUSY_TIMEOUT_SECONDS, DatabaseError, describe_trouble, sync_directory
+
+# A mebibyte: some milliseconds of copying, after which Ctrl-C and the progress get their turn.
+PAGES_A_STEP = 256
+
+DAMAGE_SHOWN = 3
+
+Advance = Callable[[int, int], None]
+
+
+class CopyError(Exception):
+    """There is no copy; the sentence says why and what to do."""
+
+
+class Copy(NamedTuple):
+    """A copy as it was verified: its size, its schema, and how many rows each table has."""
+
+    path: Path
+    bytes: int
+    version: int
+    rows: dict[str, int]
+    last_postback_id: int
+
+
+class _Content(NamedTuple):
+    """What a copy must have in common with its source."""
+
+    version: int
+    rows: dict[str, int]
+    last_ids: dict[str, int]
+
+
+def copy_database(source: Path, target: Path, advance: Advance, *, replaces: bool = False) -> Copy:
+    """Copy what is committed now to a file that is whole when it appears; raises CopyError.
+
+    `advance` is told the bytes copied and their sum. Whoever writes meanwhile waits for nothing.
+    """
+    try:
+        _refuse_target(source, target, replaces=replaces)
+        with _make_part(source, target) as part:
+            content = _fill(source, part, advance)
+            _verify(part, content)
+            _sync(part)
+            size = part.stat().st_size
+            _give_name(part, target, replaces=replaces)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CopyError(f"{str(target)!r} cannot be written: {why}") from error
+    last_id = content.last_ids.get("postbacks", 0)
+    return Copy(target, size, content.version, content.rows, last_id)
+
+
+def _refuse_target(source: Path, target: Path, *, replaces: bool) -> None:
+    if not target.parent.is_dir():
+        raise CopyError(f"there is no directory {str(target.parent)!r}: make it first")
+    for suffix in ("", "-wal", "-shm", "-lock"):
+        if _is_same(Path(f"{source}{suffix}"), target):
+            raise CopyError(f"{str(target)!r} is the database itself: give the copy another name")
+    if target.is_dir():
+        raise CopyError(f"{str(target)!r} is a directory: name a file in it")
+    if os.path.lexists(target) and not replaces:
+        raise CopyError(f"{str(target)!r} is there already: --force replaces it")
+    if os.path.lexists(f"{target}-wal"):
+        # SQLite would take it for the log of the new file, and could replay it into that.
+        raise CopyError(
+            f"{f'{target}-wal'!r} is there: somebody has opened a database of that name; close it,"
+            " or give the copy another name"
+        )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one.absolute() == other.absolute()
+
+
+@contextmanager
+def _make_part(source: Path, target: Path) -> Iterator[Path]:
+    """Make an empty file beside the target, for its owner's eyes only; gone in the end."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    try:
+        owner = os.stat(source)
+        if os.geteuid() == 0:
+            # Copied back by root, it must not be a file that the service's user cannot open.
+            os.fchown(handle, owner.st_uid, owner.st_gid)
+        os.close(handle)
+        yield Path(name)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _fill(source: Path, part: Path, advance: Advance) -> _Content:
+    try:
+        with closing(_connect(source, "mode=ro")) as read:
+            # Held open throughout: SQLite's backup starts again from the beginning when somebody
+            # writes between two of its steps, which under load is for ever. Within a transaction
+            # it sees one state of the log, and the writers go on behind it.
+            read.execute("BEGIN")
+            content = _read_content(read, source)
+            _refuse_full_disk(read, part)
+            _copy_pages(read, part, advance)
+    except sqlite3.Error as error:
+        raise DatabaseError(describe_trouble(error, source)) from error
+    return content
+
+
+def _copy_pages(read: sqlite3.Connection, part: Path, advance: Advance) -> None:
+    page_bytes: int = read.execute("PRAGMA page_size").fetchone()[0]
+
+    def tell(_: int, remaining: int, total: int) -> None:
+        advance((total - remaining) * page_bytes, total * page_bytes)
+
+    with closing(_connect(part, "mode=rw")) as write:
+        # Synced as a whole in the end; what is not whole is thrown away.
+        write.execute("PRAGMA journal_mode = OFF")
+        write.execute("PRAGMA synchronous = OFF")
+        try:
+            read.backup(write, pages=PAGES_A_STEP, progress=tell)
+        except sqlite3.Error as error:
+            raise CopyError(
+                f"the copy cannot be written to {str(part.parent)!r}: {error}; look for free"
+                " space there"
+            ) from error
+
+
+def _refuse_full_disk(read: sqlite3.Connection, part: Path) -> None:
+    pages, page_bytes = (
+        read.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+    )
+    free = shutil.disk_usage(part.parent).free
+    if free < pages * page_bytes:
+        raise CopyError(
+            f"the copy takes {pages * page_bytes / 1e6:.1f} MB, and {str(part.parent)!r} has"
+            f" {free / 1e6:.1f} MB free: make room, or choose another disk"
+        )
+
+
+def _verify(part: Path, content: _Content) -> None:
+    # Immutable: SQLite would make a log beside it otherwise.
+    with closing(_connect(part, "mode=ro&immutable=1")) as copy:
+        try:
+            found = [line for (line,) in copy.execute(f"PRAGMA integrity_check({DAMAGE_SHOWN})")]
+            if found == ["ok"] and _read_content(copy, part) == content:
+                return
+        except (sqlite3.Error, DatabaseError) as error:
+            found = [str(error)]
+    flaw = "; ".join(found) if found != ["ok"] else "it has not the rows that it should have"
+    raise CopyError(f"the copy is damaged and was thrown away ({flaw}): see `postback check`")
+
+
+def _read_content(db: sqlite3.Connection, path: Path) -> _Content:
+    try:
+        version = schema.read_version(db)
+    except schema.SchemaError as error:
+        raise DatabaseError(f"database {str(path)!r}: {error}") from error
+    if version == 0:
+        raise DatabaseError(f"database {str(path)!r} has no tables of ours: nothing to copy")
+    tables = [
+        (name, not has_no_rowid)
+        for name, has_no_rowid in db.execute(
+            "SELECT name, wr FROM pragma_table_list"
+            " WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name"
+        ).fetchall()
+    ]
+    rows = {name: _ask(db, f'SELECT count(*) FROM "{name}"') for name, _ in tables}
+    last_ids = {
+        name: _ask(db, f'SELECT coalesce(max(rowid), 0) FROM "{name}"')
+        for name, has_rowid in tables
+        if has_rowid
+    }
+    return _Content(version, rows, last_ids)
+
+
+def _ask(db: sqlite3.Connection, sql: str) -> int:
+    number: int = db.execute(sql).fetchone()[0]
+    return number
+
+
+def _sync(part: Path) -> None:
+    handle = os.open(part, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _give_name(part: Path, target: Path, *, replaces: bool) -> None:
+    if replaces:
+        os.replace(part, target)
+    else:
+        try:
+            # Unlike a rename, this replaces nothing that has come meanwhile.
+            os.link(part, target)
+        except FileExistsError:
+            raise CopyError(f"{str(target)!r} has come meanwhile: --force replaces it") from None
+        except OSError:
+            # A file system without hard links.
+            os.rename(part, target)
+    sync_directory(target.parent)
+
+
+def _connect(path: Path, options: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?{options}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        isolation_level=None,
+    )
