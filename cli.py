@@ -24,6 +24,7 @@ from commands import (
     rates,
     replay,
     reconcile,
+    report,
     serve,
     url,
 )
@@ -48,6 +49,7 @@ FAMILIES = (
     conversions,
     conversion_import,
     reconcile,
+    report,
     clicks,
     offers,
     campaigns,

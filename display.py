@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
@@ -71,14 +72,20 @@ class Kind(Enum):
     WORD = "word"  # one of few words, coloured, never folded
     TIME = "time"  # to the second on a terminal, in full elsewhere
     MONEY = "money"  # to the right, with two decimals or more
+    NUMBER = "number"  # to the right, as it is
+    BAR = "bar"  # a length for the eye, on a wide terminal only
     SENTENCE = "sentence"  # goes on a line of its own where room is short
 
 
 class Column(NamedTuple):
-    """A column of a table; the title is what scripts see in the first line."""
+    """A column of a table; the title is what scripts see in the first line.
+
+    `spare`: where room is short, columns go in the order of this, the highest first; 0 stays.
+    """
 
     title: str
     kind: Kind = Kind.TEXT
+    spare: int = 0
 
 
 class Bar(Protocol):
@@ -109,11 +116,29 @@ def say(line: str) -> None:
     sys.stdout.write(f"{visible(line)}\n")
 
 
+def remark(sentence: str) -> None:
+    """Write a sentence beneath a table, wrapped."""
+    _console().print(Text(visible(sentence), "dim"))
+
+
 def complain(sentence: str) -> None:
     """Write a sentence to standard error."""
     sys.stdout.flush()
     sys.stderr.write(f"postback: {visible(sentence)}\n")
     sys.stderr.flush()
+
+
+def build_bars(sizes: Sequence[Decimal], width: int) -> list[str]:
+    """Give a bar for each size, the largest the whole width; below nothing there is none."""
+    knows_blocks = "utf" in (sys.stdout.encoding or "").lower()
+    eighths = "▏▎▍▌▋▊▉█" if knows_blocks else "#"
+    largest = max([Decimal(0), *sizes])
+    bars = []
+    for size in sizes:
+        steps = int(size / largest * width * len(eighths)) if size > 0 else 0
+        whole, rest = divmod(steps, len(eighths))
+        bars.append(eighths[-1] * whole + (eighths[rest - 1] if rest else ""))
+    return bars
 
 
 def print_json(values: Iterable[Mapping[str, Any]]) -> None:
@@ -216,9 +241,12 @@ class TablePrinter:
             self.print(some)
 
     def close(self) -> None:
-        """Say so where nothing came."""
+        """Say so where nothing came, and which columns had no room."""
         if not self._has_rows and self._nothing and self._console.is_terminal:
             self._console.print(Text(self._nothing))
+        left_out = self._layout.name_left_out() if self._layout else ()
+        if left_out:
+            self._console.print(Text(f"No room for: {', '.join(left_out)}", "dim"))
 
 
 @contextmanager
@@ -256,6 +284,8 @@ class _Layout(Protocol):
 
     def print_rows(self, console: Console, rows: Sequence[Sequence[Text]]) -> None: ...
 
+    def name_left_out(self) -> Sequence[str]: ...
+
 
 class _Aligned(NamedTuple):
     """Columns side by side; a sentence may go beneath its row."""
@@ -263,6 +293,14 @@ class _Aligned(NamedTuple):
     columns: Sequence[Column]
     widths: Sequence[int]
     beneath: int | None = None
+    left_out: frozenset[int] = frozenset()
+
+    def name_left_out(self) -> Sequence[str]:
+        return [
+            column.title
+            for place, column in enumerate(self.columns)
+            if place in self.left_out and column.kind is not Kind.BAR
+        ]
 
     def print_head(self, console: Console) -> None:
         self._print(console, [[Text(column.title, "bold") for column in self.columns]], None)
@@ -279,13 +317,13 @@ class _Aligned(NamedTuple):
     def _print(self, console: Console, rows: Sequence[Sequence[Text]], beneath: int | None) -> None:
         table = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
         beneath = self.beneath if beneath is None else beneath
-        places = [place for place in range(len(self.columns)) if place != beneath]
+        places = [p for p in range(len(self.columns)) if p != beneath and p not in self.left_out]
         for place in places:
-            is_money = self.columns[place].kind is Kind.MONEY
+            is_number = self.columns[place].kind in {Kind.MONEY, Kind.NUMBER}
             table.add_column(
                 width=self.widths[place],
                 overflow="fold",
-                justify="right" if is_money else "left",
+                justify="right" if is_number else "left",
             )
         for row in rows:
             table.add_row(*(row[place] for place in places))
@@ -300,10 +338,13 @@ class _Blocks(NamedTuple):
     def print_head(self, console: Console) -> None:
         pass
 
+    def name_left_out(self) -> Sequence[str]:
+        return ()
+
     def print_rows(self, console: Console, rows: Sequence[Sequence[Text]]) -> None:
         for row in rows:
             for column, value in zip(self.columns, row, strict=True):
-                if value:
+                if value and column.kind is not Kind.BAR:
                     line = Text.assemble((f"{column.title}: ", "bold"), value)
                     console.print(line, overflow="fold")
             console.print()
@@ -314,16 +355,29 @@ def _lay_out(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: i
         max(cell_len(column.title), *(cell_len(row[place].plain) for row in rows))
         for place, column in enumerate(columns)
     ]
+    for spare in sorted({0, *(column.spare for column in columns)}, reverse=True):
+        # First with all, then without the most dispensable, and so on.
+        left_out = frozenset(p for p, column in enumerate(columns) if column.spare > spare)
+        kept = [0 if place in left_out else widths[place] for place in range(len(columns))]
+        layout = _lay_out_kept(columns, kept, left_out, width + GAP * len(left_out))
+        if layout is not None:
+            return layout
+    return _Blocks(columns)
+
+
+def _lay_out_kept(
+    columns: Sequence[Column], widths: list[int], left_out: frozenset[int], width: int
+) -> _Layout | None:
     fitted = _fit(columns, widths, width)
     if fitted is not None:
-        return _Aligned(columns, fitted)
+        return _Aligned(columns, fitted, None, left_out)
     for place, column in enumerate(columns):
         if column.kind is Kind.SENTENCE:
             widths[place] = 0
             fitted = _fit(columns, widths, width + GAP)
             if fitted is not None:
-                return _Aligned(columns, fitted, beneath=place)
-    return _Blocks(columns)
+                return _Aligned(columns, fitted, place, left_out)
+    return None
 
 
 def _fit(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int] | None:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import keyuses
 import ratebook
+import reports
 import schema
 from database import BUSY_TIMEOUT_SECONDS, DatabaseError
 from statuses import Conversion
@@ -315,6 +316,10 @@ class Questions:
         """Find the newest postback without a conversion of each click id and transaction id."""
         rows = self._db.execute(_UNBOOKED, (to_json(list(keys)),))
         return {(subid, tid): Unbooked(*rest) for subid, tid, _, *rest in rows}
+
+    def add_up(self, asked: reports.Asked) -> dict[reports.Key, reports.Figures]:
+        """Add clicks, conversions and money up by what is asked for."""
+        return reports.add_up(self._db, asked)
 
     # Clicks, offers, campaigns
 

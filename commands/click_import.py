@@ -2,18 +2,16 @@
 
 import argparse
 import gc
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, timedelta, timezone, tzinfo
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from datetime import UTC
 
 import display
 from clicks import ClickReading
 from commands.click_file import ClickFile
 from commands.csv_file import add_encoding, find_size, open_file
 from commands.intake import Importer
-from commands.options import Subparsers, add_command, add_json
+from commands.options import Subparsers, add_command, add_json, read_zone
 from commands.tracker import load_keyless, writing
 from display import Bar
 from service import read_clock, read_terms
@@ -23,8 +21,6 @@ COMPLAINTS_SHOWN = 20
 
 # What shells give for a program that Ctrl-C ended.
 INTERRUPTED = 130
-
-_OFFSET = re.compile(r"([+-])([0-9]{2}):?([0-9]{2})")
 
 
 def add_parser(family: Subparsers) -> None:
@@ -149,17 +145,3 @@ def _tell(journey: _Journey, importer: Importer, complaints: _Complaints, *, as_
             f" {settled} parked postbacks applied"
         )
     return INTERRUPTED if journey.is_stopped else int(skipped > 0)
-
-
-def read_zone(text: str) -> tzinfo:
-    """Read an IANA name or an offset such as +03:00."""
-    if found := _OFFSET.fullmatch(text):
-        offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
-        if offset < timedelta(hours=24):
-            return timezone(-offset if found[1] == "-" else offset)
-    try:
-        return UTC if text.upper() in {"UTC", "Z"} else ZoneInfo(text)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no time zone; write Europe/Moscow or +03:00"
-        ) from None

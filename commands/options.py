@@ -3,9 +3,10 @@
 import argparse
 import re
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import TypeAlias
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from clicks import read_moment
 from query import PHP_WHITE_SPACE
@@ -24,6 +25,7 @@ FORMATS = (
     " such as \\x1b."
 )
 
+_OFFSET = re.compile(r"([+-])([0-9]{2}):?([0-9]{2})")
 _AGO = re.compile(r"([0-9]{1,6})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -116,7 +118,21 @@ def read_limit(text: str) -> int:
     return int(text)
 
 
-def read_since(text: str) -> str:
+def read_zone(text: str) -> tzinfo:
+    """Read an IANA name or an offset such as +03:00."""
+    if found := _OFFSET.fullmatch(text):
+        offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
+        if offset < timedelta(hours=24):
+            return timezone(-offset if found[1] == "-" else offset)
+    try:
+        return UTC if text.upper() in {"UTC", "Z"} else ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time zone; write Europe/Moscow or +03:00"
+        ) from None
+
+
+def read_since(text: str, zone: tzinfo = UTC) -> str:
     """Read a moment, or how long ago, into the form the database keeps."""
     if found := _AGO.fullmatch(text):
         try:
@@ -125,7 +141,7 @@ def read_since(text: str) -> str:
         except OverflowError:
             # Longer ago than the calendar goes: everything.
             return utc_text(datetime.min.replace(tzinfo=UTC))
-    moment = read_moment(text, UTC)
+    moment = read_moment(text, zone)
     if moment is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no time; write 2026-01-31, 2026-01-31T12:00, 90m, 2h or 3d"
@@ -133,12 +149,12 @@ def read_since(text: str) -> str:
     return utc_text(moment)
 
 
-def read_until(text: str) -> str:
+def read_until(text: str, zone: tzinfo = UTC) -> str:
     """Read likewise the moment before which; a bare date means its whole day."""
     try:
-        day = date.fromisoformat(text)
-        return f"{day + timedelta(days=1)}T00:00:00.000Z"
+        tomorrow = date.fromisoformat(text) + timedelta(days=1)
+        return utc_text(datetime.combine(tomorrow, time(), zone).astimezone(UTC))
     except ValueError:
-        return read_since(text)
+        return read_since(text, zone)
     except OverflowError:
         return utc_text(datetime.max.replace(tzinfo=UTC))

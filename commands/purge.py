@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import display
 import purging
 from commands.options import Subparsers, add_command, add_json, read_since
-from commands.tracker import load_settings, writing
+from commands.tracker import load_keyless, writing
 from config import Settings
 from purging import Age, Purge
 from storage import Storage, utc_text
@@ -65,7 +65,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Delete, or count."""
-    settings = load_settings(args)
+    settings = load_keyless(args)
     age = _read_age(args, settings)
     chosen = list(_choose(args))
     counts: dict[str, int] = {}

@@ -32,6 +32,7 @@ FLOORS = {
     "writer": 4,
     "ratebook": 4,
     "keyuses": 4,
+    "reports": 4,
     "questions": 5,
     "sifting": 5,
     "recomputing": 5,

@@ -26,6 +26,8 @@ import schema
 READERS = [
     ("log",),
     ("conversions",),
+    ("report",),
+    ("report", "--by", "hour,network"),
     ("clicks", "list"),
     ("offers", "list"),
     ("campaigns", "list"),
@@ -108,6 +110,8 @@ def test_an_option_nobody_knows_is_wrong_usage(
         ("replay", "--id", "1-5"),
         ("replay", "--id", "1", "--set", "approved"),
         ("replay", "--id", "1", "--rename", "subid="),
+        ("report", "--by", "week"),
+        ("report", "--since", "yesterday"),
     ],
     ids=" ".join,
 )
