@@ -158,7 +158,7 @@ def _fill_in(storage: Storage) -> None:
             break
         converted += filled
     if converted:
-        display.say(f"Converted what waited for a rate: {converted}.")
+        display.say(f"Amounts and costs converted that waited for a rate: {converted}.")
 
 
 def run_recompute(args: argparse.Namespace) -> int:

@@ -79,7 +79,7 @@ def run_set(args: argparse.Namespace) -> int:
             converted += filled
     display.say(f"1 {currency} is worth {decimal_text(rate)} {settings.currency} now.")
     if converted:
-        display.say(f"Converted what waited for a rate: {converted}.")
+        display.say(f"Amounts and costs converted that waited for a rate: {converted}.")
     return 0
 
 

@@ -122,7 +122,7 @@ def test_a_rate_by_hand_converts_what_waited(
     ]
     assert ran.lines == [
         "1 EUR is worth 1.0876 USD now.",
-        "Converted what waited for a rate: 2.",
+        "Amounts and costs converted that waited for a rate: 2.",
     ]
     [kept] = client.conversions("c1")
     assert (kept.payout, kept.cost) == ("10.876", "2.1752")
@@ -149,7 +149,7 @@ def test_more_than_a_batch_is_converted_to_the_last(
 
     ran = call(client.directory, capsys, "rates", "set", "EUR", "2")
 
-    assert ran.lines[1] == f"Converted what waited for a rate: {number}."
+    assert ran.lines[1] == f"Amounts and costs converted that waited for a rate: {number}."
     assert {kept.payout for kept in client.conversions("c1")} == {"2"}
 
 
