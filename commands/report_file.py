@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import BinaryIO, NamedTuple
 
 from clicks import read_moment
-from commands.click_import import read_zone
 from commands.conversion_lines import LINE_NAMES, Line, LineReader, Said
 from commands.csv_file import (
     DELIMITERS,
@@ -16,6 +15,7 @@ from commands.csv_file import (
     split_line,
     squeeze_title,
 )
+from commands.options import read_zone
 from commands.tracker import RefusedError
 from query import quote_value
 

@@ -59,7 +59,6 @@ FLOORS = {
 def rooms() -> dict[str, list[Path]]:
     """Every room with its files: the modules at the top and the packages' modules."""
     # Not gunicorn.conf.py: nobody can import a name with a dot in it.
-    # gunicorn.conf.py is none: nobody can import it.
     found = {path.stem: [path] for path in ROOT.glob("*.py") if path.stem.isidentifier()}
     for package in ROOT.glob("*/__init__.py"):
         if package.parent.name in FLOORS:

@@ -67,8 +67,12 @@ def test_a_copy_holds_everything_and_is_for_its_owner_only(
 
     assert ran.objects == [
         {
-            "file": str(target), "bytes": target.stat().st_size,
-            "schema": len(schema.MIGRATIONS), "postbacks": 1, "conversions": 1, "clicks": 1,
+            "file": str(target),
+            "bytes": target.stat().st_size,
+            "schema": len(schema.MIGRATIONS),
+            "postbacks": 1,
+            "conversions": 1,
+            "clicks": 1,
             "last_postback_id": 1,
         }
     ]
@@ -234,7 +238,9 @@ def test_a_copy_of_a_damaged_database_is_thrown_away(tracker: Client) -> None:
     tracker.receiver.close()
     with closing(sqlite3.connect(tracker.database)) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        [page] = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'postbacks_without_conversion'")
+        [page] = db.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'postbacks_without_conversion'"
+        )
     with open(tracker.database, "r+b") as raw:
         raw.seek((page[0] - 1) * 4096 + 8)
         raw.write(b"\xff" * 64)
