@@ -6,8 +6,7 @@ from pathlib import Path
 from storage import Storage, open_database
 
 NOON = "2026-01-01T12:00:00.000Z"
-# Each batch of clicks touches every page of the index over their ids: the fewer, the sooner done.
-ROWS_AT_ONCE = 1_000_000
+ROWS_AT_ONCE = 100_000
 
 # Every subid is its number multiplied by this, modulo 2^32: all different, in no order, like the
 # random ones that trackers give.
@@ -20,17 +19,19 @@ def subid_of(number: int) -> str:
 
 
 def build_database(path: Path, rows: int) -> None:
-    """Write `rows` clicks with a sale each."""
+    """Write `rows` clicks with a sale each, in the order of their ids: indexes then only grow."""
+    subids = sorted(map(subid_of, range(rows)))
     with open_to_build(path) as storage:
         db = storage.db
         db.execute("INSERT OR IGNORE INTO offers (id, name) VALUES (1, 'O1')")
-        add_clicks(storage, range(rows))
         for numbers in _batches(range(rows)):
             with storage.transaction():
+                db.executemany(_CLICK, ((n + 1, subids[n], NOON) for n in numbers))
                 db.executemany(_CONVERSION, ((n + 1, n + 1, f"t{n}", NOON, NOON) for n in numbers))
                 db.executemany(_HISTORY, ((n + 1, NOON, n + 1, f"t{n}") for n in numbers))
                 db.executemany(
-                    _POSTBACK, ((NOON, _query(n), subid_of(n), f"t{n}", n + 1) for n in numbers)
+                    _POSTBACK,
+                    ((NOON, _query(subids[n], n), subids[n], f"t{n}", n + 1) for n in numbers),
                 )
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -55,15 +56,11 @@ def open_to_build(path: Path) -> Storage:
 
 
 def add_clicks(storage: Storage, all_numbers: range) -> None:
-    """Write clicks by their numbers."""
+    """Write clicks by their numbers, whose ids lie anywhere."""
     for numbers in _batches(all_numbers):
-        # In the order of the subids, so that the index is written front to back.
         ordered = sorted((subid_of(number), number) for number in numbers)
         with storage.transaction():
-            storage.db.executemany(
-                "INSERT INTO clicks (id, subid, offer_id, created_at) VALUES (?, ?, 1, ?)",
-                ((number + 1, subid, NOON) for subid, number in ordered),
-            )
+            storage.db.executemany(_CLICK, ((n + 1, subid, NOON) for subid, n in ordered))
 
 
 def _batches(numbers: range) -> Iterator[range]:
@@ -71,10 +68,11 @@ def _batches(numbers: range) -> Iterator[range]:
         yield numbers[start : start + ROWS_AT_ONCE]
 
 
-def _query(number: int) -> str:
-    return f"subid={subid_of(number)}&status=sale&payout=12.50&currency=usd&tid=t{number}"
+def _query(subid: str, number: int) -> str:
+    return f"subid={subid}&status=sale&payout=12.50&currency=usd&tid=t{number}"
 
 
+_CLICK = "INSERT INTO clicks (id, subid, offer_id, created_at) VALUES (?, ?, 1, ?)"
 _CONVERSION = """
     INSERT INTO conversions (id, click_id, tid, status, original_status, amount_micros, currency,
         amount_day, payout_micros, rate, rate_day, rate_source, offer_id, created_at, updated_at)
