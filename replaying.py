@@ -17,9 +17,9 @@ from query import mend_query
 from statuses import Verdict
 from storage import LastTry, Storage, utc_text
 
-# How long a batch works under the write lock; its commit comes on top. Together some 50 ms at most,
+# How long a batch works under the write lock; its commit comes on top. Together some 30 ms at most,
 # of which a live postback may have to wait for the rest.
-AIM_SECONDS = 0.03
+AIM_SECONDS = 0.015
 
 # Between two batches, so that those who wait for the lock (they look every 0.3 ms) get their turn.
 PAUSE_SECONDS = 0.002

@@ -160,7 +160,7 @@ def _describe_conversion(row: Row) -> str:
 
 def _describe_writes(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
     if not explanation.is_kept:
-        yield "write", "", "nothing at all; behind the right key, the verdict above"
+        yield "write", "", "nothing at all; with GET and the right key it would be:"
     elif not explanation.writes:
         yield "write", "", "a row of the log; no conversion is new or changed"
     for name, (was, becomes) in explanation.writes.items():
