@@ -6,7 +6,7 @@ from pathlib import Path
 
 import display
 from commands.options import Subparsers, add_command, add_json
-from commands.tracker import RefusedError, load_settings
+from commands.tracker import RefusedError, load_keyless
 from copying import Copy, CopyError, copy_database
 
 # What people count on in a copy.
@@ -33,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Copy the database."""
-    source = load_settings(args).db_path
+    source = load_keyless(args).db_path
     if not source.exists():
         raise RefusedError(f"there is no database yet: looked for {str(source)!r}")
     target = Path(os.path.abspath(args.file))

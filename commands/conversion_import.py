@@ -28,7 +28,7 @@ from commands.csv_file import (
     split_line,
 )
 from commands.options import Subparsers, add_command, add_json
-from commands.tracker import RefusedError, load_settings, writing
+from commands.tracker import RefusedError, load_keyless, writing
 from config import Settings
 from database import LOCK_POLL_SECONDS
 from display import Bar, Column, Kind
@@ -98,7 +98,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Take the lines of a file in."""
-    settings = load_settings(args)
+    settings = load_keyless(args)
     delimiter = "\t" if args.delimiter == "tab" else args.delimiter
     with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
         csv_file = CsvFile(source, args.encoding)

@@ -25,7 +25,7 @@ from commands.conversion_lines import LINE_NAMES, LineReader, add_line_options, 
 from commands.csv_file import open_file
 from commands.options import Subparsers, add_command, add_json, add_since, add_until
 from commands.report_file import ReportFile, add_report_options
-from commands.tracker import load_settings, reading
+from commands.tracker import load_keyless, reading
 from display import Column, Kind
 from rates import read_amount
 from service import read_terms
@@ -110,7 +110,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare a report."""
-    settings = load_settings(args)
+    settings = load_keyless(args)
     with open_file(args.file) as source, reading(settings) as questions:
         reader = LineReader(
             read_terms(settings),
