@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 import keyuses
 import ratebook
-import reports
 import schema
 from database import BUSY_TIMEOUT_SECONDS, DatabaseError
 from statuses import Conversion
@@ -217,6 +216,11 @@ class Questions:
         """Take on a connection; `open_to_read` gives one."""
         self._db = db
 
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection, for rooms that ask larger questions."""
+        return self._db
+
     def close(self) -> None:
         """Close the connection."""
         self._db.close()
@@ -317,10 +321,6 @@ class Questions:
         rows = self._db.execute(_UNBOOKED, (to_json(list(keys)),))
         return {(subid, tid): Unbooked(*rest) for subid, tid, _, *rest in rows}
 
-    def add_up(self, asked: reports.Asked) -> dict[reports.Key, reports.Figures]:
-        """Add clicks, conversions and money up by what is asked for."""
-        return reports.add_up(self._db, asked)
-
     # Clicks, offers, campaigns
 
     def list_clicks(self, wanted: Wanted, limit: int) -> Iterator[Row]:
@@ -393,11 +393,6 @@ class Questions:
         """Tell which currency the database keeps its amounts in."""
         currency: str = self._db.execute("SELECT currency FROM tracker").fetchone()[0]
         return currency
-
-    def find_damage(self, limit: int) -> list[str]:
-        """Have SQLite look for damage; gives what it found."""
-        found = [line for (line,) in self._db.execute(f"PRAGMA quick_check({int(limit)})")]
-        return [] if found == ["ok"] else found
 
     def _count(self, sql: str) -> int:
         number: int = self._db.execute(sql).fetchone()[0]

@@ -6,12 +6,14 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
 
+import audit
 import display
+import traffic
 from commands import fetched_rates
+from commands.finding import Finding, Level, say_span
+from commands.networks import check_networks
 from commands.options import Subparsers, add_command, add_json
 from commands.tracker import RefusedError, find_config_path, load_keyless, load_settings, reading
 from config import ConfigError, Settings
@@ -47,24 +49,12 @@ WARNING_DISK_BYTES = 1_000_000_000
 OLD_RATE_DAYS = 3
 OLD_KEY_WARNING_DAYS = 7
 
+# Long enough to order a disk.
+FULL_DISK_DAYS = 30
+# Fewer say nothing of the days to come.
+FEWEST_ROWS_TO_GROW = 1000
+
 WORDS_SHOWN = 5
-DAMAGE_SHOWN = 3
-
-
-class Level(StrEnum):
-    """How things are: a problem is to be mended."""
-
-    OK = "ok"
-    WARNING = "warning"
-    PROBLEM = "problem"
-
-
-class Finding(NamedTuple):
-    """What a look at one thing found, and what to do."""
-
-    level: Level
-    check: str
-    message: str
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -75,7 +65,19 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         "look whether everything is in order, and say what to mend",
         "postback check && echo fine",
-        more="Exit status 1 where a problem is to be mended; warnings leave it 0.",
+        more="Exit status 1 where a problem is to be mended; warnings leave it 0, but for --strict."
+        " Without\n--deep it is quick enough to be run each minute: of a large database it reads"
+        " the newest rows.\nA network counts as silent when nothing came from it for ten times its"
+        " usual interval, and for\nlonger than ever in four weeks.",
+    )
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="read the whole database too: SQLite's integrity check, lost references, and whether"
+        " conversions, their history and their money agree; minutes on a large one",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit status 1 where there are only warnings, too"
     )
     add_json(parser)
 
@@ -87,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
         display.print_json(finding._asdict() for finding in findings)
     else:
         display.print_table(COLUMNS, findings, head=False)
-    return int(any(finding.level is Level.PROBLEM for finding in findings))
+    bad = {Level.PROBLEM, Level.WARNING} if args.strict else {Level.PROBLEM}
+    return int(any(finding.level in bad for finding in findings))
 
 
 def find_all(args: argparse.Namespace, now: datetime) -> Iterator[Finding]:
@@ -113,8 +116,12 @@ def _check_files(args: argparse.Namespace, settings: Settings, now: datetime) ->
         with reading(settings) as questions:
             yield Finding(Level.OK, "database", f"{settings.db_path} can be read")
             yield from _check_old_keys(questions, settings, now)
-            yield from _check_database(questions, settings)
+            yield from _check_database(questions, settings, deep=args.deep)
+            if args.deep:
+                yield from _check_agreement(questions)
+            yield _check_disk(questions, settings.db_path, now)
             yield from _check_traffic(questions, now)
+            yield from check_networks(questions, now)
             yield from _check_rates(questions, settings, now)
     except (DatabaseError, RefusedError) as error:
         yield Finding(Level.PROBLEM, "database", str(error))
@@ -185,7 +192,7 @@ def _check_modes(config_path: Path, db_path: Path) -> Iterator[Finding]:
         yield Finding(Level.OK, "files", "other users of this machine cannot read key and database")
 
 
-def _check_database(questions: Questions, settings: Settings) -> Iterator[Finding]:
+def _check_database(questions: Questions, settings: Settings, *, deep: bool) -> Iterator[Finding]:
     kept = questions.find_currency()
     if kept != settings.currency:
         yield Finding(
@@ -196,23 +203,59 @@ def _check_database(questions: Questions, settings: Settings) -> Iterator[Findin
         )
     else:
         yield Finding(Level.OK, "currency", f"{kept}, in the config and in the database")
-    damage = questions.find_damage(DAMAGE_SHOWN)
+    damage = audit.find_all_damage(questions.db) if deep else audit.find_damage(questions.db)
     for line in damage:
         yield Finding(
             Level.PROBLEM, "integrity", f"{line}: stop the service and restore the latest backup"
         )
     if not damage:
-        yield Finding(Level.OK, "integrity", "the database is undamaged")
-    yield _check_disk(settings.db_path)
+        is_whole = deep or audit.is_small(questions.db)
+        sound = "the database is undamaged"
+        part = "the newest rows can be read; `postback check --deep` reads them all"
+        yield Finding(Level.OK, "integrity", sound if is_whole else part)
 
 
-def _check_disk(db_path: Path) -> Finding:
+def _check_agreement(questions: Questions) -> Iterator[Finding]:
+    found = False
+    for sentence, count, first in audit.find_contradictions(questions.db):
+        found = True
+        message = (
+            f"{count} {sentence}, the first with id {first}: was the database changed by hand?"
+            " `postback conversions --history` shows what came of which postback"
+        )
+        yield Finding(Level.PROBLEM, "agreement", message)
+    if not found:
+        yield Finding(Level.OK, "agreement", "conversions, their history and their money agree")
+
+
+def _check_disk(questions: Questions, db_path: Path, now: datetime) -> Finding:
     free = shutil.disk_usage(db_path.parent).free
     level = Level.OK
     if free < WARNING_DISK_BYTES:
         level = Level.PROBLEM if free < LITTLE_DISK_BYTES else Level.WARNING
-    mend = "" if level is Level.OK else ": make room before it is full"
-    return Finding(level, "disk", f"{free / 1e9:.1f} GB free for {db_path}{mend}")
+    said = f"{free / 1e9:.1f} GB free for {db_path}"
+    growth = _estimate_growth(questions, db_path, now)
+    if growth:
+        days = free / growth
+        said += f", enough for {say_span(timedelta(days=min(days, 36500)))}"
+        said += f" at {growth / 1e6:.1f} MB a day"
+        if days < FULL_DISK_DAYS:
+            level = max(level, Level.PROBLEM if days < 1 else Level.WARNING, key=list(Level).index)
+    mend = "" if level is Level.OK else ": make room before it is full, or see `postback purge`"
+    return Finding(level, "disk", f"{said}{mend}")
+
+
+def _estimate_growth(questions: Questions, db_path: Path, now: datetime) -> float:
+    """Estimate the bytes a day, of the last week; 0 where there is too little to know."""
+    week = timedelta(days=7)
+    size = traffic.estimate_size(questions.db, utc_text(now - week))
+    if size.recent < FEWEST_ROWS_TO_GROW or size.oldest is None:
+        return 0
+    age = now - datetime.fromisoformat(size.oldest)
+    if age < timedelta(days=1):
+        return 0
+    bytes_a_row = db_path.stat().st_size / size.rows
+    return bytes_a_row * size.recent / (min(age, week) / timedelta(days=1))
 
 
 def _check_traffic(questions: Questions, now: datetime) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ from commands.tracker import RefusedError, load_keyless, reading
 from display import Column, Kind
 from questions import Questions
 from rates import decimal_text
-from reports import DIMENSIONS, NAMED, TIMES, Asked, Figures, Key
+from reports import DIMENSIONS, NAMED, TIMES, Asked, Figures, Key, add_up
 from statuses import Status
 
 NOTHING = "Nothing came in that time."
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     settings = load_keyless(args)
     with reading(settings) as questions:
         _refuse_unknown_names(questions, asked)
-        sums = questions.add_up(asked)
+        sums = add_up(questions.db, asked)
         currency = questions.find_currency()
     lines, total = arrange(sums, asked.dimensions)
     shown = _cut(lines, args.limit, asked.dimensions)

@@ -33,6 +33,8 @@ FLOORS = {
     "ratebook": 4,
     "keyuses": 4,
     "reports": 4,
+    "traffic": 4,
+    "audit": 4,
     "questions": 5,
     "sifting": 5,
     "recomputing": 5,

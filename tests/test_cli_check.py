@@ -10,6 +10,7 @@ import pytest
 from cli_calls import Ran
 from conftest import Client, ReceiverWith, write_config
 
+import audit
 import cli
 from commands import check
 from storage import open_database, utc_text
@@ -30,9 +31,11 @@ def good(receiver_with: ReceiverWith) -> Client:
     return client
 
 
-def call(home: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, list[str]]]:
+def call(
+    home: Path, capsys: pytest.CaptureFixture[str], *options: str
+) -> tuple[int, dict[str, list[str]]]:
     """Run the check; gives its status and the levels and messages by subject."""
-    status = cli.main(["check", "--json", "--config", str(home / "config.ini.php")])
+    status = cli.main(["check", "--json", *options, "--config", str(home / "config.ini.php")])
     ran = Ran(status, *capsys.readouterr())
     assert ran.err == ""
     found: dict[str, list[str]] = {}
@@ -54,7 +57,7 @@ def test_a_tracker_in_order_has_nothing_to_mend(
     assert {message.partition(":")[0] for said in found.values() for message in said} == {"ok"}
     assert list(found) == [
         *("config", "key", "files", "database", "currency", "integrity", "disk"),
-        *("postbacks", "parked", "unmapped", "rates"),
+        *("postbacks", "parked", "unmapped", "silence", "trend", "rates"),
     ]
 
 
@@ -257,6 +260,138 @@ def test_old_rates_are_a_problem_unless_set_by_hand(
 
     assert found[0] == status
     assert ("days old" in found[1]["rates"][0]) == bool(status)
+
+
+def add_postbacks(
+    client: Client, network: str, minutes_ago: range, verdict: str, word: str
+) -> None:
+    """Write log rows as a network's postbacks leave them."""
+    for minutes in minutes_ago:
+        at = utc_text(datetime.now(UTC) - timedelta(minutes=minutes))
+        client.write(
+            "INSERT INTO postbacks (received_at, source, query, subid, original_status, verdict,"
+            " reason, network) VALUES (?, 'http', '', 'x', ?, ?, 'because', ?)",
+            *(at, word, verdict, network),
+        )
+
+
+def test_a_network_that_has_fallen_silent_is_told_with_its_rhythm(
+    good: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_postbacks(good, "quiet net", range(540, 540 + 40 * 30, 40), "repeated", "sale")
+    add_postbacks(good, "steady", range(1, 40 * 20, 40), "repeated", "sale")
+
+    status, found = call(good.directory, capsys)
+
+    assert status == 0
+    assert found["silence"] == [
+        "warning: network 'quiet net' posted every 40 minutes, and has been silent for 9 hours: ask"
+        " the network, and look whether its Postback URL has a key that is still good (`postback"
+        " key show`)"
+    ]
+    assert call(good.directory, capsys, "--strict")[0] == 1
+
+
+def test_what_suddenly_has_no_meaning_is_told_with_the_word(
+    good: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_postbacks(good, "net 1", range(2000, 2400, 20), "repeated", "sale")
+    add_postbacks(good, "net 1", range(5, 100, 10), "unmapped", "approved")
+
+    _, found = call(good.directory, capsys)
+
+    assert found["trend"] == [
+        "warning: network 'net 1': 100% of its postbacks in 24 hours are unmapped (0% in the two"
+        " weeks before); most have the status 'approved': name it in the network's Postback URL,"
+        " see `postback url --help`; see `postback log --verdict unmapped --network 'net 1'"
+        " --since 1d`"
+    ]
+
+
+def test_a_disk_that_will_be_full_is_told_with_the_days_left(
+    good: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good.write(
+        "INSERT INTO postbacks (received_at, source, query, verdict, reason)"
+        " WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 4000)"
+        " SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now', (-i) || ' minutes'), 'import', '',"
+        " 'invalid', '' FROM n ORDER BY i DESC"
+    )
+    good.write("PRAGMA wal_checkpoint(TRUNCATE)")
+    growth = good.database.stat().st_size / (4000 / 1440)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9 + 5 * growth))
+    monkeypatch.setattr(check, "WARNING_DISK_BYTES", 0)
+
+    assert "enough for" in call(good.directory, capsys)[1]["disk"][0]
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5 * growth))
+    _, found = call(good.directory, capsys)
+
+    assert found["disk"][0].startswith("warning: ")
+    assert "enough for 5 days at " in found["disk"][0]
+    assert "make room before it is full" in found["disk"][0]
+
+
+# What somebody's hand, or a fault, can do to the tables, and what the deep look says.
+DISAGREEMENTS = {
+    "DELETE FROM conversion_history": "without a row of history",
+    "UPDATE conversions SET status = 'rejected'": "last row of history says something else",
+    "UPDATE conversion_history SET seq = 3": "a gap in their history",
+    "INSERT INTO conversion_history (conversion_id, seq, at, change, status, tid) SELECT"
+    " conversion_id, 2, at, change, 'rebill', tid FROM conversion_history": "moved as no postback",
+    "UPDATE conversions SET payout_micros = payout_micros + 1": "not their amount at their rate",
+    "UPDATE conversions SET cost_amount_micros = 5, cost_currency = 'USD', cost_rate = '1',"
+    " cost_micros = 6": "cost is not what was sent at its rate",
+    "UPDATE conversions SET status = 'sale'": "do not say since when",
+    "INSERT INTO postbacks (received_at, source, query, subid, verdict, reason)"
+    " VALUES ('2026-03-02', 'http', '', 'c1', 'parked', '')": "parked though their click is there",
+}
+
+
+def test_the_deep_look_finds_what_does_not_agree(
+    good: Client, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    status, found = call(good.directory, capsys, "--deep")
+    assert (status, found["agreement"][0][:3]) == (0, "ok:")
+    good.write("PRAGMA wal_checkpoint(TRUNCATE)")
+    whole = good.database.read_bytes()
+
+    for place, (statement, sentence) in enumerate(DISAGREEMENTS.items()):
+        home = tmp_path / str(place)
+        home.mkdir()
+        write_config(home, {"postback_key": GOOD_KEY}).chmod(0o600)
+        (home / "postback.db").write_bytes(whole)
+        with open_database(home / "postback.db", "USD") as storage:
+            storage.db.execute(statement)
+
+        status, found = call(home, capsys, "--deep")
+
+        assert status == 1, statement
+        assert any(sentence in message for message in found["agreement"]), (statement, found)
+        assert "agreement" not in call(home, capsys)[1]
+
+
+def test_a_lost_reference_is_found_by_the_deep_look_only(
+    good: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good.write("DELETE FROM clicks")
+
+    assert call(good.directory, capsys)[1]["integrity"] == ["ok: the database is undamaged"]
+    found = call(good.directory, capsys, "--deep")[1]["integrity"]
+
+    assert "points to a row of clicks that is not there: stop the service" in found[0]
+
+
+def test_of_a_large_database_the_newest_rows_are_read(
+    good: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "SMALL_FILE_BYTES", 0)
+
+    quick = call(good.directory, capsys)[1]["integrity"]
+    deep = call(good.directory, capsys, "--deep")[1]["integrity"]
+
+    assert quick == ["ok: the newest rows can be read; `postback check --deep` reads them all"]
+    assert deep == ["ok: the database is undamaged"]
 
 
 def test_no_key_stands_among_the_examples_by_chance() -> None:
