@@ -203,11 +203,12 @@ def load_keyless(path: Path) -> Settings:
     """Read the file for what needs no key: where none can be used, the settings have none."""
     path = absolute(path)
     sheet = _read_sheet(path, read_file(path))
-    try:
-        key, old_keys = _postback_key(sheet), read_old_keys(sheet)
-    except ConfigError:
-        # Whoever asks what came in is not helped by a refusal; `postback check` tells of it.
-        key, old_keys = b"", ()
+    key: bytes = b""
+    old_keys: tuple[OldKey, ...] = ()
+    # Whoever asks what came in is not helped by a refusal; `postback check` tells of it.
+    with contextlib.suppress(ConfigError):
+        key = _postback_key(sheet)
+        old_keys = read_old_keys(sheet)
     return _finish_settings(sheet, _read_settings(sheet, key, old_keys))
 
 
