@@ -30,10 +30,11 @@ _UNSAFE = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
-# What makes a spreadsheet take a cell for a formula, and the apostrophe that keeps it from it.
-# A cell that has apostrophes before such a sign gets one more, so that `rearm` can take it off.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_DISARMED = re.compile(r"'+[=+\-@\t\r]")
+# What makes a spreadsheet take a cell for a formula (the wide signs do in East Asian editions), and
+# the apostrophe that keeps it from it. A cell that has apostrophes before such a sign gets one more,
+# so that `rearm` can take it off.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_DISARMED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 # A column of text squeezed below this is unreadable: the table turns into blocks instead.
 NARROWEST = 8

@@ -12,7 +12,6 @@ import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, NamedTuple
-from urllib.parse import quote, quote_plus
 
 from gunicorn.glogging import Logger
 
@@ -132,9 +131,8 @@ def describe_start(cfg: Any) -> str:
 def mask_keys(text: str) -> str:
     """Mask what is or looks like a key in a line of a log."""
     text = _KEY_IN_PATH.sub(f"/{HIDDEN}", text)
-    for key in _read_known().keys:
-        text = text.replace(key, HIDDEN)
-    return text
+    keys = _read_known().keys
+    return text if keys is None else keys.sub(HIDDEN, text)
 
 
 def _shown_address(address: str) -> str:
@@ -148,9 +146,9 @@ def _escape(text: str) -> str:
 
 
 class _Known(NamedTuple):
-    """What the config file says that bears on a log: keys as they may be spelt there."""
+    """What the config file says that bears on a log: keys however they may be spelt there."""
 
-    keys: tuple[str, ...] = ()
+    keys: re.Pattern[str] | None = None
     anonymizes: bool = False
 
 
@@ -172,11 +170,19 @@ def _read_known() -> _Known:
     return _loaded[1]
 
 
-def _spell_keys(settings: Settings) -> tuple[str, ...]:
-    spellings = set()
-    for key in settings.secrets():
+def _spell_keys(settings: Settings) -> re.Pattern[str] | None:
+    spellings = []
+    # The longest first: a key may begin with another.
+    for key in sorted(settings.secrets(), key=len, reverse=True):
         if len(key) >= HIDEABLE_KEY_BYTES:
             text = key.decode("utf-8", "backslashreplace")
-            spellings |= {text, quote(key, safe=""), quote(key), quote_plus(key), repr(key)[2:-1]}
-    # The longest first: a key may begin with another.
-    return tuple(sorted(spellings, key=len, reverse=True))
+            spellings += [re.escape(text), re.escape(repr(key)[2:-1]), _spell_in_url(key)]
+    return re.compile("|".join(spellings)) if spellings else None
+
+
+def _spell_in_url(key: bytes) -> str:
+    """Write a pattern of a key any letters of which may be escapes."""
+    return "".join(
+        f"(?:{re.escape(chr(byte))}|%{byte:02X}|%{byte:02x}{'|[+]' if byte == 0x20 else ''})"
+        for byte in key
+    )

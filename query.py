@@ -236,6 +236,9 @@ def _hide_in_pair(pair: str, pattern: re.Pattern[str]) -> str:
 
 def _read_name(raw: str) -> str:
     """Read a field's name; empty where PHP would make no plain variable of it."""
+    if not raw:
+        # A body of nothing but '&' holds 65,000 of them.
+        return ""
     if raw.isidentifier() and raw.isascii():
         return raw
     name = _decode(raw).partition("\0")[0].lstrip(" ")

@@ -188,6 +188,12 @@ def _check_modes(config_path: Path, db_path: Path) -> Iterator[Finding]:
             yield Finding(
                 Level.PROBLEM, "files", f"every user of this machine may read {path}: chmod o= it"
             )
+    for directory in sorted({config_path.parent, db_path.parent}):
+        mode = directory.stat().st_mode if directory.is_dir() else 0
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            found = True
+            message = f"every user of this machine may replace files in {directory}: chmod o-w it"
+            yield Finding(Level.PROBLEM, "files", message)
     if not found:
         yield Finding(Level.OK, "files", "other users of this machine cannot read key and database")
 

@@ -272,7 +272,7 @@ def _make_mangled(dice: Dice, mark: str) -> Request:
             raw = bytearray(b"\r")
     if dice.happens(0.3):
         del raw[dice.randrange(len(raw)) :]
-    return Request(bytes(raw), Kind.MANGLED, "GET", is_last=True)
+    return Request(bytes(raw) or b"\r", Kind.MANGLED, "GET", is_last=True)
 
 
 _MAKERS: tuple[Sequence[Callable[[Dice, str], Request]], Sequence[int]] = (

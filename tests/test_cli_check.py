@@ -120,6 +120,19 @@ def test_what_other_users_may_read_is_a_problem(
     assert [message.startswith("problem: every user") for message in found["files"]] == [True] * 2
 
 
+def test_a_directory_that_others_may_write_is_a_problem(
+    good: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good.directory.chmod(0o777)
+    status, found = call(good.directory, capsys)
+    # In a directory such as /tmp they may not replace what is not theirs.
+    good.directory.chmod(0o1777)
+    status_of_sticky, _ = call(good.directory, capsys)
+
+    assert (status, status_of_sticky) == (1, 0)
+    assert "may replace files in" in found["files"][0]
+
+
 def test_a_config_says_which_line_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,7 +103,9 @@ def test_csv_is_rfc_4180(tracker: Client, capsys: pytest.CaptureFixture[str]) ->
     assert (rows[1]["amount"], rows[1]["payout"], rows[1]["network"]) == ("12.5", "", "net")
 
 
-@pytest.mark.parametrize("value", ["=1+1", "+1", "-1", "@SUM(A1)", "=cmd|' /C calc'!A0"])
+@pytest.mark.parametrize(
+    "value", ["=1+1", "+1", "-1", "@SUM(A1)", "=cmd|' /C calc'!A0", "＝1", "＋1", "－1", "＠1"]
+)
 def test_no_text_in_csv_is_a_formula_and_amounts_stay_numbers(
     client: Client, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
