@@ -95,7 +95,7 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
         before = schema.read_version(db)
         schema.migrate(db, currency)
         if 0 < before < len(schema.MIGRATIONS):
-            LOG.warning("%s: from schema %s to %s", path, before, len(schema.MIGRATIONS))
+            LOG.info("%s: from schema %s to %s", path, before, len(schema.MIGRATIONS))
         _refuse_other_currency(db, path, currency)
         if is_new:
             sync_directory(path.parent)

@@ -31,8 +31,8 @@ _UNSAFE = re.compile(
 )
 
 # What makes a spreadsheet take a cell for a formula (the wide signs do in East Asian editions), and
-# the apostrophe that keeps it from it. A cell that has apostrophes before such a sign gets one more,
-# so that `rearm` can take it off.
+# the apostrophe that keeps it from it. A cell that has apostrophes before such a sign gets one
+# more, so that `rearm` can take it off.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _DISARMED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 

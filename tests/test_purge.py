@@ -45,7 +45,12 @@ def age_of(client: Client) -> str:
 def test_a_purge_leaves_what_counts_as_it_was(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = tracker.snapshot()
+    def report() -> str:
+        config = str(tracker.directory / "config.ini.php")
+        assert cli.main(["report", "--by", "offer", "--json", "--config", config]) == 0
+        return capsys.readouterr().out
+
+    before, reported = tracker.snapshot(), report()
     count = len(tracker.postbacks())
     cutoff = age_of(tracker)
 
@@ -56,6 +61,8 @@ def test_a_purge_leaves_what_counts_as_it_was(
     assert done["postbacks"] == counted["postbacks"] == count - len(tracker.postbacks()) > 10
     assert all(str(p.received_at.date()) >= cutoff for p in tracker.postbacks())
     assert tracker.snapshot() == before
+    assert report() == reported
+    assert len(reported.splitlines()) > 3
     assert (counted["dry_run"], done["dry_run"]) == (True, False)
     # A resend of what was purged is a repeat: the log is not what holds that.
     assert tracker.send("subid=c0&status=sale&payout=0.25").verdict == "repeated"

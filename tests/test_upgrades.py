@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,23 @@ def test_an_old_database_shows_what_it_showed(
     assert within(earlier, shown)
     assert len(shown) > 1
     assert read_version(upgraded.database) == len(schema.MIGRATIONS)
+
+
+def test_an_old_database_adds_up_to_what_it_showed(
+    upgraded: Client, version: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(upgraded.directory / "config.ini.php")
+
+    assert cli.main(["report", "--by", "network", "--json", "--config", config]) == 0
+
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (total,) = [row for row in shown if row["total"]]
+    earlier = json.loads((DATABASES / f"schema-{version}.json").read_text())["conversions"]
+    paid = [c for c in earlier if c["status"] in {"sale", "rebill"}]
+    assert Decimal(total["revenue"]) == sum(Decimal(c["payout"]) for c in paid if c["payout"])
+    assert total["sales"] + total["rebills"] == len(paid)
+    assert Decimal(total["cost"]) == sum(Decimal(c["cost"]) for c in earlier if c["cost"])
+    assert Decimal(total["revenue"]) > 100
 
 
 def test_an_old_database_goes_on(upgraded: Client) -> None:
