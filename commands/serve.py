@@ -92,7 +92,8 @@ def _announce(settings: Settings, addresses: Sequence[str]) -> None:
 
 
 def _become_gunicorn(path: Path, options: Sequence[str]) -> None:
-    command = [sys.executable, "-m", "gunicorn", "--config", "python:server", *options]
+    # -P: this directory may hold modules of the same names as ours, which `launch` sees to.
+    command = [sys.executable, "-P", "-m", "launch", "--config", "python:server", *options]
     os.environ["POSTBACK_CONFIG"] = str(path)
     # What is still in the buffers would be lost with this program.
     for stream in (sys.stdout, sys.stderr):

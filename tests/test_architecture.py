@@ -53,6 +53,7 @@ FLOORS = {
     "worker": 10,
     "server": 10,
     "display": 10,
+    "launch": 11,
     "commands": 11,
     "cli": 12,
 }

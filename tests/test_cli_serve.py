@@ -63,7 +63,7 @@ def test_config_and_database_are_made_where_missing(
     assert settings.postback_key.decode() not in said.out + said.err
     assert "run `postback url`" in said.out
     assert become == [
-        *(sys.executable, "-m", "gunicorn", "--config", "python:server"),
+        *(sys.executable, "-P", "-m", "launch", "--config", "python:server"),
         "postback:application",
     ]
 
@@ -99,7 +99,7 @@ def test_options_we_do_not_know_go_to_gunicorn_untouched(
 ) -> None:
     serve("--config", str(write_config(tmp_path, {})), *given)
 
-    assert become[5:-1] == passed
+    assert become[6:-1] == passed
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,31 @@ def get(url: str) -> tuple[str | None, bytes]:
         return answer.headers["X-Postback-Result"], answer.read()
 
 
+def wait_for_health(port: int) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            assert get(f"http://127.0.0.1:{port}/health")[1] == b"ok"
+        except URLError:
+            time.sleep(0.1)
+        else:
+            return
+
+
+def test_modules_of_somebody_else_in_the_directory_are_not_ours(tmp_path: Path) -> None:
+    for name in ("config", "storage", "wire", "worker", "server", "json", "gunicorn"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else was imported')")
+    port = find_free_port()
+    command = [sys.executable, "-P", *build_command("serve", "--bind", f"127.0.0.1:{port}")[1:]]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=build_environment({}), stdout=subprocess.DEVNULL
+    )
+    wait_for_health(port)
+    running.send_signal(signal.SIGTERM)
+
+    assert running.wait(timeout=20) == 0
+
+
 def test_on_a_terminal_the_url_is_printed_and_answers(tmp_path: Path) -> None:
     port = find_free_port()
     write_config(tmp_path, {})
@@ -185,13 +210,7 @@ def test_in_a_service_the_journal_holds_no_key(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        try:
-            assert get(f"http://127.0.0.1:{port}/health")[1] == b"ok"
-            break
-        except URLError:
-            time.sleep(0.1)
+    wait_for_health(port)
     key = load(tmp_path / "config.ini.php").postback_key.decode()
     get(f"http://127.0.0.1:{port}/{key}/postback?subid=c1")
     running.send_signal(signal.SIGTERM)
