@@ -138,7 +138,7 @@ def _find_clicks(
     wanted = [token for found in tokens.values() for token in found if token]
     known = set(questions.find_subids(wanted[:TOKENS_AT_MOST]))
     for name, found in tokens.items():
-        for token in [token for token in dict.fromkeys(found) if token in known and token != subid]:
+        for token in [token for token in dict.fromkeys(found) if token in known]:
             if name in SUBID_NAMES:
                 yield f"{name} holds the known click {quote_value(token)} with something around it"
             else:

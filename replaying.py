@@ -62,8 +62,8 @@ class Replayed(NamedTuple):
 
     original: Original
     query: str
-    was: Verdict
-    verdict: Verdict
+    was: Verdict | None
+    verdict: Verdict | None
     effect: Effect
     reason: str
     conversion_id: int | None = None
@@ -107,6 +107,8 @@ def replay(
     """Put one postback through again, within the caller's transaction."""
     query = mending.apply(original.query)
     last = db.find_last_try(original.id)
+    if last is None:
+        return Replayed(original, query, None, None, Effect.LEFT, "purged meanwhile")
     if query == last.query and last.verdict in BOOKED:
         # Not even tried: with `repeats = update` an older amount would come back.
         return _leave(original, query, last, "booked already")

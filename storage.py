@@ -314,10 +314,10 @@ class Storage(Database):
             (at, verdict, reason, conversion_id, postback_id),
         )
 
-    def find_last_try(self, postback_id: int) -> LastTry:
+    def find_last_try(self, postback_id: int) -> LastTry | None:
         """Tell how a postback was put through last: by its newest replay, else as it came."""
         row = self.db.execute(_FIND_LAST_TRY, (postback_id,)).fetchone()
-        return LastTry(row[0], Verdict(row[1]))
+        return None if row is None else LastTry(row[0], Verdict(row[1]))
 
     def settle_parked(self, subid: str, at: str, verdict: Verdict, reason: str) -> None:
         """Write down the same for all that is parked for a click id."""

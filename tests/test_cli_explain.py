@@ -270,6 +270,12 @@ def test_did_you_mean(
     assert hint in "\n".join(tell(tracker, capsys, pasted)["did_you_mean"])
 
 
+def test_what_html_mangled_is_told_once(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(tell(tracker, capsys, "subid=c1&payout=5¤cy=eur")["did_you_mean"]) == 1
+
+
 def test_what_is_right_draws_no_hints(tracker: Client, capsys: pytest.CaptureFixture[str]) -> None:
     query = "subid=c1&status=sale&payout=12.5&currency=eur&tid=t7&from=net&aff=Click-17"
 

@@ -21,6 +21,10 @@ from conftest import NOON, POSTBACK_KEY, Client, ReceiverWith, write_config
 from live import live_server, wait_until
 
 import cli
+import replaying
+from booking import Terms
+from replaying import Effect, Mending, Original
+from storage import open_database
 
 MEND = ("--verdict", "unmapped", "--set", "sale_status=approved")
 
@@ -289,6 +293,17 @@ def test_a_key_does_not_come_into_the_log_by_an_override(
     replay(client, capsys, *MEND, "--set", f"return=x/{POSTBACK_KEY}")
 
     assert POSTBACK_KEY not in client.postbacks()[1].query
+
+
+def test_one_that_was_purged_meanwhile_is_left(client: Client) -> None:
+    client.get("/health")
+    gone = Original(99, "2026-03-02T12:00:00.000Z", "http", "subid=c1&status=sale")
+
+    with open_database(client.database, "USD") as storage, storage.transaction():
+        replayed = replaying.replay(storage, gone, Mending(), Terms("USD"), NOON)
+
+    assert (replayed.effect, replayed.reason) == (Effect.LEFT, "purged meanwhile")
+    assert client.postbacks() == []
 
 
 def fill(client_directory: Path, count: int) -> Client:
