@@ -19,6 +19,7 @@ from commands import (
     explain,
     key,
     log,
+    manuals,
     offers,
     purge,
     rates,
@@ -57,6 +58,7 @@ FAMILIES = (
     key,
     backup,
     purge,
+    manuals,
 )
 
 DESCRIPTION = """\
@@ -81,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    # The manual page and the shells' completion are made from the whole of it.
+    parser.set_defaults(root=parser)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for family in FAMILIES:
         family.add_parser(subparsers)

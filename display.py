@@ -122,6 +122,11 @@ def remark(sentence: str) -> None:
     _console().print(Text(visible(sentence), "dim"))
 
 
+def write(text: str) -> None:
+    """Write a text of ours to standard output, line ends included."""
+    sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+
+
 def complain(sentence: str) -> None:
     """Write a sentence to standard error."""
     sys.stdout.flush()

@@ -56,6 +56,9 @@ EVERYTHING = [
     ("serve",),
 ]
 
+# They print what the program itself knows.
+NEED_NOTHING = [("completion", "bash"), ("man",)]
+
 
 def call(home: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     status = cli.main([*words, "--config", str(home / "config.ini.php")])
@@ -64,7 +67,7 @@ def call(home: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[i
     return status, out, err
 
 
-@pytest.mark.parametrize("words", EVERYTHING, ids=" ".join)
+@pytest.mark.parametrize("words", [*EVERYTHING, *NEED_NOTHING], ids=" ".join)
 def test_every_command_explains_itself_with_an_example(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,7 +87,9 @@ def test_without_a_command_and_with_a_wrong_one_the_usage_is_told(
     assert "usage: postback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [w for w in EVERYTHING if w != ("serve",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [w for w in (*EVERYTHING, *NEED_NOTHING) if w != ("serve",)], ids=" ".join
+)
 def test_an_option_nobody_knows_is_wrong_usage(
     tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
