@@ -705,7 +705,7 @@ def test_a_callable_that_fails_fails_alone(odd: WorkerServer, path: str) -> None
         replies = [line.read() for _ in range(3)]
 
     assert [reply.status for reply in replies] == [200, 500, 200]
-    assert f"Error handling request GET {path}\nTraceback" in odd.read_log()
+    assert f"Error handling request GET {path}\n    Traceback" in odd.read_log()
 
 
 def test_an_answer_may_come_in_parts(odd: WorkerServer) -> None:
