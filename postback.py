@@ -79,6 +79,8 @@ class Body(NamedTuple):
 
 
 CORS = ("Access-Control-Allow-Origin", "*")
+# Without it a script of another origin reads the body of an answer, and none of our headers.
+EXPOSED = ("Access-Control-Expose-Headers", "X-Postback-Result, X-Postback-Reason")
 NO_STORE = ("Cache-Control", "no-store")
 METHODS = "GET, HEAD, POST, OPTIONS"
 # What a browser asks before a script of a landing page may call us.
@@ -368,7 +370,8 @@ def _preview_click(db: Storage, row: ClickRow) -> Intake:
 
 
 def _answer_click(verdict: Verdict, body: str, reasons: Headers) -> Answer:
-    return _text(HTTPStatus.OK, body, CORS, ("X-Postback-Result", verdict.value), *reasons)
+    told = ("X-Postback-Result", verdict.value)
+    return _text(HTTPStatus.OK, body, CORS, EXPOSED, told, *reasons)
 
 
 class Route(NamedTuple):
@@ -505,7 +508,7 @@ def _verdict_headers(outcome: Outcome) -> Headers:
         reasons.append(outcome.reason.summary)
     if outcome.warnings:
         reasons.append(f"warnings: {len(outcome.warnings)}, see the log")
-    return [("X-Postback-Result", outcome.verdict.value), *_reason_headers(reasons)]
+    return [EXPOSED, ("X-Postback-Result", outcome.verdict.value), *_reason_headers(reasons)]
 
 
 def _reason_headers(reasons: Sequence[str]) -> Headers:
