@@ -177,7 +177,9 @@ def assert_told_to_come_back(answer: bytes) -> None:
 def test_a_postback_is_kept_with_the_address_that_nginx_saw(
     nginx: Nginx, receiver: LiveServer
 ) -> None:
-    forged = ("X-Forwarded-For: 198.51.100.7, 198.51.100.8", "X-Real-IP: 198.51.100.9")
+    # So long that one more address in it would be too much for the receiver.
+    long = f"X-Forwarded-For: {'198.51.100.7, ' * 600}198.51.100.8"
+    forged = (long.ljust(8185, "0"), "X-Real-IP: 198.51.100.9")
 
     answer = nginx.send(write_get("c1", *forged), source="127.0.0.7")
 
