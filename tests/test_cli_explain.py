@@ -349,7 +349,7 @@ def test_nothing_that_is_pasted_breaks_it(text: str) -> None:
 
 def test_standard_input_keeps_the_key_out_of_the_shells_history(client: Client) -> None:
     client.click("c1")
-    url = f"\ufeffhttps://h/{POSTBACK_KEY}/postback?subid=c1&status=lead\r\n"
+    url = f"\ufeff/{POSTBACK_KEY}/postback?subid=c1&status=lead\r\n"
 
     ran = call_process(client.directory, "explain", "-", "--json", stdin=url.encode())
 
