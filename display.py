@@ -122,6 +122,17 @@ def remark(sentence: str) -> None:
     _console().print(Text(visible(sentence), "dim"))
 
 
+def say_beside(line: str, *, is_alone: bool) -> None:
+    """Say a line beneath a table on a terminal, else on standard error.
+
+    `is_alone`: what was written is for programs, and nothing may stand beneath it.
+    """
+    if is_terminal() and not is_alone:
+        say(line)
+    else:
+        complain(line)
+
+
 def write(text: str) -> None:
     """Write a text of ours to standard output, line ends included."""
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             teller = _choose_teller(args, bar)
             is_stopped = _take_in(csv_file, delimiter, reader, importer, teller, bar)
     teller.close()
-    _say_totals(teller)
+    _say_totals(teller, is_alone=args.json)
     if teller.counts[Verdict.UNMAPPED]:
         display.complain("say what the unmapped words mean: --status-map approved=sale")
     return INTERRUPTED if is_stopped else int(teller.not_taken > 0)
@@ -358,12 +358,8 @@ def _explain(told: Told) -> str:
     return "; ".join((told.reason, *told.warnings))
 
 
-def _say_totals(teller: Teller) -> None:
+def _say_totals(teller: Teller, *, is_alone: bool) -> None:
     counted = [f"{teller.counts[name]} {name}" for name in VERDICTS if teller.counts[name]]
     parts = ", ".join(counted) or "nothing in them"
     sentence = f"{teller.counts.total()} lines: {parts}; {teller.not_taken} not taken"
-    if display.is_terminal():
-        display.say(sentence)
-    else:
-        # In a pipe stands the table.
-        display.complain(sentence)
+    display.say_beside(sentence, is_alone=is_alone)

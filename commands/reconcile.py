@@ -129,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
         if span is not None:
             show(comparison.find_extra(span))
         close()
-    _say_totals(comparison, span, takes_over=settings.repeats == "update")
+    _tell_bounds(comparison, span, takes_over=settings.repeats == "update")
+    _say_totals(comparison, is_alone=args.csv or args.json)
     return int(any(comparison.counts[name] for name in DIFFERENCES))
 
 
@@ -209,23 +210,21 @@ def _describe_both(reported: Side | None, held: Side | None) -> str:
     )
 
 
-def _say_totals(comparison: Comparison, span: Span | None, *, takes_over: bool) -> None:
+def _tell_bounds(comparison: Comparison, span: Span | None, *, takes_over: bool) -> None:
+    counts = comparison.counts
+    no_span = "extra ones were not looked for: no row was found here (--network says whose)"
+    display.complain(span.describe() if span else no_span)
+    if counts[UNMAPPED]:
+        display.complain("say what the unmapped words mean: --status-map approved=sale")
+    if (counts[AMOUNT] or counts[CURRENCY]) and not takes_over:
+        display.complain('an amount that stands is replaced with repeats = "update" only')
+
+
+def _say_totals(comparison: Comparison, *, is_alone: bool) -> None:
     counts = comparison.counts
     found = [f"{counts[name]} {name}" for name in (*DIFFERENCES, IGNORED) if counts[name]]
     parts = ", ".join([f"{counts[AGREE]} agree", *found])
-    sentence = f"{comparison.rows} rows: {parts}"
-    no_span = "extra ones were not looked for: no row was found here (--network says whose)"
-    notes = [span.describe() if span else no_span]
-    if counts[UNMAPPED]:
-        notes.append("say what the unmapped words mean: --status-map approved=sale")
-    if (counts[AMOUNT] or counts[CURRENCY]) and not takes_over:
-        notes.append('an amount that stands is replaced with repeats = "update" in the config only')
-    for note in notes:
-        display.complain(note)
-    if display.is_terminal():
-        display.say(sentence)
-    else:
-        display.complain(sentence)
+    display.say_beside(f"{comparison.rows} rows: {parts}", is_alone=is_alone)
 
 
 def _read_tolerance(text: str) -> Decimal:
