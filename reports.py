@@ -15,10 +15,10 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from query import SUB_ID_NAMES
-from rates import EXACT, sum_of_halves
+from rates import EXACT, from_micros
 from schema import sum_sql
 from statuses import Status
-from storage import utc_text
+from storage import to_json, utc_text
 
 TIMES = ("hour", "day")
 NAMED = ("campaign", "offer")
@@ -26,8 +26,9 @@ NAMED = ("campaign", "offer")
 OF_CLICKS = (*TIMES, *NAMED, *SUB_ID_NAMES)
 DIMENSIONS = ("day", "hour", *NAMED, "network", "currency", *SUB_ID_NAMES)
 
-# Some 20 ms of reading.
+# Some 20 ms of reading; sub ids are read in lumps that stay in the processor's cache.
 ROWS_AT_ONCE = 20_000
+ROWS_WITH_SUB_IDS_AT_ONCE = 2_000
 
 PERCENT_STEP = Decimal("0.01")
 
@@ -73,69 +74,92 @@ class Asked(NamedTuple):
 
 @dataclass
 class Figures:
-    """What came together under one key; money in the tracker's currency.
+    """What came together under one key; money in micros of the tracker's currency.
 
     What no rate could convert yet is in none of the sums, but by its own currency ('?': unknown).
     """
 
     clicks: int = 0
-    conversions: Counter[Status] = field(default_factory=Counter)
-    revenue: Decimal = Decimal(0)
-    hold: Decimal = Decimal(0)
-    cost: Decimal = Decimal(0)
-    unconverted: dict[str, Decimal] = field(default_factory=dict)
-    unconverted_cost: dict[str, Decimal] = field(default_factory=dict)
+    conversions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
+    revenue_micros: int = 0
+    hold_micros: int = 0
+    cost_micros: int = 0
+    unconverted_micros: dict[str, int] = field(default_factory=dict)
+    unconverted_cost_micros: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def revenue(self) -> Decimal:
+        """Payouts of sales and rebills."""
+        return from_micros(self.revenue_micros)
+
+    @property
+    def hold(self) -> Decimal:
+        """Payouts of leads."""
+        return from_micros(self.hold_micros)
+
+    @property
+    def cost(self) -> Decimal:
+        """What postbacks said that conversions cost, rejected ones too."""
+        return from_micros(self.cost_micros)
 
     @property
     def profit(self) -> Decimal:
         """Revenue less cost."""
-        return EXACT.subtract(self.revenue, self.cost)
+        return from_micros(self.revenue_micros - self.cost_micros)
 
     @property
     def approval_percent(self) -> Decimal | None:
         """Sales and rebills among all conversions; None where there is none."""
         approved = self.conversions[Status.SALE] + self.conversions[Status.REBILL]
-        return find_percent(Decimal(approved), Decimal(self.conversions.total()))
+        return find_percent(approved, sum(self.conversions.values()))
 
     @property
     def roi_percent(self) -> Decimal | None:
         """Profit by cost; None where nothing was paid."""
-        return find_percent(self.profit, self.cost)
+        return find_percent(self.revenue_micros - self.cost_micros, self.cost_micros)
+
+    @property
+    def unconverted(self) -> dict[str, Decimal]:
+        """Payouts of leads, sales and rebills that wait for a rate, by currency."""
+        return {code: from_micros(sum_) for code, sum_ in self.unconverted_micros.items()}
+
+    @property
+    def unconverted_cost(self) -> dict[str, Decimal]:
+        """Costs that wait for a rate, by currency."""
+        return {code: from_micros(sum_) for code, sum_ in self.unconverted_cost_micros.items()}
 
     def add(self, other: "Figures") -> None:
         """Take another's figures in."""
         self.clicks += other.clicks
-        self.conversions.update(other.conversions)
-        self.revenue = EXACT.add(self.revenue, other.revenue)
-        self.hold = EXACT.add(self.hold, other.hold)
-        self.cost = EXACT.add(self.cost, other.cost)
-        _merge(self.unconverted, other.unconverted)
-        _merge(self.unconverted_cost, other.unconverted_cost)
+        _merge(self.conversions, other.conversions)
+        self.revenue_micros += other.revenue_micros
+        self.hold_micros += other.hold_micros
+        self.cost_micros += other.cost_micros
+        _merge(self.unconverted_micros, other.unconverted_micros)
+        _merge(self.unconverted_cost_micros, other.unconverted_cost_micros)
 
 
-def find_percent(part: Decimal, whole: Decimal) -> Decimal | None:
+def find_percent(part: int, whole: int) -> Decimal | None:
     """Give a share in per cent with two decimals; None where the whole is nothing."""
     if whole <= 0:
         return None
-    share = EXACT.divide(EXACT.multiply(part, Decimal(100)), whole)
-    return EXACT.quantize(share, PERCENT_STEP)
+    return EXACT.quantize(EXACT.divide(Decimal(part * 100), Decimal(whole)), PERCENT_STEP)
 
 
-def _merge(sums: dict[str, Decimal], others: Mapping[str, Decimal]) -> None:
-    for currency, amount in others.items():
-        sums[currency] = EXACT.add(sums.get(currency, Decimal(0)), amount)
+def _merge(sums: dict[str, int], others: Mapping[str, int]) -> None:
+    for name, number in others.items():
+        sums[name] = sums.get(name, 0) + number
 
 
 def add_up(db: sqlite3.Connection, asked: Asked) -> dict[Key, Figures]:
     """Add up what is asked for, by the values of its dimensions (None: not known)."""
     read_key = _build_key_reader(db, asked)
     figures: dict[Key, Figures] = {}
-    for (*group, status, payout_waits, cost_waits), sums in _sum_conversions(db, asked).items():
-        whose = figures.setdefault(read_key(group), Figures())
-        whose.add(_read_figures(Status(status), payout_waits, cost_waits, sums))
+    for group, summed in _sum_conversions(db, asked).items():
+        figures.setdefault(read_key(group), Figures()).add(summed)
     if asked.counts_clicks:
-        for clicked, clicks in _count_clicks(db, asked).items():
-            figures.setdefault(read_key(clicked), Figures()).clicks += clicks
+        for group, clicks in _count_clicks(db, asked).items():
+            figures.setdefault(read_key(group), Figures()).clicks += clicks
     return figures
 
 
@@ -196,7 +220,7 @@ _CLICK_TIME = "coalesce(clicks.clicked_at, clicks.created_at)"
 
 def _cut_conversions(db: sqlite3.Connection, asked: Asked) -> Iterator[Piece]:
     if not asked.goes_by_time:
-        return _cut_by_id(db, "conversions")
+        return _cut_by_id(db, "conversions", ROWS_AT_ONCE)
     if asked.by_click_time:
         return _cut_by_time(db, asked, "clicks", _CLICK_TIME)
     return _cut_by_time(db, asked, "conversions", "conversions.created_at")
@@ -205,11 +229,13 @@ def _cut_conversions(db: sqlite3.Connection, asked: Asked) -> Iterator[Piece]:
 def _cut_clicks(db: sqlite3.Connection, asked: Asked) -> Iterator[Piece]:
     if asked.goes_by_time:
         return _cut_by_time(db, asked, "clicks", _CLICK_TIME)
-    return _cut_by_id(db, "clicks")
+    rows = ROWS_WITH_SUB_IDS_AT_ONCE if asked.sub_ids else ROWS_AT_ONCE
+    return _cut_by_id(db, "clicks", rows)
 
 
 def _cut_by_time(db: sqlite3.Connection, asked: Asked, table: str, column: str) -> Iterator[Piece]:
-    unit = "hour" if "hour" in asked.dimensions else "day"
+    # By the hour for sub ids too: those of a piece are held in memory.
+    unit = "hour" if "hour" in asked.dimensions or asked.sub_ids else "day"
     at = asked.since or ""
     while (found := _find_next(db, table, column, at)) is not None:
         if asked.until is not None and found >= asked.until:
@@ -229,11 +255,11 @@ def _find_next(db: sqlite3.Connection, table: str, column: str, at: str) -> str 
     return None if row is None else str(row[0])
 
 
-def _cut_by_id(db: sqlite3.Connection, table: str) -> Iterator[Piece]:
+def _cut_by_id(db: sqlite3.Connection, table: str, rows: int) -> Iterator[Piece]:
     first, last = db.execute(f"SELECT min(id), max(id) FROM {table}").fetchone()
     if first is not None:
-        for start in range(first, last + 1, ROWS_AT_ONCE):
-            yield Piece(f"{table}.id >= ? AND {table}.id < ?", (start, start + ROWS_AT_ONCE))
+        for start in range(first, last + 1, rows):
+            yield Piece(f"{table}.id >= ? AND {table}.id < ?", (start, start + rows))
 
 
 # What each dimension is in SQL. A group is the labels of its piece and then these columns, as they
@@ -241,28 +267,20 @@ def _cut_by_id(db: sqlite3.Connection, table: str) -> Iterator[Piece]:
 
 
 def _list_columns(asked: Asked, table: str) -> list[str]:
-    """Give the columns to group by; the sub ids come in one, so that their JSON is read once."""
-    columns = [f"{table}.{name}_id" if name in NAMED else f"{table}.{name}" for name in asked.plain]
-    paths = [f"'$.{name}'" for name in asked.sub_ids]
-    if paths:
-        columns.append(f"json_extract({table}.sub_ids, {', '.join(paths)})")
-    return columns
+    return [f"{table}.{name}_id" if name in NAMED else f"{table}.{name}" for name in asked.plain]
 
 
-def _build_key_reader(db: sqlite3.Connection, asked: Asked) -> Callable[[Sequence[Any]], Key]:
+def _build_key_reader(db: sqlite3.Connection, asked: Asked) -> Callable[[Group], Key]:
     names = {name: _list_names(db, name) for name in asked.plain if name in NAMED}
+    order = [*Labels._fields, *asked.plain, *asked.sub_ids]
+    places = [(order.index(name), names.get(name)) for name in asked.dimensions]
 
-    def read(group: Sequence[Any]) -> Key:
+    def read(group: Group) -> Key:
         labels, *columns = group
-        values = {**labels._asdict(), **dict(zip(asked.plain, columns, strict=False))}
-        values |= {name: known.get(values[name]) for name, known in names.items()}
-        if asked.sub_ids:
-            found = json.loads(columns[-1]) if len(asked.sub_ids) > 1 else [columns[-1]]
-            values |= {
-                name: None if value is None else str(value)
-                for name, value in zip(asked.sub_ids, found, strict=True)
-            }
-        return tuple(values[name] for name in asked.dimensions)
+        values = (*labels, *columns)
+        return tuple(
+            values[place] if known is None else known.get(values[place]) for place, known in places
+        )
 
     return read
 
@@ -284,16 +302,48 @@ def _group(columns: Sequence[str]) -> str:
 
 def _count_clicks(db: sqlite3.Connection, asked: Asked) -> Counter[Group]:
     columns = _list_columns(asked, "clicks")
-    selected = ", ".join([*columns, "count(*)"])
     counts: Counter[Group] = Counter()
     for piece in _cut_clicks(db, asked):
         where, values = _filter(asked, "clicks", piece)
-        sql = f"SELECT {selected} FROM clicks WHERE {where} {_group(columns)}"
-        for *group, clicks in db.execute(sql, values):
-            # Without columns to group by, SQL counts the nothing of an empty piece too.
-            if clicks:
-                counts[piece.labels, *group] += clicks
+        source = f"FROM clicks WHERE {where}"
+        if asked.sub_ids:
+            found = _count_sub_ids(db, asked, columns, source, values)
+        else:
+            found = _count_columns(db, columns, source, values)
+        for group, clicks in found:
+            counts[piece.labels, *group] += clicks
     return counts
+
+
+def _count_columns(
+    db: sqlite3.Connection, columns: Sequence[str], source: str, values: Sequence[object]
+) -> Iterator[tuple[Group, int]]:
+    selected = ", ".join([*columns, "count(*)"])
+    for *group, clicks in db.execute(f"SELECT {selected} {source} {_group(columns)}", values):
+        # Without columns to group by, SQL counts the nothing of an empty piece too.
+        if clicks:
+            yield tuple(group), clicks
+
+
+def _count_sub_ids(
+    db: sqlite3.Connection,
+    asked: Asked,
+    columns: Sequence[str],
+    source: str,
+    values: Sequence[object],
+) -> Iterator[tuple[Group, int]]:
+    """Count in Python: SQLite would take JSON apart twice as slowly, and then sort it."""
+    lists = [f"json_group_array({column})" for column in columns]
+    selected = ", ".join([*lists, "group_concat(clicks.sub_ids)"])
+    *plain, texts = db.execute(f"SELECT {selected} {source}", values).fetchone()
+    clicks = json.loads(f"[{texts or ''}]")
+    sub_ids = [[_as_text(click.get(name)) for click in clicks] for name in asked.sub_ids]
+    yield from Counter(zip(*map(json.loads, plain), *sub_ids, strict=True)).items()
+
+
+def _as_text(value: Any) -> str | None:
+    """Give a sub id as text, whatever another program wrote."""
+    return value if value is None or value.__class__ is str else to_json(value)
 
 
 _PAYOUT_WAITS = """
@@ -304,44 +354,54 @@ _COST_WAITS = """
         THEN coalesce(cost_currency, '?') END"""
 
 
-def _sum_conversions(db: sqlite3.Connection, asked: Asked) -> dict[Group, list[int]]:
-    """Sum by group, status and what waits for a rate: how many, and the halves of four sums."""
-    columns = [*_list_columns(asked, "conversions"), "status", _PAYOUT_WAITS, _COST_WAITS]
+def _sum_conversions(db: sqlite3.Connection, asked: Asked) -> dict[Group, Figures]:
+    sub_ids = [f"json_extract(conversions.sub_ids, '$.{name}')" for name in asked.sub_ids]
+    columns = [*_list_columns(asked, "conversions"), *sub_ids]
+    width = len(columns)
+    columns += ["status", _PAYOUT_WAITS, _COST_WAITS]
     halves = map(sum_sql, ("payout_micros", "amount_micros", "cost_micros", "cost_amount_micros"))
     selected = ", ".join([*columns, "count(*)", *halves])
     tables = "conversions"
     if asked.by_click_time and asked.goes_by_time:
         # CROSS: from the clicks of the piece to their conversions, never the other way round.
         tables = "clicks CROSS JOIN conversions ON conversions.click_id = clicks.id"
-    sums: dict[Group, list[int]] = {}
+    plain = len(asked.plain)
+    sums: dict[Group, Figures] = {}
     for piece in _cut_conversions(db, asked):
         where, values = _filter(asked, "conversions", piece)
         sql = f"SELECT {selected} FROM {tables} WHERE {where} {_group(columns)}"
         for row in db.execute(sql, values):
-            group = (piece.labels, *row[: len(columns)])
-            known = sums.get(group, _NOTHING)
-            sums[group] = [a + (b or 0) for a, b in zip(known, row[len(columns) :], strict=True)]
+            group = (piece.labels, *row[:plain], *map(_as_text, row[plain:width]))
+            known = sums.get(group)
+            if known is None:
+                known = sums[group] = Figures()
+            _add_row(known, *row[width:])
     return sums
 
 
-_NOTHING = [0] * 9
-
-
-def _read_figures(
-    status: Status, payout_waits: str | None, cost_waits: str | None, sums: Sequence[int]
-) -> Figures:
+def _add_row(
+    figures: Figures,
+    status: str,
+    payout_waits: str | None,
+    cost_waits: str | None,
+    count: int,
+    *halves: int | None,
+) -> None:
+    """Add conversions of one status, all of which wait for a rate or none; sums come in halves."""
     payout, amount, cost, cost_amount = (
-        sum_of_halves(*sums[place : place + 2]) for place in range(1, 9, 2)
+        # As `rates.sum_of_halves`, in micros: exact, for Python's integers have no end.
+        (halves[place] or 0) * 1_000_000 + (halves[place + 1] or 0)
+        for place in range(0, 8, 2)
     )
-    figures = Figures(conversions=Counter({status: sums[0]}), cost=cost)
+    figures.conversions[status] += count
+    figures.cost_micros += cost
     if cost_waits is not None:
-        figures.unconverted_cost[cost_waits] = cost_amount
-    if status is Status.REJECTED:
-        return figures
+        _merge(figures.unconverted_cost_micros, {cost_waits: cost_amount})
+    if status == Status.REJECTED:
+        return
     if payout_waits is not None:
-        figures.unconverted[payout_waits] = amount
-    if status is Status.LEAD:
-        figures.hold = payout
+        _merge(figures.unconverted_micros, {payout_waits: amount})
+    if status == Status.LEAD:
+        figures.hold_micros += payout
     else:
-        figures.revenue = payout
-    return figures
+        figures.revenue_micros += payout

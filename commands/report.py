@@ -214,7 +214,13 @@ def _place_time(name: str, label: str | None) -> tuple[Any, ...]:
 
 
 def _place_name(name: str | None, subtotal: Figures) -> tuple[Any, ...]:
-    return (-subtotal.revenue, -subtotal.hold, -subtotal.clicks, name is None, name or "")
+    return (
+        -subtotal.revenue_micros,
+        -subtotal.hold_micros,
+        -subtotal.clicks,
+        name is None,
+        name or "",
+    )
 
 
 def _cut(lines: list[Line], limit: int, dimensions: Sequence[str]) -> list[Line]:
