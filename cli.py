@@ -1,34 +1,15 @@
 """The `postback` command: its subcommands put together, its errors told in a sentence."""
 
 import argparse
+import importlib
 import io
 import os
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import display
-from commands import (
-    backup,
-    campaigns,
-    check,
-    clicks,
-    conversion_import,
-    conversions,
-    explain,
-    key,
-    log,
-    manuals,
-    offers,
-    purge,
-    rates,
-    reconcile,
-    replay,
-    report,
-    serve,
-    url,
-)
 from commands.tracker import RefusedError
 from config import ConfigError
 from database import DatabaseError
@@ -39,27 +20,29 @@ WRONG_USAGE = 2
 # What shells give for a program that Ctrl-C ended: 128 and the number of the signal.
 INTERRUPTED = 130
 
-# In the order in which `postback --help` shows them.
-FAMILIES = (
-    serve,
-    url,
-    check,
-    log,
-    explain,
-    replay,
-    conversions,
-    conversion_import,
-    reconcile,
-    report,
-    clicks,
-    offers,
-    campaigns,
-    rates,
-    key,
-    backup,
-    purge,
-    manuals,
-)
+# Each command and the module that it is in, in the order in which `postback --help` shows them.
+FAMILIES = {
+    "serve": "serve",
+    "url": "url",
+    "check": "check",
+    "log": "log",
+    "explain": "explain",
+    "replay": "replay",
+    "conversions": "conversions",
+    "import": "conversion_import",
+    "reconcile": "reconcile",
+    "report": "report",
+    "clicks": "clicks",
+    "offers": "offers",
+    "campaigns": "campaigns",
+    "rates": "rates",
+    "key": "key",
+    "backup": "backup",
+    "purge": "purge",
+}
+
+# And, behind them, what is made from the parser of all.
+MODULES = (*FAMILIES.values(), "manuals")
 
 DESCRIPTION = """\
 Receives the postbacks of affiliate networks and keeps the conversions.
@@ -75,8 +58,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(WRONG_USAGE)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of all subcommands."""
+def build_parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
+    """Build the parser of all subcommands, or of those of some modules."""
     parser = _Parser(
         prog="postback",
         description=DESCRIPTION,
@@ -86,8 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     # The manual page and the shells' completion are made from the whole of it.
     parser.set_defaults(root=parser)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for family in FAMILIES:
-        family.add_parser(subparsers)
+    for module in modules:
+        importlib.import_module(f"commands.{module}").add_parser(subparsers)
     return parser
 
 
@@ -117,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    args, rest = build_parser().parse_known_args(argv)
+    # Whoever asks about one click is not to wait until all the other commands are imported.
+    modules = [FAMILIES[argv[0]]] if argv and argv[0] in FAMILIES else MODULES
+    args, rest = build_parser(modules).parse_known_args(argv)
     if rest and not args.takes_rest:
         args.parser.error(f"unknown: {' '.join(rest)}")
     args.rest = rest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib.metadata
 import ipaddress
 import os
 import re
@@ -217,8 +216,11 @@ def example_text() -> str:
     beside = Path(__file__).with_name("config.ini.php.example")
     if beside.is_file():
         return beside.read_text("utf-8")
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for shipped in importlib.metadata.files("postback") or ():
+    # Here, for it takes longer to import than all of the rest, and is hardly ever needed.
+    from importlib import metadata  # noqa: PLC0415
+
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for shipped in metadata.files("postback") or ():
             if shipped.name == beside.name:
                 return Path(str(shipped.locate())).read_text("utf-8")
     raise ConfigError(f"{beside.name} is missing; install the package again.")

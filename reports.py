@@ -5,6 +5,7 @@ else some thousand rows. Where a day begins is computed from the zone, so that d
 hours, and zones that are half an hour off, come out right.
 """
 
+import itertools
 import json
 import sqlite3
 from collections import Counter
@@ -307,38 +308,40 @@ def _count_clicks(db: sqlite3.Connection, asked: Asked) -> Counter[Group]:
         where, values = _filter(asked, "clicks", piece)
         source = f"FROM clicks WHERE {where}"
         if asked.sub_ids:
-            found = _count_sub_ids(db, asked, columns, source, values)
+            lists = _list_with_sub_ids(db, asked, columns, source, values)
+            counts.update(zip(itertools.repeat(piece.labels), *lists, strict=False))
         else:
-            found = _count_columns(db, columns, source, values)
-        for group, clicks in found:
-            counts[piece.labels, *group] += clicks
+            selected = ", ".join([*columns, "count(*)"])
+            sql = f"SELECT {selected} {source} {_group(columns)}"
+            for *group, clicks in db.execute(sql, values):
+                # Without columns to group by, SQL counts the nothing of an empty piece too.
+                if clicks:
+                    counts[piece.labels, *group] += clicks
     return counts
 
 
-def _count_columns(
-    db: sqlite3.Connection, columns: Sequence[str], source: str, values: Sequence[object]
-) -> Iterator[tuple[Group, int]]:
-    selected = ", ".join([*columns, "count(*)"])
-    for *group, clicks in db.execute(f"SELECT {selected} {source} {_group(columns)}", values):
-        # Without columns to group by, SQL counts the nothing of an empty piece too.
-        if clicks:
-            yield tuple(group), clicks
-
-
-def _count_sub_ids(
+def _list_with_sub_ids(
     db: sqlite3.Connection,
     asked: Asked,
     columns: Sequence[str],
     source: str,
     values: Sequence[object],
-) -> Iterator[tuple[Group, int]]:
-    """Count in Python: SQLite would take JSON apart twice as slowly, and then sort it."""
+) -> list[list[Any]]:
+    """List columns and sub ids of the clicks of a piece, for Python to count.
+
+    SQLite would take JSON apart twice as slowly, sort it, and hand over each row.
+    """
     lists = [f"json_group_array({column})" for column in columns]
     selected = ", ".join([*lists, "group_concat(clicks.sub_ids)"])
     *plain, texts = db.execute(f"SELECT {selected} {source}", values).fetchone()
     clicks = json.loads(f"[{texts or ''}]")
-    sub_ids = [[_as_text(click.get(name)) for click in clicks] for name in asked.sub_ids]
-    yield from Counter(zip(*map(json.loads, plain), *sub_ids, strict=True)).items()
+    sub_ids = [[click.get(name) for click in clicks] for name in asked.sub_ids]
+    if not set(map(type, itertools.chain(*sub_ids))) <= _PLAIN:
+        sub_ids = [list(map(_as_text, listed)) for listed in sub_ids]
+    return [*map(json.loads, plain), *sub_ids]
+
+
+_PLAIN = {str, type(None)}
 
 
 def _as_text(value: Any) -> str | None:

@@ -217,6 +217,22 @@ def test_clicks_of_other_programs_with_a_time_that_is_none_are_counted(
     assert (lines[-1]["day"], lines[-1]["clicks"], total["clicks"]) == (None, 1, 7)
 
 
+def test_sub_ids_that_other_programs_wrote_as_numbers_are_text(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.get("/health")
+    client.write("""INSERT INTO clicks (subid, sub_ids) VALUES ('c1', '{"sub_id_1": 5}')""")
+    client.write("""INSERT INTO clicks (subid, sub_ids) VALUES ('c2', '{"sub_id_1": {"a": 1}}')""")
+    client.send("subid=c1&payout=1")
+
+    *lines, _ = call(client, capsys, "--by", "sub_id_1", "--json").objects
+
+    assert [(line["sub_id_1"], line["clicks"], line["sales"]) for line in lines] == [
+        ("5", 1, 1),
+        ('{"a":1}', 1, 0),
+    ]
+
+
 def test_a_terminal_shows_bars_cents_and_what_is_missing(tracker: Client) -> None:
     ran = call_on_terminal(tracker.directory, "report", columns=120, NO_COLOR="1")
 
