@@ -14,7 +14,7 @@ from durability.servers import WORKER_CLASSES, Setup
 SEED = 20261122
 SENDERS = 2
 
-SETUPS = [(Setup(WORKER_CLASSES[0]), 8_000), (Setup(WORKER_CLASSES[0], 2), 4_000)]
+SETUPS = [(Setup(WORKER_CLASSES[0]), 5_000), (Setup(WORKER_CLASSES[0], 2), 2_500)]
 
 
 @pytest.mark.parametrize(("setup", "requests"), SETUPS, ids=str)
