@@ -247,6 +247,22 @@ def test_what_compose_names_is_there() -> None:
     assert f"server {bind};" in upstream
 
 
+DOCKER_COMPOSE = shutil.which("docker-compose")
+
+
+@pytest.mark.skipif(DOCKER_COMPOSE is None, reason="docker-compose is not installed")
+def test_docker_compose_understands_the_file() -> None:
+    ran = subprocess.run(
+        [str(DOCKER_COMPOSE), "--profile", "litestream", "-f", COMPOSE, "config"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stderr
+    assert set(yaml.safe_load(ran.stdout)["services"]) == {"postback", "nginx", "litestream"}
+
+
 def test_the_sidecar_copies_the_services_database_as_its_user() -> None:
     litestream = read_yaml(COMPOSE)["services"]["litestream"]
     [database] = read_yaml(DEPLOY / "litestream" / "litestream.yml")["dbs"]
