@@ -4,8 +4,10 @@ import csv
 import io
 import itertools
 import signal
+import sqlite3
 import subprocess
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -343,6 +345,20 @@ def test_wrong_bytes_in_a_pipe_end_the_import_with_a_sentence(tracker: Client) -
     assert "the file is not UTF-8" in ran.err
     assert "the lines through 1000 are in" in ran.err
     assert len(tracker.postbacks()) == 1000
+
+
+def test_a_database_that_stays_locked_is_told(
+    tracker: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("database.BUSY_TIMEOUT_SECONDS", 0.05)
+    with closing(sqlite3.connect(tracker.database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        ran = take_in(tracker, capsys, "c1,5\n")
+
+    assert ran.status == 1
+    assert "another program holds a write lock" in ran.err
+    assert "no lines are in" in ran.err
 
 
 @pytest.mark.parametrize("name", ["missing.csv", ".", "nul\0"])

@@ -1,10 +1,19 @@
 """`postback reconcile`: a network's own report against what we hold."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from cli_calls import Ran, call_on_terminal, call_process, without_styles
+from cli_calls import (
+    Ran,
+    Terminal,
+    build_command,
+    build_environment,
+    call_on_terminal,
+    call_process,
+    without_styles,
+)
 from conftest import Client
 
 import cli
@@ -340,6 +349,33 @@ def test_a_tolerance_that_is_none_is_wrong_usage(
     tracker: Client, capsys: pytest.CaptureFixture[str], tolerance: str
 ) -> None:
     assert reconcile(tracker, capsys, "subid\n", f"--tolerance={tolerance}").status == 2
+
+
+def test_ctrl_c_and_a_reader_that_leaves_are_no_traceback(tracker: Client) -> None:
+    terminal = Terminal(tracker.directory, "reconcile", "-")
+    try:
+        terminal.type("subid,tid\n")
+        terminal.wait_for("columns")
+        terminal.press_ctrl_c()
+        stopped = terminal.finish()
+    finally:
+        terminal.kill()
+    out, into = os.pipe()
+    os.close(out)
+    with (tracker.directory / "r.csv").open("w") as report:
+        report.write(REPORT)
+    left = subprocess.run(
+        build_command("reconcile", "r.csv", *MAP),
+        cwd=tracker.directory,
+        env=build_environment({}),
+        stdout=into,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(into)
+
+    assert (stopped.status, left.returncode) == (130, 1)
+    assert "Traceback" not in stopped.out + left.stderr.decode()
 
 
 def test_on_a_narrow_terminal_everything_is_seen(tracker: Client, tmp_path: Path) -> None:
