@@ -30,8 +30,11 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u206
 _INVALID_REQUEST = re.compile(r"Invalid request from ip=(\S*): ")
 
 # The part of an address that holds a key, known or not: rotated keys leave our config file. The
-# directory of a postback.db holds none, and errors are to name it.
-_KEY_IN_PATH = re.compile(r"/[^/\s\"']+(?=/(?:postback|click)\b(?!\.(?!gif)))")
+# directory of a postback.db holds none, nor do those that a service has by its name, such as
+# /var/lib/postback, and errors are to name them.
+_KEY_IN_PATH = re.compile(
+    r"/(?!(?:lib|log|opt|run)/postback/)[^/\s\"']+(?=/(?:postback|click)\b(?!\.(?!gif)))"
+)
 
 # Where a client's address stands in gunicorn's access log.
 _ADDRESS_ATOMS = ("h", "{x-forwarded-for}i", "{x-real-ip}i", "{forwarded}i", "{remote_addr}e")

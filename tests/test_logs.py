@@ -9,6 +9,7 @@ import pytest
 from conftest import POSTBACK_KEY, ReceiverWith, write_config
 from live import live_server
 
+import logs
 import proxies
 
 ADDRESS = "X-Forwarded-For: 203.0.113.77"
@@ -43,6 +44,24 @@ def test_the_start_is_told_once_whatever_the_number_of_workers(tmp_path: Path) -
         assert said in re.split("[,;] (?!::)", line)
     assert POSTBACK_KEY not in line
     assert "older" not in line
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/var/lib/postback/config.ini.php",
+        "/var/lib/postback/postback.db",
+        "/run/postback/postback.sock",
+        "/opt/postback/lib/python3.11/site-packages/postback.py",
+        "/var/log/postback/postback.log",
+    ],
+)
+def test_the_files_of_a_service_are_named_and_the_key_beside_them_is_not(path: str) -> None:
+    line = f"{path}: GET /rotated-away/postback?subid=c1, /lib/rotated/click, /opt/x/postback.gif"
+
+    masked = logs.mask_keys(line)
+
+    assert masked == f"{path}: GET /***/postback?subid=c1, /lib/***/click, /opt/***/postback.gif"
 
 
 def test_every_line_is_an_object_where_json_is_asked_for(tmp_path: Path, in_json: None) -> None:
