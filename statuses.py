@@ -188,20 +188,24 @@ ID_MAX_CHARACTERS = 255
 _NO_SUBID = Reason(
     "The click id is missing: add subid= to the Postback URL with the click id macro of your"
     " network as its value.",
-    "no usable click id was sent (as subid, sub_id, clickid, click_id or cookie)",
+    "no usable click id was sent (as subid, sub_id, clickid, click_id or cookie): the Postback URL"
+    " at the network lacks subid= with the network's click id macro",
 )
 _LONG_SUBID = Reason(
     "The click id is longer than 255 characters: send the subid as the tracker gave it.",
-    "the click id is longer than 255 characters",
+    "the click id is longer than 255 characters: look which macro the Postback URL at the network"
+    " has behind subid=",
 )
 _LONG_TID = Reason(
     "The transaction id is longer than 255 characters: send a shorter tid.",
-    "the transaction id is longer than 255 characters",
+    "the transaction id is longer than 255 characters: look which macro the Postback URL at the"
+    " network has behind tid=",
 )
 _MACRO_STATUS = Reason(
     "The status is a macro that the network did not replace: use your network's own macro for"
     " the status in the Postback URL.",
-    "the status is a macro that the network did not replace",
+    "the status is a macro that the network did not replace: the Postback URL needs the network's"
+    " own name for it, or no status= at all where all are sales",
 )
 
 
@@ -412,7 +416,8 @@ _LATE_LEAD = Reason(
 )
 _REBILL_WITHOUT_TID = Reason(
     "a further conversion of the click needs a transaction id: add tid= to the Postback URL",
-    "a further conversion of the click needs a transaction id (tid), and none was sent",
+    "a further conversion of the click needs a transaction id (tid), and none was sent: add tid= to"
+    " the Postback URL",
 )
 
 
@@ -425,8 +430,11 @@ def _recorded_reason(why: str, status: Status) -> Reason:
 def _no_rebills_reason(offer: str | None) -> Reason:
     if offer is None:
         why = "the click has no offer that allows rebills"
-        return Reason(why, why)
-    return Reason("the offer does not allow rebills", f"the offer {offer} does not allow rebills")
+        return Reason(why, f"{why}: bring the click in again with its offer")
+    return Reason(
+        "the offer does not allow rebills",
+        f"the offer {offer} does not allow rebills: `postback offers set` can allow those to come",
+    )
 
 
 def _forbidden_reason(present: Status, wanted: Status) -> Reason:

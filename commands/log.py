@@ -37,6 +37,13 @@ NOTHING = "No such postback has come in."
 FOLLOW_SECONDS = 0.5
 
 
+# instr, not LIKE: the case counts, and signs such as % are themselves.
+_HOLDS_TEXT = (
+    "(instr(query, ?) OR instr(reason, ?) OR instr(warnings, ?)"
+    " OR instr(coalesce(settled_reason, ''), ?))"
+)
+
+
 def add_parser(subparsers: Subparsers) -> None:
     """Add `log`."""
     parser = add_command(
@@ -55,6 +62,15 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--subid", help="only those of this click")
     parser.add_argument("--network", help="only those of the network that signs from=NETWORK")
+    parser.add_argument(
+        "--source",
+        action="append",
+        choices=("http", "pixel", "import", "replay"),
+        help="only those that came this way; may be given several times",
+    )
+    parser.add_argument(
+        "--grep", metavar="TEXT", help="only those with this text in query, reason or warnings"
+    )
     add_since(parser)
     add_until(parser)
     add_limit(parser)
@@ -84,7 +100,9 @@ def read_wanted(args: argparse.Namespace) -> Wanted:
 
 def _read_conditions(args: argparse.Namespace) -> Wanted:
     wanted = Wanted() if args.subid is None else of_click(args.subid)
-    wanted = wanted.where("verdict", args.verdict)
+    wanted = wanted.where("verdict", args.verdict).where("source", args.source)
+    if args.grep is not None:
+        wanted = wanted.also(_HOLDS_TEXT, *[args.grep] * 4)
     return wanted if args.network is None else wanted.where("network", [args.network])
 
 
