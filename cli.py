@@ -90,13 +90,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         display.complain("stopped")
         return INTERRUPTED
-    except (RefusedError, ConfigError, DatabaseError) as error:
-        display.complain(str(error))
-        return REFUSED
-    except (OSError, sqlite3.Error) as error:
-        display.complain(f"{error}; nothing more was done")
+    except _TOLD as error:
+        display.complain(_tell(error))
         return REFUSED
     return status
+
+
+# What ends a command with a sentence.
+_TOLD = (RefusedError, ConfigError, DatabaseError, UnicodeEncodeError, OSError, sqlite3.Error)
+
+
+def _tell(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        # A word of the command line, which the database cannot be asked about.
+        return f"{error.object[:64]!r} is no UTF-8: write it in that encoding"
+    if isinstance(error, OSError | sqlite3.Error):
+        return f"{error}; nothing more was done"
+    return str(error)
 
 
 def _run(argv: Sequence[str]) -> int:

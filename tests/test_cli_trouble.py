@@ -131,6 +131,29 @@ def test_values_that_mean_nothing_are_wrong_usage(
     assert repr(words[-1]) in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("log", "--subid"),
+        ("log", "--grep"),
+        ("conversions", "--offer"),
+        ("report", "--campaign"),
+        ("rates", "unset"),
+    ],
+    ids=" ".join,
+)
+def test_words_that_are_no_utf_8_are_told_in_a_sentence(
+    client: Client, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.get("/health")
+
+    # As Python hands over the byte 0xff.
+    status, _, err = call(client.directory, capsys, *words, "a\udcff")
+
+    assert status == 1
+    assert r"'a\udcff'" in err
+
+
 @pytest.mark.parametrize("since", ["999999w", "9999-12-31", "0001-01-01", "90m", "10s"])
 def test_times_at_the_edge_of_the_calendar_are_times(
     client: Client, capsys: pytest.CaptureFixture[str], since: str
