@@ -322,7 +322,7 @@ def test_plot_draws_whatever_names_there_are(
         drawn = picture.read_text()
         assert drawn.count("<path") > 10
         assert f"by {by.replace(',', ' and ')}" in drawn
-        assert ("$5 and $" in drawn) == ("campaign" in by)
+        assert (r">$5 and $\frac</text>" in drawn) == ("campaign" in by)
 
 
 def test_plot_draws_a_png_and_reports_a_directory_that_is_not_there(
