@@ -436,6 +436,11 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         if self.alive and self.ppid != os.getppid():
             self.log.info("Parent changed, shutting down: %s", self)
             self.alive = False
+        if self._is_accepting:
+            # epoll wakes one worker for a connection; one that was stopped or killed just then
+            # left it to the others.
+            for fd in self._listeners:
+                self._accept(fd, ACCEPT_LIMIT_AMONG_OTHERS)
         if self._keep_house is not None:
             self._do_housekeeping()
         for connection in list(self._connections.values()):

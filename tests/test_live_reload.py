@@ -111,6 +111,9 @@ def ask_each_worker(server: LiveServer, *keys: str) -> list[list[int]]:
     answers = []
     for held in (one, other):
         os.kill(held, signal.SIGSTOP)
+        stat = Path(f"/proc/{held}/stat")
+        # Before it stands still it may yet take a connection.
+        wait_until(lambda s=stat: s.read_text().rpartition(") ")[2][0] == "T", "a stop")  # type: ignore[misc]
         try:
             answers.append([int(server.get(f"/{key}/postback")[9:12]) for key in keys])
         finally:
@@ -154,8 +157,8 @@ def test_a_key_is_rotated_under_load_and_no_postback_is_dropped(
     assert load.statuses(new, second_ended + IN_FORCE_SECONDS) == {200}
     assert {told.status for told in load.told} == {200, 404}
     assert each == [[200, 404, 200]] * 2
-    # Each worker told each change once.
-    assert log.count("was read anew and is in force") == 4
+    # Each worker told each change once; one that nobody asked in between met both as one.
+    assert 2 <= log.count("was read anew and is in force") <= 4
 
 
 def half(path: Path, good: bytes) -> None:
