@@ -223,20 +223,26 @@ def _cut_conversions(db: sqlite3.Connection, asked: Asked) -> Iterator[Piece]:
     if not asked.goes_by_time:
         return _cut_by_id(db, "conversions", ROWS_AT_ONCE)
     if asked.by_click_time:
-        return _cut_by_time(db, asked, "clicks", _CLICK_TIME)
-    return _cut_by_time(db, asked, "conversions", "conversions.created_at")
+        return _cut_by_time(db, asked, "clicks", _CLICK_TIME, _unit_of(asked))
+    return _cut_by_time(db, asked, "conversions", "conversions.created_at", _unit_of(asked))
 
 
 def _cut_clicks(db: sqlite3.Connection, asked: Asked) -> Iterator[Piece]:
     if asked.goes_by_time:
-        return _cut_by_time(db, asked, "clicks", _CLICK_TIME)
+        # By the hour for sub ids too: those of a piece are held in memory.
+        unit = "hour" if asked.sub_ids else _unit_of(asked)
+        return _cut_by_time(db, asked, "clicks", _CLICK_TIME, unit)
     rows = ROWS_WITH_SUB_IDS_AT_ONCE if asked.sub_ids else ROWS_AT_ONCE
     return _cut_by_id(db, "clicks", rows)
 
 
-def _cut_by_time(db: sqlite3.Connection, asked: Asked, table: str, column: str) -> Iterator[Piece]:
-    # By the hour for sub ids too: those of a piece are held in memory.
-    unit = "hour" if "hour" in asked.dimensions or asked.sub_ids else "day"
+def _unit_of(asked: Asked) -> str:
+    return "hour" if "hour" in asked.dimensions else "day"
+
+
+def _cut_by_time(
+    db: sqlite3.Connection, asked: Asked, table: str, column: str, unit: str
+) -> Iterator[Piece]:
     at = asked.since or ""
     while (found := _find_next(db, table, column, at)) is not None:
         if asked.until is not None and found >= asked.until:
