@@ -1,6 +1,7 @@
 """`postback import`: conversions by line, each through the same engine as a live postback."""
 
 import argparse
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -221,8 +222,11 @@ class LineImporter:
         deadline = time.monotonic() + WORK_SECONDS
         at = utc_text(self._read_clock())
         piece: list[Told] = []
-        while start + len(piece) < len(lines) and time.monotonic() < deadline:
-            piece.append(self._keep_line(lines[start + len(piece)], at))
+        for line in itertools.islice(lines, start, None):
+            piece.append(self._keep_line(line, at))
+            # Asked behind the line: on a busy machine the time may be over before the first.
+            if time.monotonic() >= deadline:
+                break
         return piece
 
     def _keep_line(self, line: Line, at: str) -> Told:

@@ -269,16 +269,21 @@ def test_live_postbacks_are_let_through(
     assert turns.count("import") > 3
 
 
-def test_a_line_is_told_when_it_is_on_disk(tracker: Client) -> None:
+@pytest.mark.parametrize("seconds", [0, 0.03])
+def test_a_line_is_told_when_it_is_on_disk(
+    tracker: Client, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    # No time at all: the machine does something else.
+    monkeypatch.setattr("commands.conversion_import.WORK_SECONDS", seconds)
     terms = Terms("USD")
     reader = LineReader(terms, {})
-    lines = [reader.read(number, Said(f"n{number}")) for number in range(500)]
+    lines = [reader.read(number, Said(f"n{number}")) for number in range(100)]
     told = 0
     with open_database(tracker.database, "USD") as storage:
         for piece in LineImporter(storage, terms, tracker.clock).take(lines):
             told += len(piece)
             assert len(tracker.postbacks()) == told
-    assert told == 500
+    assert told == 100
 
 
 def start_import(client: Client, lines: int) -> subprocess.Popen[bytes]:
