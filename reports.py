@@ -13,7 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from decimal import Decimal
+from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
+
+import msgspec
 
 from query import SUB_ID_NAMES
 from rates import EXACT, from_micros
@@ -340,14 +344,25 @@ def _list_with_sub_ids(
     lists = [f"json_group_array({column})" for column in columns]
     selected = ", ".join([*lists, "group_concat(clicks.sub_ids)"])
     *plain, texts = db.execute(f"SELECT {selected} {source}", values).fetchone()
-    clicks = json.loads(f"[{texts or ''}]")
-    sub_ids = [[click.get(name) for click in clicks] for name in asked.sub_ids]
-    if not set(map(type, itertools.chain(*sub_ids))) <= _PLAIN:
-        sub_ids = [list(map(_as_text, listed)) for listed in sub_ids]
-    return [*map(json.loads, plain), *sub_ids]
+    return [*map(json.loads, plain), *_read_sub_ids(f"[{texts or ''}]", tuple(asked.sub_ids))]
 
 
-_PLAIN = {str, type(None)}
+def _read_sub_ids(text: str, names: tuple[str, ...]) -> list[list[str | None]]:
+    """Read the sub ids of some names from a JSON list of objects, a list for each name."""
+    try:
+        clicks = _build_decoder(names).decode(text)
+    except msgspec.MsgspecError:
+        # Another program wrote something else than text.
+        clicks = json.loads(text)
+        return [[_as_text(click.get(name)) for click in clicks] for name in names]
+    return [list(map(attrgetter(name), clicks)) for name in names]
+
+
+@cache
+def _build_decoder(names: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
+    # It takes half the time of a parser that builds whole objects.
+    fields = [(name, str | None, None) for name in names]
+    return msgspec.json.Decoder(list[msgspec.defstruct("SubIds", fields, gc=False)])  # type: ignore[misc]
 
 
 def _as_text(value: Any) -> str | None:
