@@ -5,6 +5,7 @@ WebTest, which checks each request and each answer against the WSGI specificatio
 """
 
 import json
+import signal
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,11 @@ import postback
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import webtest
+
+# Who starts the tests may have Ctrl-C ignored (a shell does, for what it puts in the background),
+# and every program that a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 POSTBACK_KEY = "s3cret-key-of-the-tests"
 CLICK_KEY = "cl1ck-key-of-the-tests"
