@@ -120,21 +120,29 @@ def preview(db: Storage, postback: Postback, terms: Terms) -> Outcome:
 
 
 def keep_clicks(db: Storage, rows: Iterable[ClickRow], now: datetime, terms: Terms) -> Intake:
-    """Take clicks in, with what was parked for them."""
+    """Take clicks in, with what was parked for them; what others are due is not their business."""
+    rows = list(rows)
     new = db.put_clicks(rows, utc_text(now))
-    parked = db.count_parked_for_due_clicks()
-    settle_due_clicks(db, now, terms)
-    return Intake(new, parked)
+    due = db.find_due_clicks_among(row.subid for row in rows)
+    parked = db.count_parked(subid for _, subid in due)
+    _settle_clicks(db, due, now, terms)
+    return Intake(new, sum(parked.values()))
 
 
 def settle_due_clicks(db: Storage, now: datetime, terms: Terms, *, limit: int | None = None) -> int:
     """Apply what is parked for clicks that have come, whoever wrote them; returns how many."""
     # SQLite takes a negative limit for none.
     due = db.find_due_clicks(-1 if limit is None else limit)
+    _settle_clicks(db, due, now, terms)
+    return len(due)
+
+
+def _settle_clicks(
+    db: Storage, due: Iterable[tuple[int, str]], now: datetime, terms: Terms
+) -> None:
     for click_id, subid in due:
         _settle_parked(db, subid, now, terms)
         db.clear_due_click(click_id)
-    return len(due)
 
 
 def fill_in_waiting(db: Storage, now: datetime, *, limit: int = WAITING_AT_ONCE) -> int:
@@ -351,6 +359,10 @@ def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: Terms) -> N
         parked.received_at, parked.source, parked.method, parked.remote_addr, parked.query, postback
     )
     decision, known = _judge(db, postback, terms)
+    if decision.verdict is Verdict.PARKED:
+        reason = "its query names another click today"
+        db.settle_postback(parked.id, at, Verdict.REFUSED, reason, None)
+        return
     effect = _apply(db, decision, known, arrival, terms)
     reason = "; ".join((decision.reason.detail, *effect.warnings))
     db.settle_postback(parked.id, at, decision.verdict, reason, effect.conversion_id)

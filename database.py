@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
@@ -86,6 +87,8 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
         isolation_level=None,
         cached_statements=CACHED_STATEMENTS,
     )
+    # Other programs may write any bytes: one offer's name must not stop all postbacks.
+    db.text_factory = partial(str, encoding="utf-8", errors="replace")
     lock = _open_lock(path)
     try:
         # Workers that start at once: SQLite tells the second one to switch a fresh file to its log

@@ -32,6 +32,10 @@ class KeyUses:
             if key not in self._written or at - self._written[key] >= precision
         }
 
+    def forget_written(self) -> None:
+        """Take nothing for written: the transaction that was to bring it may have failed."""
+        self._written.clear()
+
     def write(self, db: Storage, news: dict[bytes, datetime]) -> None:
         """Write down; the caller holds the transaction."""
         if not news:

@@ -322,7 +322,7 @@ def _answer_pixel(outcome: Outcome) -> Answer:
 def _pend(
     environ: Environ, orders: Orders, arrival: Arrival, answer: Callable[[Outcome], Answer]
 ) -> Pending:
-    if orders.settings.logs_postbacks:
+    if orders.settings.logs_postbacks and environ["REQUEST_METHOD"] != "HEAD":
         answer = partial(_log_and_answer, arrival, answer)
     return Pending(_job_of(environ, orders, arrival), answer, unavailable_answer)
 
@@ -443,12 +443,10 @@ def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
 def _read_sent(environ: Environ, orders: Orders) -> tuple[dict[str, str], str, tuple[str, ...]]:
     """Read query and body: the fields, the two as one stored query, warnings."""
     query = hide_secrets(environ.get("QUERY_STRING", ""), orders.secrets)
-    if environ["REQUEST_METHOD"] != "POST":
-        return read_fields(query), store_query(query), ()
-    body = _read_body(environ)
-    form = hide_secrets(body.form, orders.secrets)
-    fields = {**read_fields(form), **read_fields(query)} if form else read_fields(query)
-    return fields, store_query(query, form), tuple(_mask(w, orders) for w in body.warnings)
+    body = _read_body(environ) if environ["REQUEST_METHOD"] == "POST" else Body()
+    # What is kept is what is read: a parked postback is read from there again.
+    stored = store_query(query, hide_secrets(body.form, orders.secrets))
+    return read_fields(stored), stored, tuple(_mask(w, orders) for w in body.warnings)
 
 
 def _read_cookies(environ: Environ, orders: Orders) -> dict[str, str]:

@@ -23,6 +23,9 @@ class Purge(NamedTuple):
     table: str
     key: str
     old: str
+    # What holds of a row that can go in a moment; a count looks ahead, to when other tables have
+    # been purged too.
+    free: str = "1"
 
     def list_old(self, db: Storage, age: Age, after: tuple[str, int], limit: int) -> "Stretch":
         """List ids of old rows behind a place; a read of its own, without a lock."""
@@ -38,7 +41,7 @@ class Purge(NamedTuple):
         values = {**age._asdict(), "ids": to_json(ids)}
         for statement in (*_GOES_WITH.get(self.table, ()), f"DELETE FROM {self.table}"):
             column = "conversion_id" if "history" in statement else "id"
-            old = f"id IN (SELECT value FROM json_each(:ids)) AND {self.old}"
+            old = f"id IN (SELECT value FROM json_each(:ids)) AND {self.old} AND {self.free}"
             sql = f"{statement} WHERE {column} IN (SELECT id FROM {self.table} WHERE {old})"
             deleted = db.db.execute(sql, values).rowcount
         return deleted
@@ -64,7 +67,10 @@ POSTBACKS = Purge(
     table="postbacks",
     key="received_at",
     old="received_at < :before AND id < (SELECT max(id) FROM postbacks)"
-    " AND (verdict <> 'parked' OR settled_at IS NOT NULL OR received_at < :parked_since)",
+    " AND (verdict <> 'parked' OR settled_at IS NOT NULL OR received_at < :parked_since)"
+    # A replay that waits for its click is booked at its original's time, and reads it there.
+    " AND NOT EXISTS (SELECT 1 FROM postbacks AS again WHERE again.replay_of = postbacks.id"
+    " AND again.verdict = 'parked' AND again.settled_at IS NULL)",
 )
 
 # A conversion that a postback was about since is not old, whatever came of that postback.
@@ -75,6 +81,7 @@ CONVERSIONS = Purge(
     " AND id < (SELECT max(id) FROM conversions)"
     " AND NOT EXISTS (SELECT 1 FROM postbacks WHERE conversion_id = conversions.id"
     " AND (received_at >= :before OR id = (SELECT max(id) FROM postbacks)))",
+    free="NOT EXISTS (SELECT 1 FROM postbacks WHERE conversion_id = conversions.id)",
 )
 
 # Not those whose parked postbacks are about to be applied.

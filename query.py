@@ -251,8 +251,9 @@ def _read_name(raw: str) -> str:
 def _decode_value(raw: str) -> str:
     value = _decode(raw)
     # "%aff_sub%" is a placeholder whose first three characters happen to be an escape.
-    if "\ufffd" in value and is_macro(raw):
-        return raw
+    # A space comes raw in a body and is kept as an escape: both are to read the same.
+    if "\ufffd" in value and is_macro(spaced := raw.replace("+", " ").replace("%20", " ")):
+        return spaced
     return value
 
 

@@ -116,6 +116,7 @@ def replay(
         return _leave(original, query, last, "applied by itself when its click comes")
     try:
         with db.savepoint():
+            db.withdraw_parked_replays(original.id, utc_text(now))
             outcome = booking.keep(db, _read_arrival(original, query, terms, now), terms)
             _undo_nothing_new(last, outcome)
             if outcome.verdict is not Verdict.PARKED:
@@ -155,9 +156,13 @@ def _read_arrival(original: Original, query: str, terms: Terms, now: datetime) -
 
 
 def _undo_nothing_new(last: LastTry, outcome: Outcome) -> None:
+    if last.verdict in BOOKED and outcome.verdict is Verdict.RECORDED:
+        raise _NothingNewError("booked already: this would be a second conversion of it")
     if outcome.verdict in _EFFECTS:
         return
-    if outcome.verdict is last.verdict or last.verdict in BOOKED:
+    if last.verdict is Verdict.PARKED and last.is_replay and outcome.verdict is Verdict.PARKED:
+        return
+    if outcome.verdict is last.verdict or last.verdict in BOOKED | {Verdict.PARKED}:
         raise _NothingNewError(outcome.reason.detail)
 
 

@@ -1,6 +1,7 @@
 """The receiver's working half in one process: the config in force, the writer, the housekeeping."""
 
 import atexit
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,9 @@ from query import secrets_pattern
 from rounds import RateKeeper
 from statuses import Policy
 from storage import Storage, open_database
-from writer import Committer, Job, UnavailableError, Writer
+from writer import Committer, Job, UnavailableError, Writer, attempt_all
+
+LOG = logging.getLogger("postback.service")
 
 Clock = Callable[[], datetime]
 
@@ -183,6 +186,9 @@ class Service:
         settings = orders.settings
         storage = open_database(settings.db_path, settings.currency, create=not self._has_opened)
         self._has_opened = True
+        # What the last commit was to bring may be gone with it.
+        self.key_uses.forget_written()
+        self._filled_to_rate_id = -1
         return storage
 
     def _housekeep(self, db: Storage) -> bool:
@@ -191,11 +197,26 @@ class Service:
         if orders is None:
             return False
         now = self._clock()
-        limit = booking.DUE_CLICKS_AT_ONCE
-        more = booking.settle_due_clicks(db, now, orders.terms, limit=limit) == limit
+        steps: list[Job[Any]] = [
+            partial(_settle_some, now=now, terms=orders.terms),
+            partial(self._fill_in, now=now),
+            partial(self._rate_keeper.look, settings=orders.settings, now=now),
+            lambda db: self.key_uses.write(db, self.key_uses.list_news()),
+        ]
+        # One that breaks does not keep the others from their turn.
+        more, *others = attempt_all(db, steps)
+        for outcome in (more, *others):
+            if isinstance(outcome, Exception):
+                LOG.error("housekeeping broke off", exc_info=outcome)
+        return more is True
+
+    def _fill_in(self, db: Storage, now: datetime) -> None:
         last_rate_id = db.find_last_rate_id()
         if last_rate_id != self._filled_to_rate_id and booking.fill_in_waiting(db, now) == 0:
             self._filled_to_rate_id = last_rate_id
-        self._rate_keeper.look(db, orders.settings, now)
-        self.key_uses.write(db, self.key_uses.list_news())
-        return more
+
+
+def _settle_some(db: Storage, now: datetime, terms: Terms) -> bool:
+    """Settle some of the clicks that are due; True where more of them wait."""
+    limit = booking.DUE_CLICKS_AT_ONCE
+    return booking.settle_due_clicks(db, now, terms, limit=limit) == limit

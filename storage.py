@@ -97,6 +97,7 @@ class LastTry(NamedTuple):
 
     query: str
     verdict: Verdict
+    is_replay: bool
 
 
 class Waiting(NamedTuple):
@@ -289,11 +290,6 @@ class Storage(Database):
         """List what is parked for a click id, in the order received."""
         return [ParkedPostback(*row) for row in self.db.execute(_FIND_PARKED, (subid, limit))]
 
-    def count_parked_for_due_clicks(self) -> int:
-        """Count what is parked for the clicks that have come."""
-        count: int = self.db.execute(_COUNT_PARKED_FOR_DUE_CLICKS).fetchone()[0]
-        return count
-
     def count_parked(self, subids: Iterable[str]) -> dict[str, int]:
         """Count what is parked for each of these click ids; those without are left out."""
         if self.db.execute(_FIND_ANY_PARKED).fetchone() is None:
@@ -317,7 +313,16 @@ class Storage(Database):
     def find_last_try(self, postback_id: int) -> LastTry | None:
         """Tell how a postback was put through last: by its newest replay, else as it came."""
         row = self.db.execute(_FIND_LAST_TRY, (postback_id,)).fetchone()
-        return None if row is None else LastTry(row[0], Verdict(row[1]))
+        return None if row is None else LastTry(row[0], Verdict(row[1]), bool(row[2]))
+
+    def withdraw_parked_replays(self, original_id: int, at: str) -> None:
+        """End the earlier replays of a postback that wait for a click still."""
+        self.db.execute(
+            "UPDATE postbacks SET settled_at = ?, settled_verdict = 'refused',"
+            " settled_reason = 'put through again otherwise'"
+            " WHERE replay_of = ? AND verdict = 'parked' AND settled_at IS NULL",
+            (at, original_id),
+        )
 
     def settle_parked(self, subid: str, at: str, verdict: Verdict, reason: str) -> None:
         """Write down the same for all that is parked for a click id."""
@@ -334,6 +339,12 @@ class Storage(Database):
             " ORDER BY click_id LIMIT ?",
             (limit,),
         ).fetchall()
+
+    def find_due_clicks_among(self, subids: Iterable[str]) -> list[tuple[int, str]]:
+        """List likewise those of these click ids."""
+        if not self.find_due_clicks(1):
+            return []
+        return self.db.execute(_FIND_DUE_AMONG, (to_json(list(subids)),)).fetchall()
 
     def clear_due_click(self, click_id: int) -> None:
         """Take a click off the list: nothing is parked for it any more."""
@@ -534,17 +545,18 @@ _FIND_PARKED = """
 """
 
 _FIND_LAST_TRY = """
-    SELECT query, coalesce(settled_verdict, verdict) FROM (
+    SELECT query, coalesce(settled_verdict, verdict), replay_of IS NOT NULL FROM (
         SELECT * FROM postbacks WHERE replay_of = ?1
         UNION ALL
         SELECT * FROM postbacks WHERE id = ?1)
     ORDER BY id DESC LIMIT 1
 """
 
-_COUNT_PARKED_FOR_DUE_CLICKS = """
-    SELECT count(*) FROM due_clicks JOIN clicks ON clicks.id = click_id
-    JOIN postbacks ON postbacks.subid = clicks.subid
-        AND postbacks.verdict = 'parked' AND postbacks.settled_at IS NULL
+# CROSS JOIN: the click ids lead, each a look into the index.
+_FIND_DUE_AMONG = """
+    SELECT clicks.id, subid FROM (SELECT DISTINCT value FROM json_each(?))
+    CROSS JOIN clicks ON clicks.subid = value
+    WHERE EXISTS (SELECT 1 FROM due_clicks WHERE click_id = clicks.id) ORDER BY clicks.id
 """
 
 _FIND_ANY_PARKED = """

@@ -370,3 +370,59 @@ def test_ctrl_c_says_how_far_it_came_and_how_to_go_on(tmp_path: Path) -> None:
     assert "the same command does the rest" in " ".join(seen.split())
     assert "Traceback" not in seen
     assert 0 < count_conversions(client) < 20_000
+
+
+# No way of replaying makes money twice, or less of it
+
+
+def money(client: Client) -> list[tuple[str, str, str | None]]:
+    return [(c.subid, c.status, c.payout) for c in client.conversions()]
+
+
+def test_a_replay_that_waits_is_ended_by_the_next_one(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.click("c2")
+    client.send("aff=X1&aff2=c2&status=sale&payout=10")
+    replay(client, capsys, "--verdict", "invalid", "--rename", "aff=subid")
+    replay(client, capsys, "--verdict", "invalid", "--rename", "aff2=subid")
+
+    client.click("X1")
+
+    assert money(client) == [("c2", "sale", "10")]
+
+
+def test_a_mapping_that_was_wrong_is_put_right_before_the_click_comes(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.send("subid=c1&status=approved&payout=10")
+    replay(client, capsys, "--verdict", "unmapped", "--set", "sale_status=approved")
+    replay(client, capsys, "--verdict", "unmapped", "--set", "lead_status=approved")
+
+    client.click("c1")
+
+    assert money(client) == [("c1", "lead", "10")]
+
+
+def test_what_is_booked_is_not_booked_again_under_another_tid(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.click("c1", offer="O1")
+    client.allow_rebills("O1")
+    client.send("subid=c1&status=sale&payout=10&transaction=t1&from=net")
+
+    ran = replay(client, capsys, "--network", "net", "--rename", "transaction=tid")
+
+    assert money(client) == [("c1", "sale", "10")]
+    assert "booked already" in ran.out
+
+
+def test_an_override_takes_nothing_away_that_is_parked(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.send("subid=c1&status=sale&payout=10&from=net")
+    replay(client, capsys, "--network", "net", "--set", "status=paid")
+
+    client.click("c1")
+
+    assert money(client) == [("c1", "sale", "10")]

@@ -4,6 +4,7 @@ import json
 import sqlite3
 import threading
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,47 @@ def test_pieces_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> Non
     assert purge._adapt(1000, purge.AIM_SECONDS) == 1000
     assert purge._adapt(50, 1.0) == 50
     assert purge._adapt(10_000, 0.001) == 10_000
+
+
+def test_a_replay_that_waits_keeps_its_originals_day(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = datetime.now(UTC)
+    client.clock.now = now - timedelta(days=500)
+    client.send("aff=X1&status=sale&payout=10")
+    config = ("--config", str(client.directory / "config.ini.php"))
+    cli.main(["replay", "--verdict", "invalid", "--rename", "aff=subid", *config])
+    client.clock.now = now
+
+    assert cli.main(["purge", "--older-than", "400d", *config]) == 0
+    client.click("X1")
+
+    [conversion] = client.conversions()
+    assert conversion.created_at.date() == (now - timedelta(days=500)).date()
+
+
+def test_a_conversion_that_a_spared_row_names_is_spared_too(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    for subid in ("a", "b", "c"):
+        client.click(subid)
+    client.clock.now = now - timedelta(days=500)
+    for subid in ("b", "a", "b"):
+        client.send(f"subid={subid}&status=sale")
+    whole = purge._purge
+
+    def with_a_postback_in_between(db: Any, which: Any, age: Any) -> int:
+        deleted = whole(db, which, age)
+        if which.table == "postbacks":
+            client.clock.now = now
+            client.send("subid=c&status=sale")
+        return deleted
+
+    monkeypatch.setattr(purge, "_purge", with_a_postback_in_between)
+    config = str(client.directory / "config.ini.php")
+
+    status = cli.main(["purge", "--older-than", "400d", "--conversions", "--config", config])
+
+    assert status == 0
+    assert [c.subid for c in client.conversions()] == ["b", "c"]
