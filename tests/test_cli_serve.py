@@ -15,6 +15,7 @@ from cli_calls import Terminal, build_command, build_environment
 from conftest import POSTBACK_KEY, write_config
 
 import cli
+import logs
 from commands.serve import find_base
 from config import load
 
@@ -26,6 +27,10 @@ class BecameGunicornError(Exception):
 @pytest.fixture
 def become(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Catch the command line that this process would become."""
+    for name in ("POSTBACK_CONFIG", logs.FORMAT_VARIABLE):
+        # What it sets for the program it becomes is no other test's.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     command: list[str] = []
 
     def execv(path: str, words: list[str]) -> None:

@@ -120,6 +120,7 @@ def run_here(home: Path, words: list[str]) -> str:
     printed = io.TextIOWrapper(io.BytesIO(), "utf-8")
     before = dict(os.environ)
     try:
+        os.environ.pop("POSTBACK_CONFIG", None)
         os.environ.update(LOOKS)
         with contextlib.chdir(home), redirect_stdout(printed), redirect_stderr(printed):
             cli.main(words)
