@@ -1,10 +1,11 @@
 """The one way of a postback: judge it with the engine, keep it and its effect in one transaction.
 
 A live request, an imported line, a replay and a click's arrival all come through here. The caller
-holds the transaction; nothing here commits, but for `set_rate` and `unset_rate`.
+holds the transaction; nothing here commits, but for `settle_all_due_clicks`, `set_rate` and
+`unset_rate`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -135,6 +136,19 @@ def settle_due_clicks(db: Storage, now: datetime, terms: Terms, *, limit: int | 
     due = db.find_due_clicks(-1 if limit is None else limit)
     _settle_clicks(db, due, now, terms)
     return len(due)
+
+
+def settle_all_due_clicks(
+    db: Storage,
+    terms: Terms,
+    read_clock: Callable[[], datetime],
+    at_once: int = DUE_CLICKS_AT_ONCE,
+) -> None:
+    """Settle whatever is due, some clicks at a time, each time in a transaction of its own."""
+    settled = at_once
+    while settled == at_once:
+        with db.transaction():
+            settled = settle_due_clicks(db, read_clock(), terms, limit=at_once)
 
 
 def _settle_clicks(

@@ -104,7 +104,6 @@ def read_postback(
     *,
     tracker_currency: str,
     decimal_comma: bool = False,
-    leads_only: bool = False,
 ) -> Postback:
     """Read what was sent. Never raises: what cannot be used is named in the warnings."""
     warnings: list[str] = []
@@ -120,7 +119,6 @@ def read_postback(
         cost=cost,
         currency=_read_currency(fields, tracker_currency, warnings),
         lists=_read_lists(fields),
-        leads_only=leads_only,
     )
     return Postback(
         incoming=incoming,

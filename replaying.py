@@ -73,14 +73,6 @@ class _NothingNewError(Exception):
     """What was done is to be undone: it says no more than what is known."""
 
 
-def settle_due_clicks(db: Storage, terms: Terms, read_clock: Callable[[], datetime]) -> None:
-    """Settle what other programs' clicks brought along: it came before any replay."""
-    settled = limit = booking.DUE_CLICKS_AT_ONCE
-    while settled == limit:
-        with db.transaction():
-            settled = booking.settle_due_clicks(db, read_clock(), terms, limit=limit)
-
-
 def replay_all(
     db: Storage,
     originals: Sequence[Original],

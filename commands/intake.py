@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import booking
 from booking import PARKED_PER_CLICK, Intake, Terms
+from commands.pieces import PieceSize
 from storage import ClickRow, Storage
 
 # How long a piece may hold the write lock is 100 ms (the contract); less is aimed at, since the
@@ -18,9 +19,9 @@ FIRST_PIECE_ROWS = 500
 # the disk that does, and every commit has that.
 SMALLEST_PIECE_ROWS = 1000
 LARGEST_PIECE_ROWS = 20_000
-# One quick or slow piece must not make the next one much too large or small.
+# One quick piece must not make the next one much too large.
 LARGEST_GROWTH = 1.25
-LARGEST_CUT = 0.5
+PIECE_SIZE = PieceSize(AIM_SECONDS, SMALLEST_PIECE_ROWS, LARGEST_PIECE_ROWS, LARGEST_GROWTH)
 
 # So many clicks are sorted by id before they are cut into pieces. Ids are random: each piece of an
 # unsorted file would touch nearly all of the index, write it out, and take twice as long.
@@ -61,12 +62,9 @@ class Importer:
 
     def settle_due_clicks(self) -> None:
         """Settle what other programs' clicks brought along, so that no piece has to."""
-        settled = DUE_CLICKS_AT_ONCE
-        while settled == DUE_CLICKS_AT_ONCE:
-            with self._storage.transaction():
-                settled = booking.settle_due_clicks(
-                    self._storage, self._read_clock(), self._terms, limit=DUE_CLICKS_AT_ONCE
-                )
+        booking.settle_all_due_clicks(
+            self._storage, self._terms, self._read_clock, DUE_CLICKS_AT_ONCE
+        )
 
     def take(self, rows: Sequence[ClickRow]) -> bool:
         """Take clicks; True where all that was taken so far is on disk now."""
@@ -123,10 +121,7 @@ class Importer:
         if rows < self._piece_rows // 2:
             # The last piece, or one that was cut for what is parked: it tells little.
             return
-        change = min(LARGEST_GROWTH, max(LARGEST_CUT, AIM_SECONDS / max(seconds, 1e-9)))
-        self._piece_rows = max(
-            SMALLEST_PIECE_ROWS, min(LARGEST_PIECE_ROWS, int(self._piece_rows * change))
-        )
+        self._piece_rows = PIECE_SIZE.adapt(self._piece_rows, seconds)
 
     def _count(self, rows: int, intake: Intake) -> None:
         new, updated, settled = self.totals

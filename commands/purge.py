@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import display
 import purging
 from commands.options import Subparsers, add_command, add_json, read_since
+from commands.pieces import PieceSize
 from commands.tracker import load_keyless, writing
 from config import Settings
 from purging import Age, Purge
@@ -19,7 +20,7 @@ FIRST_PIECE_ROWS = 200
 SMALLEST_PIECE_ROWS = 50
 LARGEST_PIECE_ROWS = 10_000
 LARGEST_GROWTH = 1.5
-LARGEST_CUT = 0.5
+PIECE_SIZE = PieceSize(AIM_SECONDS, SMALLEST_PIECE_ROWS, LARGEST_PIECE_ROWS, LARGEST_GROWTH)
 
 # Who waits for the lock looks every 0.3 ms: in this time the service has it back.
 PAUSE_SECONDS = 0.005
@@ -106,18 +107,13 @@ def _purge(db: Storage, purge: Purge, age: Age) -> int:
             # Not before: the wait for the lock is nobody's burden but ours.
             started = time.monotonic()
             deleted += purge.delete(db, age, stretch.ids)
-        rows = _adapt(rows, time.monotonic() - started)
+        rows = PIECE_SIZE.adapt(rows, time.monotonic() - started)
         last = stretch.last
         pieces += 1
         if pieces % PIECES_A_CHECKPOINT == 0:
             db.checkpoint()
         time.sleep(PAUSE_SECONDS)
     return deleted
-
-
-def _adapt(rows: int, seconds: float) -> int:
-    change = min(LARGEST_GROWTH, max(LARGEST_CUT, AIM_SECONDS / max(seconds, 1e-9)))
-    return max(SMALLEST_PIECE_ROWS, min(LARGEST_PIECE_ROWS, int(rows * change)))
 
 
 def _describe(counts: dict[str, int], age: Age, free: int, *, is_dry: bool) -> str:

@@ -5,12 +5,11 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Any
 
 import display
 import replaying
-from booking import Terms, reread
+from booking import Terms, reread, settle_all_due_clicks
 from commands.log import describe_amount
 from commands.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
 from commands.tracker import RefusedError, load_settings, reading, writing
@@ -20,7 +19,7 @@ from query import KNOWN_NAMES, hide_secrets, secrets_pattern
 from questions import Questions, Wanted, of_click
 from rehearsal import LAST_REAL_ID, Rehearsal, rehearse
 from replaying import Effect, Mending, Original, Replayed
-from service import read_terms
+from service import read_clock, read_terms
 from statuses import Verdict
 
 COLUMNS = (
@@ -149,9 +148,10 @@ def _replay(
             storage, pages = rehearsal.storage, _take_along(rehearsal, pages, mending, terms)
         else:
             storage = stack.enter_context(writing(settings))
-            replaying.settle_due_clicks(storage, terms, _read_clock)
+            # What other programs' clicks brought along came before any replay.
+            settle_all_due_clicks(storage, terms, read_clock)
         for page in pages:
-            yield from replaying.replay_all(storage, page, mending, terms, _read_clock)
+            yield from replaying.replay_all(storage, page, mending, terms, read_clock)
 
 
 def _take_along(
@@ -161,7 +161,7 @@ def _take_along(
     for page in pages:
         queries = [mending.apply(original.query) for original in page]
         rehearsal.take(queries, [original.id for original in page])
-        replaying.settle_due_clicks(rehearsal.storage, terms, _read_clock)
+        settle_all_due_clicks(rehearsal.storage, terms, read_clock)
         yield page
 
 
@@ -291,7 +291,3 @@ def _check_name(name: str) -> str:
             f"{name!r} is no parameter of ours; the nearest is {nearest!r}"
         )
     return name
-
-
-def _read_clock() -> datetime:
-    return datetime.now(UTC)

@@ -14,6 +14,7 @@ from live import live_server
 
 import cli
 from commands import purge
+from commands.pieces import PieceSize
 
 
 @pytest.fixture
@@ -143,13 +144,13 @@ def test_the_service_goes_on_while_many_are_purged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[float] = []
-    adapt = purge._adapt
+    adapt = PieceSize.adapt
 
-    def adapt_noted(rows: int, seconds: float) -> int:
+    def adapt_noted(size: PieceSize, rows: int, seconds: float) -> int:
         held.append(seconds)
-        return adapt(rows, seconds)
+        return adapt(size, rows, seconds)
 
-    monkeypatch.setattr(purge, "_adapt", adapt_noted)
+    monkeypatch.setattr(PieceSize, "adapt", adapt_noted)
     config = write_config(tmp_path, {"unknown_subid": "accept"})
     answers: list[bytes] = []
     with live_server(tmp_path) as server:
@@ -182,11 +183,11 @@ def test_the_service_goes_on_while_many_are_purged(
 
 
 def test_pieces_grow_while_they_are_quick_and_shrink_when_they_are_slow() -> None:
-    assert purge._adapt(1000, 0.001) == 1500
-    assert purge._adapt(1000, 1.0) == 500
-    assert purge._adapt(1000, purge.AIM_SECONDS) == 1000
-    assert purge._adapt(50, 1.0) == 50
-    assert purge._adapt(10_000, 0.001) == 10_000
+    assert purge.PIECE_SIZE.adapt(1000, 0.001) == 1500
+    assert purge.PIECE_SIZE.adapt(1000, 1.0) == 500
+    assert purge.PIECE_SIZE.adapt(1000, purge.AIM_SECONDS) == 1000
+    assert purge.PIECE_SIZE.adapt(50, 1.0) == 50
+    assert purge.PIECE_SIZE.adapt(10_000, 0.001) == 10_000
 
 
 def test_a_replay_that_waits_keeps_its_originals_day(
