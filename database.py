@@ -221,14 +221,15 @@ class Database:
 
         Raises DatabaseError where the commit went into a file that is no longer at its path.
         """
-        _take_lock(self._lock, self.path)
         try:
+            _take_lock(self._lock, self.path)
             # Before, too: what is written into the log of a file that took ours' place damages it.
             self._refuse_replaced_file()
-            # IMMEDIATE: a deferred transaction that reads first fails at once, without waiting,
-            # if another writer commits before it writes.
-            self.db.execute("BEGIN IMMEDIATE")
             try:
+                # IMMEDIATE: a deferred transaction that reads first fails at once, without waiting,
+                # if another writer commits before it writes. Ctrl-C may come as it returns, so
+                # what undoes it stands around it.
+                self.db.execute("BEGIN IMMEDIATE")
                 yield
                 self.db.execute("COMMIT")
             except BaseException:

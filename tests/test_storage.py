@@ -61,6 +61,41 @@ def test_a_transaction_that_breaks_changes_nothing(db: Storage) -> None:
     assert db.db.execute("SELECT count(*) FROM offers").fetchone() == (0,)
 
 
+class Interrupted:
+    """A connection during which Ctrl-C comes just as a statement is done."""
+
+    def __init__(self, db: sqlite3.Connection, statement: str) -> None:
+        """Take the connection and the statement."""
+        self._db = db
+        self._statement = statement
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the connection in all else."""
+        return getattr(self._db, name)
+
+    def execute(self, statement: str) -> sqlite3.Cursor:
+        """Do it, and be interrupted."""
+        done = self._db.execute(statement)
+        if statement == self._statement:
+            raise KeyboardInterrupt
+        return done
+
+
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "COMMIT"])
+def test_ctrl_c_leaves_no_transaction_open(db: Storage, statement: str) -> None:
+    connection = db.db
+    db.db = Interrupted(connection, statement)  # type: ignore[assignment]
+
+    with pytest.raises(KeyboardInterrupt), db.transaction():
+        pass
+
+    assert not connection.in_transaction
+    db.db = connection
+    db.checkpoint()
+    with db.transaction():
+        db.set_offer("O1", allow_rebills=True)
+
+
 def test_a_savepoint_that_breaks_takes_only_its_own_along(db: Storage) -> None:
     def half_a_savepoint() -> None:
         with db.savepoint():
