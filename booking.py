@@ -10,6 +10,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from config import Settings
 from query import Postback, read_fields, read_postback
 from rates import WORTH_LIMIT, Priced, Rate, convert
 from statuses import Change, Decision, Policy, Reason, Status, Verdict, judge
@@ -47,6 +48,19 @@ class Terms(NamedTuple):
     policy: Policy = Policy()
     park_days: int = 90
     decimal_comma: bool = False
+
+
+def read_terms(settings: Settings) -> Terms:
+    """Give what of the settings bears on money and moves."""
+    return Terms(
+        currency=settings.currency,
+        policy=Policy(
+            accepts_unknown_subid=settings.unknown_subid == "accept",
+            updates_on_repeat=settings.repeats == "update",
+        ),
+        park_days=settings.park_days,
+        decimal_comma=settings.decimal_comma,
+    )
 
 
 class Arrival(NamedTuple):

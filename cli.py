@@ -1,138 +1,36 @@
-"""The `postback` command: its subcommands put together, its errors told in a sentence."""
+"""The `postback` command's door: quiet on Ctrl-C from the first moment to the last."""
 
-import argparse
-import importlib
-import io
-import os
-import sqlite3
+import signal
 import sys
-from collections.abc import Iterable, Sequence
-from typing import NoReturn
-
-import display
-from commands.tracker import RefusedError
-from config import ConfigError
-from database import DatabaseError
-
-DONE = 0
-REFUSED = 1
-WRONG_USAGE = 2
-# What shells give for a program that Ctrl-C ended: 128 and the number of the signal.
-INTERRUPTED = 130
-
-# Each command and the module that it is in, in the order in which `postback --help` shows them.
-FAMILIES = {
-    "serve": "serve",
-    "url": "url",
-    "check": "check",
-    "log": "log",
-    "explain": "explain",
-    "replay": "replay",
-    "conversions": "conversions",
-    "import": "conversion_import",
-    "reconcile": "reconcile",
-    "report": "report",
-    "clicks": "clicks",
-    "offers": "offers",
-    "campaigns": "campaigns",
-    "rates": "rates",
-    "key": "key",
-    "backup": "backup",
-    "purge": "purge",
-}
-
-# And, behind them, what is made from the parser of all.
-MODULES = (*FAMILIES.values(), "manuals")
-
-DESCRIPTION = """\
-Receives the postbacks of affiliate networks and keeps the conversions.
-`postback COMMAND --help` explains a command. Options follow the command."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Explains wrong usage in one line, with the word that does not fit made visible."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        display.complain(f"{message} (`{self.prog} --help` explains)")
-        self.exit(WRONG_USAGE)
-
-
-def build_parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
-    """Build the parser of all subcommands, or of those of some modules."""
-    parser = _Parser(
-        prog="postback",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    # The manual page and the shells' completion are made from the whole of it.
-    parser.set_defaults(root=parser)
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in modules:
-        importlib.import_module(f"commands.{module}").add_parser(subparsers)
-    return parser
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; gives the exit status."""
+    # Not above: importing it takes a while, see below.
+    from commands import program  # noqa: PLC0415
+
+    return program.main(argv)
+
+
+def enter() -> int:
+    """Be the command, for a process of its own.
+
+    While Python imports and while it ends, Ctrl-C would show a traceback: it just ends the process
+    then. Between the two `main` tells of it.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        # Ignored, as in a shell's background.
+        return main()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import commands.program  # noqa: F401, PLC0415
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _prepare_streams()
-        status = _run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-    except SystemExit as left:
-        # How argparse leaves: after --help, and after wrong usage.
-        return left.code if isinstance(left.code, int) else WRONG_USAGE
-    except BrokenPipeError:
-        # Whoever read along (`| head`) has seen enough: no reason for a complaint.
-        _silence_stdout()
-        return REFUSED
-    except KeyboardInterrupt:
-        display.complain("stopped")
-        return INTERRUPTED
-    except _TOLD as error:
-        display.complain(_tell(error))
-        return REFUSED
-    return status
-
-
-# What ends a command with a sentence.
-_TOLD = (RefusedError, ConfigError, DatabaseError, UnicodeEncodeError, OSError, sqlite3.Error)
-
-
-def _tell(error: Exception) -> str:
-    if isinstance(error, UnicodeEncodeError):
-        # A word of the command line, which the database cannot be asked about.
-        return f"{error.object[:64]!r} is no UTF-8: write it in that encoding"
-    if isinstance(error, OSError | sqlite3.Error):
-        return f"{error}; nothing more was done"
-    return str(error)
-
-
-def _run(argv: Sequence[str]) -> int:
-    # Whoever asks about one click is not to wait until all the other commands are imported.
-    modules = [FAMILIES[argv[0]]] if argv and argv[0] in FAMILIES else MODULES
-    args, rest = build_parser(modules).parse_known_args(argv)
-    if rest and not args.takes_rest:
-        args.parser.error(f"unknown: {' '.join(rest)}")
-    args.rest = rest
-    status: int = args.run(args)
-    return status
-
-
-def _prepare_streams() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal that knows no Cyrillic must not end the command.
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _silence_stdout() -> None:
-    # Python flushes once more at its end, and would complain then.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+        return main()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(enter())

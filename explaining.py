@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 import booking
 import hints
 import parts
-from booking import Terms, reread
+from booking import Terms, read_terms, reread
 from config import OldKey, Settings
 from hints import Missed
 from parts import Part
@@ -26,7 +26,6 @@ from postback import Answer, Receiver, split_path
 from query import HIDDEN, Postback, hide_secrets, secrets_pattern, store_query
 from questions import Questions, Row, Wanted, of_click
 from rehearsal import LAST_REAL_ID, Rehearsal
-from service import read_terms
 from statuses import Decision, judge
 
 # How much of the log is told beside: what came just before is what people mix up.

@@ -20,7 +20,6 @@ from keyuses import KeyUses
 from proxies import anonymize, find_client
 from query import secrets_pattern
 from rounds import RateKeeper
-from statuses import Policy
 from storage import Storage, open_database
 from writer import Committer, Job, UnavailableError, Writer, attempt_all
 
@@ -65,19 +64,6 @@ def _find_shown_client(settings: Settings, peer: str, forwarded: str) -> str | N
     """Find the client's address as far as it is to be kept."""
     client = find_client(peer, forwarded, settings.trusted_proxies)
     return anonymize(client) if client and settings.anonymize_ip else client
-
-
-def read_terms(settings: Settings) -> Terms:
-    """Give what of the settings bears on money and moves."""
-    return Terms(
-        currency=settings.currency,
-        policy=Policy(
-            accepts_unknown_subid=settings.unknown_subid == "accept",
-            updates_on_repeat=settings.repeats == "update",
-        ),
-        park_days=settings.park_days,
-        decimal_comma=settings.decimal_comma,
-    )
 
 
 class Service:
@@ -135,7 +121,7 @@ class Service:
                 settings,
                 today,
                 _keys_by_kind(settings, today),
-                read_terms(settings),
+                booking.read_terms(settings),
                 secrets_pattern(settings.secrets()),
                 # A network calls from a handful of addresses, and reading one takes longer than
                 # the status engine.

@@ -3,9 +3,9 @@
 import argparse
 
 import display
+from cells import Column, Kind
 from commands.options import FORMATS, Subparsers, add_command, add_family, add_json, read_name
 from commands.tracker import load_keyless, reading, writing
-from display import Column, Kind
 from statuses import COST_MODELS
 
 UNKNOWN = "unknown"

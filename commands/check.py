@@ -11,6 +11,7 @@ from pathlib import Path
 import audit
 import display
 import traffic
+from cells import Column, Kind
 from commands import fetched_rates
 from commands.finding import Finding, Level, say_span
 from commands.networks import check_networks
@@ -18,7 +19,6 @@ from commands.options import Subparsers, add_command, add_json
 from commands.tracker import RefusedError, find_config_path, load_keyless, load_settings, reading
 from config import ConfigError, Settings
 from database import DatabaseError
-from display import Column, Kind
 from questions import Questions, Tally
 from storage import utc_text
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC
 
 import display
+from booking import read_terms
 from clicks import ClickReading
 from commands.click_file import ClickFile
 from commands.csv_file import add_encoding, find_size, open_file
@@ -14,7 +15,7 @@ from commands.intake import Importer
 from commands.options import Subparsers, add_command, add_json, read_zone
 from commands.tracker import load_keyless, writing
 from display import Bar
-from service import read_clock, read_terms
+from service import read_clock
 
 # More would bury the summary; the number of all is told at the end.
 COMPLAINTS_SHOWN = 20

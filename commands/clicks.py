@@ -3,6 +3,7 @@
 import argparse
 
 import display
+from cells import Column, Kind
 from commands import click_import
 from commands.options import (
     FORMATS,
@@ -14,7 +15,6 @@ from commands.options import (
     add_since,
 )
 from commands.tracker import load_keyless, reading
-from display import Column, Kind
 from questions import Row, Wanted
 
 COLUMNS = (

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import booking
 import display
-from booking import Arrival, Terms
+from booking import Arrival, Terms, read_terms
+from cells import Column, Kind, rearm
 from commands.conversion_lines import (
     LINE_NAMES,
     Line,
@@ -32,10 +33,10 @@ from commands.options import Subparsers, add_command, add_json
 from commands.tracker import RefusedError, load_keyless, writing
 from config import Settings
 from database import LOCK_POLL_SECONDS
-from display import Bar, Column, Kind
+from display import Bar
 from query import quote_value
 from rates import decimal_text
-from service import read_clock, read_terms
+from service import read_clock
 from statuses import Incoming, Verdict
 from storage import Storage, utc_text
 
@@ -184,7 +185,7 @@ def read_lines(records: Records, reader: LineReader) -> Iterator[Line]:
             )
             yield Line(number, Said(*cells[: len(LINE_NAMES)]), flaw=flaw)
         elif any(map(str.strip, cells)):
-            fields = map(display.rearm, cells[: len(LINE_NAMES)])
+            fields = map(rearm, cells[: len(LINE_NAMES)])
             yield reader.read(number, Said(*fields))
 
 

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 import display
+from cells import Column, Kind
 from commands.options import (
     FORMATS,
     Subparsers,
@@ -14,7 +15,6 @@ from commands.options import (
     add_until,
 )
 from commands.tracker import load_keyless, reading
-from display import Column, Kind
 from questions import CONVERSION_NAMES, Questions, Row, Wanted
 from statuses import Status
 from storage import to_json

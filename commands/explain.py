@@ -8,14 +8,14 @@ from typing import Any
 
 import display
 import explaining
+from booking import read_terms
+from cells import Column, Kind
 from commands.options import FORMATS, Subparsers, add_command, add_json
 from commands.tracker import RefusedError, load_settings, reading
-from display import Column, Kind
 from explaining import Explanation, NoPostbackError
 from pasted import Pasted, read_pasted
 from questions import Row
 from rehearsal import rehearse
-from service import read_terms
 
 COLUMNS = (
     Column("step", Kind.WORD),

@@ -12,10 +12,10 @@ import ratebook
 import recomputing
 import rounds
 import sifting
+from cells import Column, Kind
 from commands.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
 from commands.tracker import RefusedError, load_keyless, writing
 from config import Settings
-from display import Column, Kind
 from ratebook import Refusal, SourceState
 from rates import decimal_text, read_currency
 from recomputing import Recomputed, Span

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 import display
-from booking import Terms, reread
+from booking import Terms, read_terms, reread
+from cells import Column, Kind
 from commands.options import (
     FORMATS,
     Subparsers,
@@ -16,10 +17,8 @@ from commands.options import (
     add_until,
 )
 from commands.tracker import load_keyless, reading
-from display import Column, Kind
 from questions import Questions, Row, Wanted, of_click
 from rates import decimal_text
-from service import read_terms
 from statuses import Verdict
 
 COLUMNS = (

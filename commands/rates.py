@@ -7,11 +7,11 @@ from typing import Any
 
 import booking
 import display
+from cells import Column, Kind
 from commands import fetched_rates
 from commands.options import FORMATS, Subparsers, add_command, add_family, add_json
 from commands.tracker import RefusedError, load_keyless, reading, writing
 from config import Settings
-from display import Column, Kind
 from questions import CurrencyRate
 from rates import UnreadableRateError, decimal_text, read_currency, read_rate
 

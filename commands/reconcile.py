@@ -6,6 +6,8 @@ from decimal import Decimal
 from typing import Any
 
 import display
+from booking import read_terms
+from cells import Column, Kind
 from commands.comparison import (
     AGREE,
     AMOUNT,
@@ -26,9 +28,7 @@ from commands.csv_file import open_file
 from commands.options import Subparsers, add_command, add_json, add_since, add_until
 from commands.report_file import ReportFile, add_report_options
 from commands.tracker import load_keyless, reading
-from display import Column, Kind
 from rates import read_amount
-from service import read_terms
 
 # What `import` can put right with us.
 MENDABLE = frozenset({MISSING, STATUS, AMOUNT, CURRENCY})

@@ -9,17 +9,17 @@ from typing import Any
 
 import display
 import replaying
-from booking import Terms, reread, settle_all_due_clicks
+from booking import Terms, read_terms, reread, settle_all_due_clicks
+from cells import Column, Kind
 from commands.log import describe_amount
 from commands.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
 from commands.tracker import RefusedError, load_settings, reading, writing
 from config import Settings
-from display import Column, Kind
 from query import KNOWN_NAMES, hide_secrets, secrets_pattern
 from questions import Questions, Wanted, of_click
 from rehearsal import LAST_REAL_ID, Rehearsal, rehearse
 from replaying import Effect, Mending, Original, Replayed
-from service import read_clock, read_terms
+from service import read_clock
 from statuses import Verdict
 
 COLUMNS = (

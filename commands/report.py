@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import display
+from cells import Column, Kind
 from commands import plot
 from commands.options import (
     FORMATS,
@@ -22,7 +23,6 @@ from commands.options import (
     read_zone,
 )
 from commands.tracker import RefusedError, load_keyless, reading
-from display import Column, Kind
 from questions import Questions
 from rates import decimal_text
 from reports import DIMENSIONS, NAMED, TIMES, Asked, Figures, Key, add_up

@@ -52,10 +52,12 @@ FLOORS = {
     "connections": 9,
     "worker": 10,
     "server": 10,
-    "display": 10,
+    "cells": 10,
+    "terminal": 11,
     "launch": 11,
-    "commands": 11,
-    "cli": 12,
+    "display": 12,
+    "commands": 13,
+    "cli": 14,
 }
 
 

@@ -17,8 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import cli
-import display
 from booking import Terms
+from cells import disarm, rearm
 from commands.conversion_import import LineImporter
 from commands.conversion_lines import LineReader, Said
 from storage import open_database
@@ -394,9 +394,9 @@ def test_an_import_makes_a_missing_database(
 )
 def test_a_cell_made_harmless_for_spreadsheets_is_imported_as_it_was(cells: list[str]) -> None:
     written = io.StringIO()
-    csv.writer(written).writerow(map(display.disarm, cells))
+    csv.writer(written).writerow(map(disarm, cells))
 
     [read] = csv.reader([written.getvalue()])
 
-    assert [display.rearm(cell) for cell in read] == cells
+    assert [rearm(cell) for cell in read] == cells
     assert not any(cell.startswith(("=", "+", "-", "@")) for cell in read)

@@ -22,12 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cli
+from booking import read_terms
 from clicks import RowReader, read_click
 from commands.click_file import ClickFile, find_name, read_header
 from commands.intake import PARKED_AT_ONCE, SORTED_ROWS, Importer
 from commands.tracker import RefusedError
 from config import load
-from service import read_clock, read_terms
+from service import read_clock
 from storage import ClickRow, open_database
 
 

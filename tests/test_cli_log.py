@@ -9,9 +9,9 @@ from conftest import Client, ReceiverWith
 
 import cli
 import questions
+from booking import read_terms
 from commands.log import describe_amount
 from config import load
-from service import read_terms
 
 
 def call(client: Client, capsys: pytest.CaptureFixture[str], *words: str) -> list[list[str]]:

@@ -11,6 +11,7 @@ from cli_calls import call_process
 
 import cli
 from commands.manuals import SHELLS
+from commands.program import build_parser
 
 
 def list_commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, ...]]:
@@ -42,7 +43,7 @@ def test_every_command_and_option_is_in_the_script_of_every_shell(
 ) -> None:
     script = print_out(capsys, "completion", shell)
 
-    parser = cli.build_parser()
+    parser = build_parser()
     for words in list_commands(parser):
         assert all(word in script for word in words), words
     for option in list_options(parser):
@@ -110,7 +111,7 @@ def test_bash_completes(
 def test_every_command_and_option_is_in_the_manual(capsys: pytest.CaptureFixture[str]) -> None:
     page = print_out(capsys, "man").replace("\\-", "-")
 
-    parser = cli.build_parser()
+    parser = build_parser()
     assert page.startswith(".TH POSTBACK")
     for words in list_commands(parser):
         assert f"postback {' '.join(words)}" in page

@@ -2,8 +2,10 @@
 
 import fcntl
 import os
+import signal
 import sqlite3
 import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -19,9 +21,9 @@ from cli_calls import (
 from conftest import Client, write_config
 
 import cli
-import display
 import questions
 import schema
+from cells import visible
 
 READERS = [
     ("log",),
@@ -353,6 +355,49 @@ def test_ctrl_c_is_no_traceback(client: Client) -> None:
     assert "Traceback" not in ran.out
 
 
+# As if Ctrl-C came while the command's modules are being imported.
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "commands.program":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = ["log"]
+import cli
+cli.enter()
+"""
+
+
+def test_ctrl_c_while_the_command_is_imported_ends_it_quietly(client: Client) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT],
+        cwd=client.directory,
+        env=build_environment({}),
+        capture_output=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+@pytest.mark.parametrize(("more", "is_imported"), [({}, False), ({"FORCE_COLOR": "1"}, True)])
+def test_what_lays_out_terminals_is_not_imported_into_a_pipe(
+    client: Client, more: dict[str, str], is_imported: bool
+) -> None:
+    client.get("/health")
+    told = "import cli, sys; cli.main(['log']); sys.exit('rich' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", told],
+        cwd=client.directory,
+        env=build_environment(more),
+        capture_output=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (int(is_imported), b"")
+
+
 def test_a_narrow_terminal_shows_everything(client: Client) -> None:
     client.click("c1-and-some-more", offer="An offer with a long name")
     client.send("subid=c1-and-some-more&status=sale&payout=1234.5&from=network")
@@ -419,7 +464,7 @@ def test_a_terminal_that_knows_little_still_gets_its_answer(client: Client) -> N
     ],
 )
 def test_what_a_terminal_would_obey_is_made_visible(text: str, shown: str) -> None:
-    assert display.visible(text) == shown
+    assert visible(text) == shown
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import POSTBACK_KEY, write_config
 
-import cli
+from commands.program import build_parser
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "operations.md"
@@ -46,7 +46,7 @@ def test_the_guide_names_commands_that_exist(
 
 def is_understood(words: list[str]) -> bool:
     try:
-        args, rest = cli.build_parser().parse_known_args(words)
+        args, rest = build_parser().parse_known_args(words)
     except SystemExit as left:
         # How `--help` leaves, and wrong usage.
         return left.code == 0
