@@ -48,6 +48,9 @@ class Column(NamedTuple):
 
 def visible(text: str) -> str:
     """Show what a terminal would obey as an escape such as `\\x1b`."""
+    if text.isprintable():
+        # Nearly always, and told in a fifth of the time.
+        return text
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -16,6 +16,10 @@ import schema
 
 LOG = logging.getLogger("postback.database")
 
+# Other programs may write any bytes: one offer's name must not stop all postbacks, nor hide the
+# rest from who reads.
+READ_TEXT = partial(str, encoding="utf-8", errors="replace")
+
 # How long SQLite waits for a writer that does not take our lock (another program's). Longer than
 # any commit; shorter than the patience of a sender.
 BUSY_TIMEOUT_SECONDS = 5.0
@@ -87,8 +91,7 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
         isolation_level=None,
         cached_statements=CACHED_STATEMENTS,
     )
-    # Other programs may write any bytes: one offer's name must not stop all postbacks.
-    db.text_factory = partial(str, encoding="utf-8", errors="replace")
+    db.text_factory = READ_TEXT
     lock = _open_lock(path)
     try:
         # Workers that start at once: SQLite tells the second one to switch a fresh file to its log

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import keyuses
 import ratebook
 import schema
-from database import BUSY_TIMEOUT_SECONDS, DatabaseError
+from database import BUSY_TIMEOUT_SECONDS, READ_TEXT, DatabaseError
 from statuses import Conversion
 from storage import read_conversion, to_json
 
@@ -184,8 +184,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
         isolation_level=None,
     )
     try:
-        # Another program may have written anything; one bad byte must not hide the rest.
-        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        db.text_factory = READ_TEXT
         _refuse_other_version(db, path)
     except BaseException:
         db.close()

@@ -161,9 +161,16 @@ def from_micros(micros: int) -> Decimal:
     return EXACT.scaleb(Decimal(micros), -6).normalize(EXACT)
 
 
-def sum_of_halves(units: int | None, micros: int | None) -> Decimal:
-    """Give the sum that `schema.sum_sql` asks for, exactly; of no rows it is 0."""
-    return EXACT.add(Decimal(units or 0), EXACT.scaleb(Decimal(micros or 0), -6)).normalize(EXACT)
+def micros_text(micros: int) -> str:
+    """Write whole micros as an amount, as `decimal_text` would: `12.5`."""
+    units, rest = divmod(abs(micros), 1_000_000)
+    decimals = f".{rest:06}".rstrip("0") if rest else ""
+    return f"{'-' if micros < 0 else ''}{units}{decimals}"
+
+
+def sum_of_halves(units: int | None, micros: int | None) -> int:
+    """Give the sum that `schema.sum_sql` asks for, exactly, in micros; of no rows it is 0."""
+    return (units or 0) * 1_000_000 + (micros or 0)
 
 
 def decimal_text(amount: Decimal) -> str:

@@ -9,7 +9,7 @@ import itertools
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from decimal import Decimal
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from query import SUB_ID_NAMES
-from rates import EXACT, from_micros
+from rates import EXACT, from_micros, sum_of_halves
 from schema import sum_sql
 from statuses import Status
 from storage import to_json, utc_text
@@ -36,8 +36,6 @@ ROWS_AT_ONCE = 20_000
 ROWS_WITH_SUB_IDS_AT_ONCE = 2_000
 # Some tenths of a second: what SQL adds up in one piece, Python need not.
 CONVERSIONS_AT_ONCE = 200_000
-
-PERCENT_STEP = Decimal("0.01")
 
 Key = tuple[str | None, ...]
 Group = tuple[Any, ...]
@@ -79,15 +77,19 @@ class Asked(NamedTuple):
         return set(OF_CLICKS).issuperset([*self.dimensions, *self.filters])
 
 
-@dataclass
+_NO_CONVERSIONS = {status.value: 0 for status in Status}
+
+
+@dataclass(slots=True)
 class Figures:
     """What came together under one key; money in micros of the tracker's currency.
 
-    What no rate could convert yet is in none of the sums, but by its own currency ('?': unknown).
+    What no rate could convert yet is in none of the sums, but by its own currency ('?': unknown):
+    payouts of leads, sales and rebills, and costs.
     """
 
     clicks: int = 0
-    conversions: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
+    conversions: dict[str, int] = field(default_factory=_NO_CONVERSIONS.copy)
     revenue_micros: int = 0
     hold_micros: int = 0
     cost_micros: int = 0
@@ -110,9 +112,9 @@ class Figures:
         return from_micros(self.cost_micros)
 
     @property
-    def profit(self) -> Decimal:
+    def profit_micros(self) -> int:
         """Revenue less cost."""
-        return from_micros(self.revenue_micros - self.cost_micros)
+        return self.revenue_micros - self.cost_micros
 
     @property
     def approval_percent(self) -> Decimal | None:
@@ -123,17 +125,7 @@ class Figures:
     @property
     def roi_percent(self) -> Decimal | None:
         """Profit by cost; None where nothing was paid."""
-        return find_percent(self.revenue_micros - self.cost_micros, self.cost_micros)
-
-    @property
-    def unconverted(self) -> dict[str, Decimal]:
-        """Payouts of leads, sales and rebills that wait for a rate, by currency."""
-        return {code: from_micros(sum_) for code, sum_ in self.unconverted_micros.items()}
-
-    @property
-    def unconverted_cost(self) -> dict[str, Decimal]:
-        """Costs that wait for a rate, by currency."""
-        return {code: from_micros(sum_) for code, sum_ in self.unconverted_cost_micros.items()}
+        return find_percent(self.profit_micros, self.cost_micros)
 
     def add(self, other: "Figures") -> None:
         """Take another's figures in."""
@@ -147,10 +139,12 @@ class Figures:
 
 
 def find_percent(part: int, whole: int) -> Decimal | None:
-    """Give a share in per cent with two decimals; None where the whole is nothing."""
+    """Give a share in per cent with two decimals, half to even; None where the whole is nothing."""
     if whole <= 0:
         return None
-    return EXACT.quantize(EXACT.divide(Decimal(part * 100), Decimal(whole)), PERCENT_STEP)
+    hundredths, rest = divmod(part * 10_000, whole)
+    is_up = (2 * rest, hundredths % 2) > (whole, 0)
+    return EXACT.scaleb(Decimal(hundredths + is_up), -2)
 
 
 def _merge(sums: dict[str, int], others: Mapping[str, int]) -> None:
@@ -163,10 +157,17 @@ def add_up(db: sqlite3.Connection, asked: Asked) -> dict[Key, Figures]:
     read_key = _build_key_reader(db, asked)
     figures: dict[Key, Figures] = {}
     for group, summed in _sum_conversions(db, asked).items():
-        figures.setdefault(read_key(group), Figures()).add(summed)
+        key = read_key(group)
+        if key in figures:
+            figures[key].add(summed)
+        else:
+            figures[key] = summed
     if asked.counts_clicks:
         for group, clicks in _count_clicks(db, asked).items():
-            figures.setdefault(read_key(group), Figures()).clicks += clicks
+            key = read_key(group)
+            if key not in figures:
+                figures[key] = Figures()
+            figures[key].clicks += clicks
     return figures
 
 
@@ -289,10 +290,12 @@ def _build_key_reader(db: sqlite3.Connection, asked: Asked) -> Callable[[Group],
     places = [(order.index(name), names.get(name)) for name in asked.dimensions]
 
     def read(group: Group) -> Key:
-        labels, *columns = group
-        values = (*labels, *columns)
+        values = (*group[0], *group[1:])
         return tuple(
-            values[place] if known is None else known.get(values[place]) for place, known in places
+            [
+                values[place] if known is None else known.get(values[place])
+                for place, known in places
+            ]
         )
 
     return read
@@ -316,19 +319,38 @@ def _group(columns: Sequence[str]) -> str:
 def _count_clicks(db: sqlite3.Connection, asked: Asked) -> Counter[Group]:
     columns = _list_columns(asked, "clicks")
     counts: Counter[Group] = Counter()
-    for piece in _cut_clicks(db, asked):
+    # By what a piece has in common first, so that only the rest is looked up for every click.
+    for labels, pieces in itertools.groupby(_cut_clicks(db, asked), attrgetter("labels")):
+        for values, clicks in _count_rows(db, asked, columns, pieces).items():
+            counts[labels, *values] += clicks
+    return counts
+
+
+def _count_rows(
+    db: sqlite3.Connection, asked: Asked, columns: Sequence[str], pieces: Iterable[Piece]
+) -> Counter[tuple[Any, ...]]:
+    """Count the clicks of some pieces by their columns and sub ids."""
+    counts: Counter[tuple[Any, ...]] = Counter()
+    # A lone sub id is counted in half the time of a tuple that holds it.
+    lone: Counter[str | None] = Counter()
+    for piece in pieces:
         where, values = _filter(asked, "clicks", piece)
         source = f"FROM clicks WHERE {where}"
         if asked.sub_ids:
             lists = _list_with_sub_ids(db, asked, columns, source, values)
-            counts.update(zip(itertools.repeat(piece.labels), *lists, strict=False))
+            if len(lists) == 1:
+                lone.update(lists[0])
+            else:
+                counts.update(zip(*lists, strict=True))
         else:
             selected = ", ".join([*columns, "count(*)"])
             sql = f"SELECT {selected} {source} {_group(columns)}"
             for *group, clicks in db.execute(sql, values):
                 # Without columns to group by, SQL counts the nothing of an empty piece too.
                 if clicks:
-                    counts[piece.labels, *group] += clicks
+                    counts[*group,] += clicks
+    for value, clicks in lone.items():
+        counts[value,] = clicks
     return counts
 
 
@@ -372,21 +394,33 @@ def _as_text(value: Any) -> str | None:
     return value if value is None or value.__class__ is str else to_json(value)
 
 
-_PAYOUT_WAITS = """
-    CASE WHEN payout_micros IS NULL AND amount_micros IS NOT NULL
+# A rejected conversion's payout counts nowhere, so it waits for nothing.
+_PAYOUT_WAITS = f"""
+    CASE WHEN payout_micros IS NULL AND amount_micros IS NOT NULL AND status <> '{Status.REJECTED}'
         THEN coalesce(conversions.currency, '?') END"""
 _COST_WAITS = """
     CASE WHEN cost_micros IS NULL AND cost_amount_micros IS NOT NULL
         THEN coalesce(cost_currency, '?') END"""
 
 
+# What `_read_figures` reads, in its order.
+_COUNTED = (Status.LEAD, Status.SALE, Status.REJECTED, Status.REBILL)
+_SUMS = ", ".join(
+    [
+        *(f"count(*) FILTER (WHERE status = '{status}')" for status in _COUNTED),
+        sum_sql("payout_micros", f"status IN ('{Status.SALE}', '{Status.REBILL}')"),
+        sum_sql("payout_micros", f"status = '{Status.LEAD}'"),
+        *map(sum_sql, ("cost_micros", "amount_micros", "cost_amount_micros")),
+    ]
+)
+
+
 def _sum_conversions(db: sqlite3.Connection, asked: Asked) -> dict[Group, Figures]:
     sub_ids = [f"json_extract(conversions.sub_ids, '$.{name}')" for name in asked.sub_ids]
     columns = [*_list_columns(asked, "conversions"), *sub_ids]
     width = len(columns)
-    columns += ["status", _PAYOUT_WAITS, _COST_WAITS]
-    halves = map(sum_sql, ("payout_micros", "amount_micros", "cost_micros", "cost_amount_micros"))
-    selected = ", ".join([*columns, "count(*)", *halves])
+    columns += [_PAYOUT_WAITS, _COST_WAITS]
+    selected = ", ".join([*columns, _SUMS])
     tables = "conversions"
     if asked.by_click_time and asked.goes_by_time:
         # CROSS: from the clicks of the piece to their conversions, never the other way round.
@@ -398,36 +432,29 @@ def _sum_conversions(db: sqlite3.Connection, asked: Asked) -> dict[Group, Figure
         sql = f"SELECT {selected} FROM {tables} WHERE {where} {_group(columns)}"
         for row in db.execute(sql, values):
             group = (piece.labels, *row[:plain], *map(_as_text, row[plain:width]))
-            known = sums.get(group)
-            if known is None:
-                known = sums[group] = Figures()
-            _add_row(known, *row[width:])
+            figures = _read_figures(*row[width:])
+            if group in sums:
+                sums[group].add(figures)
+            else:
+                sums[group] = figures
     return sums
 
 
-def _add_row(
-    figures: Figures,
-    status: str,
+def _read_figures(  # a row, in the order of its columns
     payout_waits: str | None,
     cost_waits: str | None,
-    count: int,
+    leads: int,
+    sales: int,
+    rejected: int,
+    rebills: int,
     *halves: int | None,
-) -> None:
-    """Add conversions of one status, all of which wait for a rate or none; sums come in halves."""
-    payout, amount, cost, cost_amount = (
-        # As `rates.sum_of_halves`, in micros: exact, for Python's integers have no end.
-        (halves[place] or 0) * 1_000_000 + (halves[place + 1] or 0)
-        for place in range(0, 8, 2)
-    )
-    figures.conversions[status] += count
-    figures.cost_micros += cost
-    if cost_waits is not None:
-        _merge(figures.unconverted_cost_micros, {cost_waits: cost_amount})
-    if status == Status.REJECTED:
-        return
+) -> Figures:
+    """Read what `_SUMS` says of conversions whose payouts, and whose costs, wait for one rate."""
+    revenue, hold, cost, amount, cost_amount = map(sum_of_halves, halves[::2], halves[1::2])
+    counts = {"lead": leads, "sale": sales, "rejected": rejected, "rebill": rebills}
+    figures = Figures(0, counts, revenue, hold, cost)
     if payout_waits is not None:
-        _merge(figures.unconverted_micros, {payout_waits: amount})
-    if status == Status.LEAD:
-        figures.hold_micros += payout
-    else:
-        figures.revenue_micros += payout
+        figures.unconverted_micros[payout_waits] = amount
+    if cost_waits is not None:
+        figures.unconverted_cost_micros[cost_waits] = cost_amount
+    return figures

@@ -14,12 +14,13 @@ def decimal_sql(column: str) -> str:
     return f"({sign} || rtrim(rtrim({digits}, '0'), '.'))"
 
 
-def sum_sql(column: str) -> str:
+def sum_sql(column: str, condition: str = "true") -> str:
     """Write the sum of a column of micros as two columns, for `rates.sum_of_halves`.
 
     Ten amounts near the limit overflow SQLite's 64-bit sum, which raises; in halves millions fit.
     """
-    return f"sum({column} / 1000000), sum({column} % 1000000)"
+    chosen = f"FILTER (WHERE {condition})"
+    return f"sum({column} / 1000000) {chosen}, sum({column} % 1000000) {chosen}"
 
 
 _MIGRATION_1 = f"""

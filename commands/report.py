@@ -24,7 +24,7 @@ from commands.options import (
 )
 from commands.tracker import RefusedError, load_keyless, reading
 from questions import Questions
-from rates import decimal_text
+from rates import decimal_text, micros_text
 from reports import DIMENSIONS, NAMED, TIMES, Asked, Figures, Key, add_up
 from statuses import Status
 
@@ -189,9 +189,9 @@ def read_asked(args: argparse.Namespace) -> Asked:
 
 def arrange(sums: dict[Key, Figures], dimensions: Sequence[str]) -> tuple[list[Line], Line]:
     """Put the lines in order: times as they pass, all else by revenue; and add the total."""
-    subtotals: dict[Key, Figures] = {}
+    subtotals = {**sums, (): Figures()}
     for key, figures in sums.items():
-        for length in range(len(key) + 1):
+        for length in range(len(key)):
             subtotals.setdefault(key[:length], Figures()).add(figures)
 
     def place(key: Key) -> list[tuple[Any, ...]]:
@@ -251,8 +251,8 @@ def _build_object(line: Line, asked: Asked) -> dict[str, Any]:
     return {
         **dict(zip(asked.dimensions, key, strict=True)),
         **_list_numbers(line.figures, asked),
-        "unconverted": _write_amounts(line.figures.unconverted),
-        "unconverted_cost": _write_amounts(line.figures.unconverted_cost),
+        "unconverted": _write_amounts(line.figures.unconverted_micros),
+        "unconverted_cost": _write_amounts(line.figures.unconverted_cost_micros),
         "total": line.key is None,
     }
 
@@ -261,7 +261,7 @@ def _build_row(line: Line, asked: Asked) -> list[str | None]:
     numbers = _list_numbers(line.figures, asked).values()
     return [
         *_name_key(line, asked),
-        *(None if number is None else str(number) for number in numbers),
+        *[None if number is None else str(number) for number in numbers],
         describe_unconverted(line.figures) or None,
     ]
 
@@ -279,7 +279,10 @@ def _list_numbers(figures: Figures, asked: Asked) -> dict[str, int | str | None]
         "rebills": conversions[Status.REBILL],
         "rejected": conversions[Status.REJECTED],
         "approval_percent": _write(figures.approval_percent),
-        **{name: decimal_text(getattr(figures, name)) for name in MONEY},
+        "revenue": micros_text(figures.revenue_micros),
+        "hold": micros_text(figures.hold_micros),
+        "cost": micros_text(figures.cost_micros),
+        "profit": micros_text(figures.profit_micros),
         "roi_percent": _write(figures.roi_percent),
     }
 
@@ -288,21 +291,24 @@ def _write(number: Decimal | None) -> str | None:
     return None if number is None else decimal_text(number)
 
 
-def _write_amounts(amounts: dict[str, Decimal]) -> dict[str, str]:
-    return {currency: decimal_text(amounts[currency]) for currency in sorted(amounts)}
+def _write_amounts(micros: dict[str, int]) -> dict[str, str]:
+    return {currency: micros_text(micros[currency]) for currency in sorted(micros)}
 
 
 def describe_unconverted(figures: Figures) -> str:
     """Tell what is in none of the sums, for want of a rate."""
-    parts = [f"{amount} {code}" for code, amount in _write_amounts(figures.unconverted).items()]
-    costs = _write_amounts(figures.unconverted_cost)
+    payouts = _write_amounts(figures.unconverted_micros)
+    costs = _write_amounts(figures.unconverted_cost_micros)
+    parts = [f"{amount} {code}" for code, amount in payouts.items()]
     return ", ".join([*parts, *(f"cost {amount} {code}" for code, amount in costs.items())])
 
 
 def _print_for_people(shown: list[Line], total: Line, asked: Asked, where: str) -> None:
     # Without any cost the profit is the revenue: columns that say nothing take room.
     figure_columns = [
-        column for column in FIGURE_COLUMNS if total.figures.cost or column.title not in OF_COST
+        column
+        for column in FIGURE_COLUMNS
+        if total.figures.cost_micros or column.title not in OF_COST
     ]
     kinds = [Kind.WORD if name in TIMES else Kind.TEXT for name in asked.dimensions]
     columns = [*map(Column, asked.dimensions, kinds), *figure_columns]
