@@ -13,13 +13,11 @@ from typing import Any, NamedTuple
 from config import Settings
 from query import Postback, read_fields, read_postback
 from rates import WORTH_LIMIT, Priced, Rate, convert
-from statuses import Change, Decision, Policy, Reason, Status, Verdict, judge
-from storage import (
+from rows import (
     ClickRow,
     KnownClick,
     ParkedPostback,
     PostbackRow,
-    Storage,
     amount_columns,
     cost_columns,
     cost_worth_columns,
@@ -27,6 +25,8 @@ from storage import (
     to_json,
     utc_text,
 )
+from statuses import Change, Decision, Policy, Reason, Status, Verdict, judge
+from storage import Storage
 
 # A flood of postbacks for one click id must not make the click's arrival a long transaction.
 PARKED_PER_CLICK = 100

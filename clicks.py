@@ -15,8 +15,8 @@ from query import (
     read_sub_ids,
     read_subid,
 )
+from rows import ClickRow, utc_text
 from statuses import COST_MODELS, ID_MAX_CHARACTERS
-from storage import ClickRow, utc_text
 
 _NO_SUBID = "The click id is missing: send it as subid=."
 _LONG_SUBID = f"The click id is longer than {ID_MAX_CHARACTERS} characters: send a shorter one."

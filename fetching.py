@@ -22,8 +22,9 @@ from database import DatabaseError
 from download import DownloadError, download
 from feeds import FEEDS, Sheet, UnreadableDocumentError, read_sheet
 from rounds import ALARM_SECONDS, ASKING_SECONDS, Errand, find_next_publication
+from rows import utc_text
 from sifting import Answer, Sifted, Yardstick, sift
-from storage import Storage, open_database, utc_text
+from storage import Storage, open_database
 
 Say = Callable[[int, str], None]
 

@@ -9,7 +9,8 @@ import sqlite3
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from storage import Storage, utc_text
+from rows import utc_text
+from storage import Storage
 
 # How much older than the truth what stands in the database may be: a key is dropped after days.
 PRECISION = timedelta(minutes=1)

@@ -29,9 +29,10 @@ from query import (
     read_subid,
     store_query,
 )
+from rows import ClickRow, utc_text
 from service import Clock, Orders, Service, read_clock
 from statuses import Verdict
-from storage import ClickRow, Storage, utc_text
+from storage import Storage
 from writer import Job, UnavailableError
 
 LOG = logging.getLogger("postback")

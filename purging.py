@@ -7,7 +7,8 @@ again, and a history would then name the postback of another.
 
 from typing import NamedTuple
 
-from storage import Storage, to_json
+from rows import to_json
+from storage import Storage
 
 
 class Age(NamedTuple):

@@ -16,8 +16,8 @@ import keyuses
 import ratebook
 import schema
 from database import BUSY_TIMEOUT_SECONDS, READ_TEXT, DatabaseError
+from rows import read_conversion, to_json
 from statuses import Conversion
-from storage import read_conversion, to_json
 
 Row = dict[str, Any]
 

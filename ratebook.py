@@ -9,7 +9,8 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from rates import Rate, RefusedRate, decimal_text
-from storage import Storage, utc_text
+from rows import utc_text
+from storage import Storage
 
 
 class Round(NamedTuple):

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from booking import price_at
 from rates import Priced, Rate, decimal_text, from_micros
-from storage import Storage, cost_worth_columns, payout_columns, utc_text
+from rows import cost_worth_columns, payout_columns, utc_text
+from storage import Storage
 
 # How many ids a transaction looks at: some 20 ms of the write lock, where all of them change.
 IDS_AT_ONCE = 300

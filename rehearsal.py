@@ -14,7 +14,8 @@ from pathlib import Path
 from booking import Terms, reread
 from database import DatabaseError
 from questions import connect_to_read
-from storage import Storage, open_database, to_json
+from rows import to_json
+from storage import Storage, open_database
 
 # Ids that the copy gives begin behind this one: no row that is copied later has such an id, and
 # whoever sees one knows that the row is not in the database.

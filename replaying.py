@@ -14,8 +14,9 @@ from typing import NamedTuple
 import booking
 from booking import Arrival, Outcome, Terms, reread
 from query import mend_query
+from rows import LastTry, utc_text
 from statuses import Verdict
-from storage import LastTry, Storage, utc_text
+from storage import Storage
 
 # How long a batch works under the write lock; its commit comes on top. Together some 30 ms at most,
 # of which a live postback may have to wait for the rest.

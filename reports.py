@@ -21,9 +21,9 @@ import msgspec
 
 from query import SUB_ID_NAMES
 from rates import EXACT, from_micros, sum_of_halves
+from rows import to_json, utc_text
 from schema import sum_sql
 from statuses import Status
-from storage import to_json, utc_text
 
 TIMES = ("hour", "day")
 NAMED = ("campaign", "offer")

@@ -23,7 +23,8 @@ import ratebook
 from config import Settings
 from feeds import FEEDS
 from ratebook import Round
-from storage import Storage, utc_text
+from rows import utc_text
+from storage import Storage
 
 LOG = logging.getLogger("postback.rates")
 

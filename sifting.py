@@ -13,7 +13,8 @@ import ratebook
 from feeds import Sheet
 from ratebook import Refusal
 from rates import DAYS_TO_BELIEVE, Rate, count_days_in_row, decimal_text, find_factor
-from storage import Storage, utc_text
+from rows import utc_text
+from storage import Storage
 
 # A source that fails is stood in for by the next one only when its last rates are older: an hour
 # without the first source must not change where a rate comes from. Source: the contract, which

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
 
+from rows import utc_text
 from statuses import Verdict
-from storage import utc_text
 
 DAYS_LOOKED_AT = 28
 # Times the hours of four weeks: a hundred thousand rows at most, some 0.2 seconds of reading.

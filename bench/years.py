@@ -11,7 +11,8 @@ import booking
 from bench.build import subid_of
 from booking import Arrival, Terms
 from query import read_fields, read_postback
-from storage import ClickRow, Storage, open_database, utc_text
+from rows import ClickRow, utc_text
+from storage import Storage, open_database
 
 CURRENCY = "USD"
 DAYS = 60

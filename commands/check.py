@@ -20,7 +20,7 @@ from commands.tracker import RefusedError, find_config_path, load_keyless, load_
 from config import ConfigError, Settings
 from database import DatabaseError
 from questions import Questions, Tally
-from storage import utc_text
+from rows import utc_text
 
 COLUMNS = (Column("level", Kind.WORD), Column("check"), Column("message", Kind.SENTENCE))
 

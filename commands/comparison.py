@@ -10,6 +10,7 @@ from commands.conversion_lines import Line
 from commands.report_file import ReportRow
 from questions import Held, Questions, Row, Unbooked, Wanted
 from rates import decimal_text
+from rows import utc_text
 from statuses import (
     REPEATS,
     Click,
@@ -22,7 +23,6 @@ from statuses import (
     find_flaw,
     read_word,
 )
-from storage import utc_text
 
 MISSING = "missing"
 EXTRA = "extra"

@@ -36,9 +36,10 @@ from database import LOCK_POLL_SECONDS
 from display import Bar
 from query import quote_value
 from rates import decimal_text
+from rows import utc_text
 from service import read_clock
 from statuses import Incoming, Verdict
-from storage import Storage, utc_text
+from storage import Storage
 
 COLUMNS = (
     Column("line"),

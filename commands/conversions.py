@@ -16,8 +16,8 @@ from commands.options import (
 )
 from commands.tracker import load_keyless, reading
 from questions import CONVERSION_NAMES, Questions, Row, Wanted
+from rows import to_json
 from statuses import Status
-from storage import to_json
 
 NOTHING = "No such conversion."
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import booking
 from booking import PARKED_PER_CLICK, Intake, Terms
 from commands.pieces import PieceSize
-from storage import ClickRow, Storage
+from rows import ClickRow
+from storage import Storage
 
 # How long a piece may hold the write lock is 100 ms (the contract); less is aimed at, since the
 # next piece may be slower than the last.

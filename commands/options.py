@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from clicks import read_moment
 from query import PHP_WHITE_SPACE
 from rates import read_currency
-from storage import utc_text
+from rows import utc_text
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"

@@ -12,7 +12,8 @@ from commands.pieces import PieceSize
 from commands.tracker import load_keyless, writing
 from config import Settings
 from purging import Age, Purge
-from storage import Storage, utc_text
+from rows import utc_text
+from storage import Storage
 
 # As an import of clicks: the contract's bound for the write lock is 100 ms.
 AIM_SECONDS = 0.03

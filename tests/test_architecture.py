@@ -21,6 +21,7 @@ FLOORS = {
     "logs": 2,
     "query": 1,
     "pasted": 1,
+    "rows": 1,
     "schema": 1,
     "feeds": 1,
     "download": 1,

@@ -13,7 +13,8 @@ from conftest import Client, ReceiverWith, write_config
 import audit
 import cli
 from commands import check
-from storage import open_database, utc_text
+from rows import utc_text
+from storage import open_database
 
 GOOD_KEY = "Yae2ohph9Ahm3eiG"
 

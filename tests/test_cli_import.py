@@ -28,8 +28,9 @@ from commands.click_file import ClickFile, find_name, read_header
 from commands.intake import PARKED_AT_ONCE, SORTED_ROWS, Importer
 from commands.tracker import RefusedError
 from config import load
+from rows import ClickRow
 from service import read_clock
-from storage import ClickRow, open_database
+from storage import open_database
 
 
 def take_in(

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reports import Asked, Figures, add_up, find_percent
+from rows import utc_text
 from statuses import Status
-from storage import open_database, utc_text
+from storage import open_database
 
 START = datetime(2026, 3, 27, tzinfo=UTC)
 DAYS = 4

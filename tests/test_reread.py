@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import booking
 from booking import Terms, reread
-from storage import ClickRow, open_database
+from rows import ClickRow
+from storage import open_database
 
 TERMS = Terms("USD")
 ANY_BYTES = st.text(alphabet=st.characters(max_codepoint=255), max_size=20)

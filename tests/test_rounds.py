@@ -23,7 +23,8 @@ import writer
 from config import Settings, load
 from ratebook import Round
 from rounds import RateKeeper, find_next_publication, find_retry, is_due, take_lease
-from storage import open_database, utc_text
+from rows import utc_text
+from storage import open_database
 
 KEY = "s3cret-key-of-the-tests"
 # A worker looks with every tick of its housekeeping, takes the lease, and starts at the next.

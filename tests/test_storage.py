@@ -19,8 +19,9 @@ import schema
 import storage
 from database import DatabaseError
 from rates import decimal_text, from_micros
+from rows import ClickRow, PostbackRow
 from statuses import Verdict
-from storage import ClickRow, Storage, open_database
+from storage import Storage, open_database
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 NOW_TEXT = "2026-03-02T12:00:00.000Z"
@@ -247,7 +248,7 @@ def test_a_migration_that_breaks_changes_nothing(
 
 
 def test_received_postbacks_are_only_appended_to(db: Storage) -> None:
-    row = storage.PostbackRow(
+    row = PostbackRow(
         *(NOW_TEXT, "http", "GET", None, "subid=c1", "c1", "", None),
         *(Verdict.PARKED, "no click", "[]", None, None),
     )
