@@ -1,74 +1,37 @@
 """What people ask from a terminal, in SQL: one method a question, beside a running service.
 
-Everything is read-only. Long answers are read in pages, each a moment's read of its own: one that
-stayed open while somebody scrolls would keep the log from being moved to the database, and let it
-grow without end.
+Everything is read-only; what is long comes in pages (`listings.py`).
 """
 
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 import keyuses
 import ratebook
 import schema
 from database import BUSY_TIMEOUT_SECONDS, READ_TEXT, DatabaseError
+from listings import (
+    CLICKS,
+    CONVERSIONS,
+    PAGE_ROWS,
+    POSTBACKS,
+    Row,
+    Wanted,
+    list_rows,
+    read_row,
+    select_sql,
+    where_sql,
+)
 from rows import read_conversion, to_json
 from statuses import Conversion
-
-Row = dict[str, Any]
-
-# Some ten milliseconds of reading.
-PAGE_ROWS = 500
 
 # No index leads from a network to its postbacks: some thirty milliseconds of the newest.
 LOOKED_THROUGH_ROWS = 50_000
 
-POSTBACK_NAMES = (
-    "id",
-    "received_at",
-    "source",
-    "method",
-    "remote_addr",
-    "query",
-    "subid",
-    "tid",
-    "original_status",
-    "verdict",
-    "reason",
-    "warnings",
-    "conversion_id",
-    "network",
-    "settled_at",
-    "settled_verdict",
-    "settled_reason",
-    "replay_of",
-)
-CONVERSION_NAMES = (
-    "id",
-    "subid",
-    "tid",
-    "status",
-    "original_status",
-    "previous_status",
-    "amount",
-    "currency",
-    "payout",
-    "rate",
-    "rate_day",
-    "rate_source",
-    "cost",
-    "campaign",
-    "offer",
-    "network",
-    "sub_ids",
-    "created_at",
-    "updated_at",
-    "sale_at",
-)
 HISTORY_NAMES = (
     "seq",
     "at",
@@ -85,55 +48,6 @@ HISTORY_NAMES = (
     "rate_source",
     "cost",
 )
-CLICK_NAMES = (
-    "id",
-    "subid",
-    "campaign",
-    "offer",
-    "clicked_at",
-    "cost_model",
-    "sub_ids",
-    "created_at",
-)
-
-# Kept as JSON text in the database.
-_JSON_NAMES = frozenset({"warnings", "sub_ids"})
-
-
-class Wanted(NamedTuple):
-    """Which rows: conditions in SQL, each with its values."""
-
-    conditions: tuple[str, ...] = ()
-    values: tuple[object, ...] = ()
-
-    def where(self, column: str, values: Sequence[object] | None) -> "Wanted":
-        """Keep the rows whose column is one of the values (None or nothing: all)."""
-        if not values:
-            return self
-        marks = ", ".join("?" * len(values))
-        return self.also(f"{column} IN ({marks})", *values)
-
-    def between(self, column: str, since: str | None, until: str | None) -> "Wanted":
-        """Keep the rows from one time on and before another."""
-        wanted = self
-        if since is not None:
-            wanted = wanted.also(f"{column} >= ?", since)
-        if until is not None:
-            wanted = wanted.also(f"{column} < ?", until)
-        return wanted
-
-    def also(self, condition: str, *values: object) -> "Wanted":
-        """Keep the rows for which a further condition holds."""
-        return Wanted((*self.conditions, condition), (*self.values, *values))
-
-
-class _Listing(NamedTuple):
-    """What is listed: columns from tables, in the order of a key whose last part is unique."""
-
-    names: Sequence[str]
-    columns: Sequence[str]
-    tables: str
-    key: Sequence[str]
 
 
 class CurrencyRate(NamedTuple):
@@ -228,13 +142,13 @@ class Questions:
 
     def list_postbacks(self, wanted: Wanted, limit: int) -> Iterator[Row]:
         """List the newest postbacks (limit 0: all), the newest last."""
-        return self._list(_POSTBACKS, wanted, limit)
+        return list_rows(self._db, POSTBACKS, wanted, limit)
 
     def list_postbacks_between(self, after: int, last: int, wanted: Wanted) -> list[Row]:
         """List what came after a postback and through another, a page at most, by id."""
         page = wanted.also("postbacks.id > ? AND postbacks.id <= ?", after, last)
-        sql = _select(_POSTBACKS, page, f"ORDER BY id LIMIT {PAGE_ROWS}")
-        return [_read(_POSTBACKS, row) for row in self._db.execute(sql, page.values)]
+        sql = select_sql(POSTBACKS, page, f"ORDER BY id LIMIT {PAGE_ROWS}")
+        return [read_row(POSTBACKS, row) for row in self._db.execute(sql, page.values)]
 
     def find_last_postback_id(self) -> int:
         """Tell the id of the newest postback, 0 where there is none."""
@@ -243,7 +157,9 @@ class Questions:
     def find_postback_ids(self, since: str | None, until: str | None) -> tuple[int, int]:
         """Tell the first and the last id of the postbacks of a time, 1 and 0 where none came."""
         wanted = Wanted().between("received_at", since, until)
-        sql = f"SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM postbacks {_where(wanted)}"
+        sql = (
+            f"SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM postbacks {where_sql(wanted)}"
+        )
         first, last = self._db.execute(sql, wanted.values).fetchone()
         return first, last
 
@@ -283,7 +199,7 @@ class Questions:
 
     def list_conversions(self, wanted: Wanted, limit: int) -> Iterator[Row]:
         """List the newest conversions (limit 0: all), the newest last."""
-        return self._list(_CONVERSIONS, wanted, limit)
+        return list_rows(self._db, CONVERSIONS, wanted, limit)
 
     def list_conversion_ids(self, since: str | None, until: str | None) -> Iterator[list[int]]:
         """List the ids of the conversions of a time, a page at a time."""
@@ -292,7 +208,7 @@ class Questions:
             page = Wanted().between("created_at", None, until)
             page = page.also("(created_at, id) > (?, ?)", start, after)
             sql = (
-                f"SELECT created_at, id FROM conversions {_where(page)}"
+                f"SELECT created_at, id FROM conversions {where_sql(page)}"
                 f" ORDER BY created_at, id LIMIT {PAGE_ROWS}"
             )
             rows = self._db.execute(sql, page.values).fetchall()
@@ -324,7 +240,7 @@ class Questions:
 
     def list_clicks(self, wanted: Wanted, limit: int) -> Iterator[Row]:
         """List the clicks that came last (limit 0: all), the newest last."""
-        return self._list(_CLICKS, wanted, limit)
+        return list_rows(self._db, CLICKS, wanted, limit)
 
     def find_subids(self, wanted: Sequence[str]) -> list[str]:
         """Tell which of these click ids are known."""
@@ -397,82 +313,10 @@ class Questions:
         number: int = self._db.execute(sql).fetchone()[0]
         return number
 
-    def _list(self, listing: _Listing, wanted: Wanted, limit: int) -> Iterator[Row]:
-        start = self._find_start(listing, wanted, limit)
-        if start is None:
-            return
-        key = ", ".join(listing.key)
-        marks = ", ".join("?" * len(listing.key))
-        names = [column.rpartition(".")[2] for column in listing.key]
-        left = limit or -1
-        comparison = ">="
-        while True:
-            page = wanted.also(f"({key}) {comparison} ({marks})", *start)
-            size = PAGE_ROWS if left < 0 else min(PAGE_ROWS, left)
-            sql = _select(listing, page, f"ORDER BY {key} LIMIT {size}")
-            rows = [_read(listing, row) for row in self._db.execute(sql, page.values).fetchall()]
-            yield from rows
-            left -= len(rows) if limit else 0
-            if len(rows) < size or left == 0:
-                return
-            start, comparison = tuple(rows[-1][name] for name in names), ">"
-
-    def _find_start(
-        self, listing: _Listing, wanted: Wanted, limit: int
-    ) -> tuple[object, ...] | None:
-        """Find the key of the first row to show, counted from the newest."""
-        key = ", ".join(listing.key)
-        order, offset = ("ASC", 0) if limit == 0 else ("DESC", limit - 1)
-        by_key = ", ".join(f"{column} {order}" for column in listing.key)
-        sql = f"SELECT {key} FROM {listing.tables} {_where(wanted)} ORDER BY {by_key}"
-        row = self._db.execute(f"{sql} LIMIT 1 OFFSET {offset}", wanted.values).fetchone()
-        if row is None and limit:
-            return self._find_start(listing, wanted, 0)
-        return tuple(row) if row else None
-
-
-def of_click(subid: str) -> Wanted:
-    """Want the postbacks of a click, through the indexes: those with a conversion, and without."""
-    return Wanted().also(_POSTBACKS_OF_CLICK, subid, subid)
-
-
-def _select(listing: _Listing, wanted: Wanted, tail: str) -> str:
-    return f"SELECT {', '.join(listing.columns)} FROM {listing.tables} {_where(wanted)} {tail}"
-
-
-def _where(wanted: Wanted) -> str:
-    return f"WHERE {' AND '.join(wanted.conditions)}" if wanted.conditions else ""
-
-
-def _read(listing: _Listing, row: Sequence[Any]) -> Row:
-    return {
-        name: json.loads(value) if name in _JSON_NAMES else value
-        for name, value in zip(listing.names, row, strict=True)
-    }
-
 
 def _decimal(column: str) -> str:
     return f"CASE WHEN {column} IS NOT NULL THEN {schema.decimal_sql(column)} END"
 
-
-_POSTBACKS = _Listing(
-    names=POSTBACK_NAMES,
-    columns=POSTBACK_NAMES,
-    tables="postbacks",
-    key=("received_at", "id"),
-)
-
-# UNION, not OR: with OR SQLite would read every postback.
-_POSTBACKS_OF_CLICK = """
-    postbacks.id IN (
-        SELECT found.id FROM clicks
-        JOIN conversions ON conversions.click_id = clicks.id
-        JOIN postbacks AS found ON found.conversion_id = conversions.id
-        WHERE clicks.subid = ?
-        UNION
-        SELECT found.id FROM postbacks AS found
-        WHERE found.subid = ? AND found.conversion_id IS NULL)
-"""
 
 # Of the indexes this is the smallest that holds them all.
 _UNMAPPED = """
@@ -488,13 +332,6 @@ _MAPPED = """
         AND verdict NOT IN ('unmapped', 'invalid', 'ignored') AND source <> 'replay'
     ORDER BY id DESC LIMIT ?4
 """
-
-_CONVERSIONS = _Listing(
-    names=CONVERSION_NAMES,
-    columns=CONVERSION_NAMES,
-    tables="conversions_view",
-    key=("created_at", "id"),
-)
 
 # CROSS JOIN: the click ids lead, each a look into the index.
 _HELD = """
@@ -522,23 +359,6 @@ _HISTORY = f"""
         rate, rate_day, rate_source, {_decimal("cost_micros")}
     FROM conversion_history WHERE conversion_id = ? ORDER BY seq
 """
-
-_CLICKS = _Listing(
-    names=CLICK_NAMES,
-    columns=(
-        "clicks.id",
-        "subid",
-        "campaigns.name",
-        "offers.name",
-        "clicked_at",
-        "clicks.cost_model",
-        "sub_ids",
-        "created_at",
-    ),
-    tables="clicks LEFT JOIN campaigns ON campaigns.id = campaign_id"
-    " LEFT JOIN offers ON offers.id = offer_id",
-    key=("clicks.id",),
-)
 
 # The order in which storage looks for a rate: by hand, the newest by today, the newest at all;
 # of two sources of one day the one written first.

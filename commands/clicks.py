@@ -15,7 +15,7 @@ from commands.options import (
     add_since,
 )
 from commands.tracker import load_keyless, reading
-from questions import Row, Wanted
+from listings import Row, Wanted
 
 COLUMNS = (
     Column("time", Kind.TIME),

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from commands.conversion_lines import Line
 from commands.report_file import ReportRow
-from questions import Held, Questions, Row, Unbooked, Wanted
+from listings import Row, Wanted
+from questions import Held, Questions, Unbooked
 from rates import decimal_text
 from rows import utc_text
 from statuses import (

@@ -15,7 +15,8 @@ from commands.options import (
     add_until,
 )
 from commands.tracker import load_keyless, reading
-from questions import CONVERSION_NAMES, Questions, Row, Wanted
+from listings import CONVERSION_NAMES, Row, Wanted
+from questions import Questions
 from rows import to_json
 from statuses import Status
 

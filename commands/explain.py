@@ -13,8 +13,8 @@ from cells import Column, Kind
 from commands.options import FORMATS, Subparsers, add_command, add_json
 from commands.tracker import RefusedError, load_settings, reading
 from explaining import Explanation, NoPostbackError
+from listings import Row
 from pasted import Pasted, read_pasted
-from questions import Row
 from rehearsal import rehearse
 
 COLUMNS = (

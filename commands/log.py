@@ -17,7 +17,8 @@ from commands.options import (
     add_until,
 )
 from commands.tracker import load_keyless, reading
-from questions import Questions, Row, Wanted, of_click
+from listings import Row, Wanted, of_click
+from questions import Questions
 from rates import decimal_text
 from statuses import Verdict
 

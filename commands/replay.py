@@ -15,8 +15,9 @@ from commands.log import describe_amount
 from commands.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
 from commands.tracker import RefusedError, load_settings, reading, writing
 from config import Settings
+from listings import Wanted, of_click
 from query import KNOWN_NAMES, hide_secrets, secrets_pattern
-from questions import Questions, Wanted, of_click
+from questions import Questions
 from rehearsal import LAST_REAL_ID, Rehearsal, rehearse
 from replaying import Effect, Mending, Original, Replayed
 from service import read_clock

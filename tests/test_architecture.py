@@ -34,6 +34,7 @@ FLOORS = {
     "ratebook": 4,
     "keyuses": 4,
     "reports": 4,
+    "listings": 4,
     "traffic": 4,
     "audit": 4,
     "questions": 5,

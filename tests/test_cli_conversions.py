@@ -8,7 +8,7 @@ from cli_calls import Ran, call_on_terminal, without_styles
 from conftest import Client
 
 import cli
-import questions
+import listings
 
 NAMES = [
     *("id", "subid", "tid", "status", "original_status", "previous_status"),
@@ -151,16 +151,16 @@ def test_a_terminal_shows_amounts_with_cents_and_the_rest_in_words(tracker: Clie
 @pytest.mark.parametrize(
     ("wanted", "index"),
     [
-        (questions.Wanted().where("subid", ["c1"]), "sqlite_autoindex_clicks"),
-        (questions.Wanted().between("created_at", "2026", None), "conversions_by_time"),
+        (listings.Wanted().where("subid", ["c1"]), "sqlite_autoindex_clicks"),
+        (listings.Wanted().between("created_at", "2026", None), "conversions_by_time"),
     ],
 )
 def test_the_common_questions_use_an_index(
-    client: Client, wanted: questions.Wanted, index: str
+    client: Client, wanted: listings.Wanted, index: str
 ) -> None:
     client.get("/health")
 
-    sql = questions._select(questions._CONVERSIONS, wanted, "ORDER BY created_at, id LIMIT 5")
+    sql = listings.select_sql(listings.CONVERSIONS, wanted, "ORDER BY created_at, id LIMIT 5")
     plan = [row["detail"] for row in client.rows(f"EXPLAIN QUERY PLAN {sql}", *wanted.values)]
 
     assert any(index in step for step in plan), plan

@@ -8,7 +8,7 @@ from cli_calls import Terminal, call_on_terminal, call_process, without_styles
 from conftest import Client, ReceiverWith
 
 import cli
-import questions
+import listings
 from booking import read_terms
 from commands.log import describe_amount
 from config import load
@@ -170,7 +170,7 @@ def test_more_than_a_page_comes_whole_and_in_order(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.get("/health")
-    number = questions.PAGE_ROWS * 2 + 3
+    number = listings.PAGE_ROWS * 2 + 3
     client.write(
         "INSERT INTO postbacks (received_at, source, query, subid, verdict, reason)"
         " WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
@@ -189,10 +189,10 @@ def test_more_than_a_page_comes_whole_and_in_order(
 
 def test_one_click_among_many_is_found_through_the_indexes(client: Client) -> None:
     client.get("/health")
-    listing = questions._POSTBACKS
-    wanted = questions.of_click("c1")
+    listing = listings.POSTBACKS
+    wanted = listings.of_click("c1")
 
-    sql = questions._select(listing, wanted, "ORDER BY received_at, id")
+    sql = listings.select_sql(listing, wanted, "ORDER BY received_at, id")
     plan = [row["detail"] for row in client.rows(f"EXPLAIN QUERY PLAN {sql}", "c1", "c1")]
 
     assert not [step for step in plan if step.startswith("SCAN ")], plan
@@ -202,9 +202,9 @@ def test_one_click_among_many_is_found_through_the_indexes(client: Client) -> No
 
 def test_since_goes_by_the_index_over_time(client: Client) -> None:
     client.get("/health")
-    wanted = questions.Wanted().between("received_at", "2026", None)
+    wanted = listings.Wanted().between("received_at", "2026", None)
 
-    sql = questions._select(questions._POSTBACKS, wanted, "ORDER BY received_at, id LIMIT 5")
+    sql = listings.select_sql(listings.POSTBACKS, wanted, "ORDER BY received_at, id LIMIT 5")
     plan = [row["detail"] for row in client.rows(f"EXPLAIN QUERY PLAN {sql}", "2026")]
 
     assert len(plan) == 1
