@@ -12,21 +12,19 @@ from pathlib import Path
 from typing import Literal
 
 from config import (
-    ConfigError,
     OldKey,
     Settings,
-    Sheet,
     absolute,
     example_text,
     find_key_entry,
     find_old_keys_entry,
     judge_settings,
     name_reason,
-    parse_text,
     read_file,
     read_old_keys,
 )
 from php_ini import Entry, is_plain
+from sheet import ConfigError, Sheet, parse_text
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NEWLINE = re.compile(r"\r\n|\r|\n")

@@ -7,7 +7,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from config import ConfigError, Settings, absolute, judge_settings, name_reason, read_file
+from config import Settings, absolute, judge_settings, name_reason, read_file
+from sheet import ConfigError
 
 log = logging.getLogger("postback.config")
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from gunicorn.glogging import Logger
 
-from config import ConfigError, Settings, find_config, load
+from config import Settings, find_config, load
 from proxies import anonymize
 from query import HIDDEN, HIDEABLE_KEY_BYTES
+from sheet import ConfigError
 
 # How `postback serve --log-format` tells the processes it becomes.
 FORMAT_VARIABLE = "POSTBACK_LOG_FORMAT"

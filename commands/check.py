@@ -17,10 +17,11 @@ from commands.finding import Finding, Level, say_span
 from commands.networks import check_networks
 from commands.options import Subparsers, add_command, add_json
 from commands.tracker import RefusedError, find_config_path, load_keyless, load_settings, reading
-from config import ConfigError, Settings
+from config import Settings
 from database import DatabaseError
 from questions import Questions, Tally
 from rows import utc_text
+from sheet import ConfigError
 
 COLUMNS = (Column("level", Kind.WORD), Column("check"), Column("message", Kind.SENTENCE))
 

@@ -11,8 +11,8 @@ from typing import NoReturn
 
 import display
 from commands.tracker import RefusedError
-from config import ConfigError
 from database import DatabaseError
+from sheet import ConfigError
 
 DONE = 0
 REFUSED = 1

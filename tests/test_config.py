@@ -18,7 +18,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import config
-from config import ConfigError, OldKey, Settings, example_text, find_config, load
+from config import OldKey, Settings, example_text, find_config, load
+from sheet import KNOWN_KEYS, ConfigError
 
 GUARD = ";<?php exit; ?>\n"
 TODAY = datetime.date(2026, 3, 2)
@@ -462,7 +463,7 @@ def test_the_example_names_every_key_in_its_section() -> None:
             section.add(setting[1])
 
     # er_api_url is only another way to write er-api_url.
-    known = {section: set(keys) - {"er_api_url"} for section, keys in config.KNOWN_KEYS.items()}
+    known = {section: set(keys) - {"er_api_url"} for section, keys in KNOWN_KEYS.items()}
     assert shown == known
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import config
 import config_edit
-from config import ConfigError, OldKey, load
+from config import OldKey, load
 from config_edit import rotate_key, write_new
+from sheet import ConfigError
 
 DAY = datetime.date(2026, 12, 31)
 GUARD = ";<?php exit; ?>\n"

@@ -12,8 +12,9 @@ import pytest
 
 import config
 import config_watch
-from config import ConfigError, Settings
+from config import Settings
 from config_watch import ConfigWatch
+from sheet import ConfigError
 
 TOP = ";<?php exit; ?>\n[system]\n"
 GOOD = TOP + 'postback_key = "first"\n'

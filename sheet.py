@@ -1,0 +1,249 @@
+"""The entries of one config file while they become settings: found, refused, warned of."""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from php_ini import Entry, Ini, IniError, Note, parse_ini
+
+KNOWN_KEYS: Mapping[str, tuple[str, ...]] = {
+    "system": (
+        "postback_key",
+        "postback_key_old",
+        "pixel_key",
+        "click_key",
+        "currency",
+        "public_url",
+        "trusted_proxies",
+    ),
+    "db": ("path",),
+    "postback": ("unknown_subid", "park_days", "repeats", "decimal_comma"),
+    "rates": (
+        "source",
+        "ecb_url",
+        "cbr_url",
+        "er-api_url",
+        "er_api_url",
+        "openexchangerates_url",
+        "app_id",
+        "max_change",
+    ),
+    "log": ("postbacks", "anonymize_ip"),
+}
+
+# What config files of the original hold, for people who bring theirs along: a warning about each
+# of these would bury the one that matters.
+KEITARO_KEYS: Mapping[str, frozenset[str]] = {
+    "system": frozenset(
+        {
+            "salt",
+            "timezone",
+            "redis_uri",
+            "clickhouse_uri",
+            "clickhouse_host",
+            "clickhouse_port",
+            "clickhouse_name",
+            "clickhouse_user",
+            "clickhouse_password",
+            "debug",
+            "log_level",
+            "cache_storage",
+        }
+    ),
+    "db": frozenset(
+        {
+            "host",
+            "name",
+            "user",
+            "username",
+            "password",
+            "prefix",
+            "port",
+            "server",
+            "engine",
+            "driver",
+            "charset",
+            "socket",
+        }
+    ),
+}
+KEITARO_SECTIONS = frozenset({"redis", "clickhouse", "ch", "olap", "mysql", "memcached", "cache"})
+
+# Keys for which a bare no, none or yes says what it seems to say; PHP's reading does no harm.
+_TAKES_WORDS = frozenset(
+    {
+        "decimal_comma",
+        "source",
+        "trusted_proxies",
+        "pixel_key",
+        "click_key",
+        "postback_key_old",
+        "postbacks",
+        "anonymize_ip",
+    }
+)
+_KEYS_FOUND_ANYWHERE = frozenset({"postback_key", "postback_key_old"})
+
+_BREAKS_A_URL = re.compile(rb"[/?#\s\x00-\x1f\x7f]|^\.\.?$")
+
+
+class ConfigError(Exception):
+    """A sentence that names file, line, value and what to do; it never holds a key."""
+
+
+def parse_text(path: Path, text: str) -> Ini:
+    """Read INI text; ConfigError with the line where PHP refuses it."""
+    try:
+        return parse_ini(text, os.environ)
+    except IniError as refusal:
+        raise ConfigError(f"{path}, line {refusal.line}: {refusal.sentence}") from None
+
+
+class Sheet:
+    """The entries of one file while they become settings, and what there is to say about them."""
+
+    def __init__(self, path: Path, ini: Ini) -> None:
+        """Take a file that was parsed."""
+        self.path = path
+        self.ini = ini
+        self._warnings = [(n.line, n.sentence) for n in ini.warnings if _matters(n)]
+
+    def refuse(self, entry: Entry, sentence: str) -> NoReturn:
+        """Raise ConfigError about an entry."""
+        raise ConfigError(f"{self.path}, line {entry.line}: {_place(entry)} {sentence}")
+
+    def warn(self, line: int, sentence: str) -> None:
+        """Keep a warning about a line."""
+        self._warnings.append((line, sentence))
+
+    def all_warnings(self) -> tuple[str, ...]:
+        """Return the warnings in the order of their lines, each once."""
+        ordered = sorted(self._warnings, key=lambda warning: warning[0])
+        return tuple(dict.fromkeys(f"line {line}: {sentence}" for line, sentence in ordered))
+
+    def entry(self, section: str | None, key: str) -> Entry | None:
+        """Find an entry that is a plain value."""
+        entry = self.ini.entry(section, key)
+        if entry and entry.in_list:
+            self.refuse(entry, "is written as a list; write one value, without brackets.")
+        return entry
+
+    def text(self, section: str, key: str, default: str) -> str:
+        """Return a trimmed value; a bare word such as no is refused, PHP would read it as empty."""
+        entry = self.entry(section, key)
+        if entry and entry.word:
+            self.refuse(
+                entry,
+                f"is the bare word {entry.word!r}, which PHP reads as"
+                f" {entry.value!r}; write a value in double quotes, or leave the line out.",
+            )
+        return (entry.value.strip() if entry else "") or default
+
+    def optional(self, section: str, key: str) -> str:
+        """Read a text that may be empty."""
+        entry = self.entry(section, key)
+        return entry.value.strip() if entry else ""
+
+    def choice(self, section: str, key: str, ways: tuple[str, ...]) -> str:
+        """Read one of some words; the first of them is the default."""
+        value = self.text(section, key, ways[0])
+        if value.lower() not in ways:
+            self.refuse_value(section, key, f"write {either(ways)}")
+        return value.lower()
+
+    def refuse_value(self, section: str, key: str, advice: str) -> NoReturn:
+        """Raise ConfigError that quotes a value and says what to write instead."""
+        entry = self.ini.entry(section, key)
+        assert entry is not None  # a default is never refused
+        self.refuse(entry, f"is {entry.word or entry.value!r}; {advice}.")
+
+    def words(self, section: str, key: str, default: str) -> list[str] | None:
+        """Return the parts of a comma list, lower case; None where it says none."""
+        entry = self.entry(section, key)
+        value = (entry.word or entry.value if entry else "").strip().lower() or default
+        if value == "none" or (entry and entry.word and not entry.value):
+            return None
+        return [part.strip() for part in value.split(",") if part.strip()]
+
+    def secret(self, key: str) -> bytes:
+        """Read a key of [system] that may be left out."""
+        entry = self.entry("system", key)
+        if not entry or not entry.value:
+            return b""
+        return self.key_bytes(entry)
+
+    def key_bytes(self, entry: Entry) -> bytes:
+        """Give a key as the bytes that a path is compared with."""
+        if entry.word and entry.key in _TAKES_WORDS:
+            self.warn(entry.line, f'{_place(entry)} is a bare word that PHP reads as "1".')
+        key = entry.value.encode("utf-8", "surrogateescape")
+        if _BREAKS_A_URL.search(key):
+            self.warn(
+                entry.line,
+                f"{_place(entry)} breaks the Postback URL: it holds a slash, blank, '?', '#' or"
+                " control character, or is a dot or two; letters and digits are safe.",
+            )
+        return key
+
+
+def _matters(note: Note) -> bool:
+    """Leave out notes about other programs' keys, and about words that mean what they say."""
+    if note.key is None:
+        return True
+    ours = note.key in KNOWN_KEYS.get(note.section or "", ()) or note.key in _KEYS_FOUND_ANYWHERE
+    return ours and not (note.kind == "word" and note.key in _TAKES_WORDS)
+
+
+def _place(entry: Entry) -> str:
+    return entry.key if entry.section is None else f"[{entry.section}] {entry.key}"
+
+
+def either(ways: tuple[str, ...]) -> str:
+    """Name some words of which one is to be written."""
+    return ", ".join(repr(way) for way in ways[:-1]) + f" or {ways[-1]!r}"
+
+
+def warn_of_strangers(sheet: Sheet) -> None:
+    """Warn of keys and sections that nobody knows, with the nearest that is known."""
+    strange_sections = set()
+    for entry in sheet.ini.entries:
+        if entry.key in _KEYS_FOUND_ANYWHERE or entry.section in KEITARO_SECTIONS:
+            continue
+        if entry.section is None or entry.section in KNOWN_KEYS:
+            _warn_of_a_strange_key(sheet, entry)
+        elif entry.section not in strange_sections and not _holds_the_key(sheet, entry.section):
+            strange_sections.add(entry.section)
+            sheet.warn(entry.line, f"section [{entry.section}] is unknown{_section_hint(entry)}.")
+
+
+def _holds_the_key(sheet: Sheet, section: str) -> bool:
+    return sheet.ini.entry(section, "postback_key") is not None
+
+
+def _section_hint(entry: Entry) -> str:
+    near = difflib.get_close_matches((entry.section or "").strip().lower(), KNOWN_KEYS, 1)
+    return f"; the nearest is [{near[0]}]" if near else ""
+
+
+def _warn_of_a_strange_key(sheet: Sheet, entry: Entry) -> None:
+    section = entry.section or ""
+    keitaros = KEITARO_KEYS.get(section) or frozenset().union(*KEITARO_KEYS.values())
+    if entry.key in KNOWN_KEYS.get(section, ()) or entry.key in keitaros:
+        return
+    if entry.key.startswith("#"):
+        sheet.warn(entry.line, "'#' begins no comment, and PHP reads a key here; use ';'.")
+    else:
+        sheet.warn(entry.line, f"{_place(entry)} is unknown; {_key_hint(entry)}.")
+
+
+def _key_hint(entry: Entry) -> str:
+    homes = {key: section for section, keys in KNOWN_KEYS.items() for key in keys}
+    if entry.key in homes:
+        return f"it belongs below [{homes[entry.key]}]"
+    here = KNOWN_KEYS.get(entry.section or "", tuple(homes))
+    near = difflib.get_close_matches(entry.key.lower(), here, 1)
+    near = near or difflib.get_close_matches(entry.key.lower(), homes, 1, 0)
+    return f"the nearest known key is [{homes[near[0]]}] {near[0]}"
