@@ -134,6 +134,23 @@ _CGI_NAMES = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 
+_RAW_BYTE = re.compile(rb"[\x80-\xff]")
+
+
+def escape_target(head: bytes) -> bytes:
+    """Write bytes beyond ASCII in a request's target as escapes, which mean the same.
+
+    Networks put a name or a status of theirs into the URL as it is; nginx passes that on, PHP reads
+    it, and gunicorn would refuse the line: a lost postback.
+    """
+    line, line_end, fields = head.partition(b"\r\n")
+    method, blank, target = line.partition(b" ")
+    if target.isascii():
+        return head
+    escaped = _RAW_BYTE.sub(lambda raw: b"%%%02X" % raw[0][0], target)
+    return method + blank + escaped + line_end + fields
+
+
 class HeadReader:
     """Reads heads: plain ones by itself, everything else through gunicorn's parser.
 
@@ -163,7 +180,9 @@ class HeadReader:
         if end - start > HEAD_LIMIT_BYTES:
             raise LimitRequestHeaders("the head is too long")
         head = self._read_plain(received, start, end, peer) if self._reads_plain else None
-        return self._read_unusual(received[start : end + 4], peer) if head is None else head
+        if head is not None:
+            return head
+        return self._read_unusual(escape_target(received[start : end + 4]), peer)
 
     def refuse_hopeless(self, received: bytes, start: int, looked_to: int, peer: Peer) -> None:
         """Raise gunicorn's error where no further byte could mend an unfinished head."""

@@ -49,6 +49,21 @@ def test_a_postback_is_answered_and_on_disk(directory: Path) -> None:
         assert count(directory, "conversions") == 1
 
 
+@pytest.mark.parametrize("options", [(), ("--access-logfile", "-")])
+def test_a_query_that_was_not_escaped_is_a_postback(
+    directory: Path, options: tuple[str, ...]
+) -> None:
+    request = f"GET /{KEY_IN_URL}/postback?subid=c1&status=одобрен&sale_status=ОДОБРЕН"
+    with live_server(directory, *options) as server:
+        answer = server.send(f"{request} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+
+        assert b"\r\nX-Postback-Result: recorded\r\n" in answer
+        with closing(sqlite3.connect(directory / "postback.db")) as db:
+            kept = db.execute("SELECT original_status, query FROM postbacks").fetchone()
+    assert kept[0] == "одобрен"
+    assert kept[1].startswith("subid=c1&status=%D0%BE")
+
+
 def test_gunicorn_by_itself_finds_the_settings_of_the_project() -> None:
     root = Path(__file__).parent.parent
 

@@ -575,7 +575,7 @@ REFUSED = {
     "a method in lower case": (400, b"get / HTTP/1.1\r\n\r\n"),
     "a control character in the target": (400, b"GET /\x01 HTTP/1.1\r\n\r\n"),
     "a space in the target": (400, b"GET /a b HTTP/1.1\r\n\r\n"),
-    "a letter beyond ASCII in the target": (400, b"GET /\xe9 HTTP/1.1\r\n\r\n"),
+    "a letter beyond ASCII in the version": (400, b"GET / HTTP/1.1\xe9\r\n\r\n"),
     "lines that end without CR": (400, b"GET / HTTP/1.1\nHost: h\n\n"),
     "a header line that ends without CR": (400, b"GET / HTTP/1.1\r\nHost: h\nX: y\r\n\r\n"),
     "a header without a name": (400, b"GET / HTTP/1.1\r\n: x\r\n\r\n"),
