@@ -71,6 +71,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(event)
 
 
+def format_event(sentence: str) -> str:
+    """Write a sentence down as the log would in the format that was asked for."""
+    if os.environ.get(FORMAT_VARIABLE) != "json":
+        return sentence
+    return JsonFormatter().format(
+        logging.LogRecord("postback", logging.INFO, "", 0, sentence, None, None)
+    )
+
+
 class MaskingLogger(Logger):  # type: ignore[misc]  # gunicorn is untyped
     """gunicorn's logger, whose logs show no key and no more of an address than they may."""
 

@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     settings = load(path) if os.path.lexists(path) else write_new(path)
     with writing(settings):
         pass
-    _announce(settings, args.bind or [])
     if args.log_format is not None:
         os.environ[logs.FORMAT_VARIABLE] = args.log_format
+    _announce(settings, args.bind or [])
     _become_gunicorn(path, build_options(args))
     return 1
 
@@ -88,7 +88,9 @@ def _announce(settings: Settings, addresses: Sequence[str]) -> None:
         )
         display.say(f"Config file:  {settings.path}")
     else:
-        display.say("The Postback URL holds the key: run `postback url` to see it.")
+        # Beside the log: the journal has both.
+        told = "The Postback URL holds the key: run `postback url` to see it."
+        display.say(logs.format_event(told))
 
 
 def _become_gunicorn(path: Path, options: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """`postback serve`: make what is missing, say where networks call, become gunicorn."""
 
+import json
 import os
 import signal
 import socket
@@ -71,6 +72,15 @@ def test_config_and_database_are_made_where_missing(
         *(sys.executable, "-P", "-m", "launch", "--config", "python:server"),
         "postback:application",
     ]
+
+
+def test_every_line_is_an_object_where_json_is_asked_for(
+    tmp_path: Path, become: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve("--config", str(write_config(tmp_path, {})), "--log-format", "json")
+
+    [line] = capsys.readouterr().out.splitlines()
+    assert "run `postback url`" in json.loads(line)["message"]
 
 
 def test_a_config_that_is_there_stays_as_it_is(tmp_path: Path, become: list[str]) -> None:
