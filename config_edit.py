@@ -185,8 +185,7 @@ def _written_beside(
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             if owner:
-                with contextlib.suppress(PermissionError):
-                    os.fchown(handle, owner.st_uid, owner.st_gid)
+                _give_back(handle, owner, path)
             os.fchmod(handle, mode)
             file.flush()
             os.fsync(handle)
@@ -195,6 +194,20 @@ def _written_beside(
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+
+
+def _give_back(handle: int, owner: os.stat_result, path: Path) -> None:
+    """Give a new file to the owner of the old one."""
+    try:
+        os.fchown(handle, owner.st_uid, owner.st_gid)
+    except PermissionError:
+        made = os.fstat(handle)
+        if (made.st_uid, made.st_gid) != (owner.st_uid, owner.st_gid):
+            # A service that may not read the new file would not start again.
+            raise ConfigError(
+                f"{path} belongs to another user or group and would not stay theirs: do this as"
+                " its owner, or as root."
+            ) from None
 
 
 def _sync_directory(directory: Path) -> None:

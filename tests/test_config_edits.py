@@ -301,6 +301,24 @@ def test_who_may_not_give_a_file_away_still_rotates(
     assert rotate_key(file, new_key="new", keep_old_until="drop").postback_key == b"new"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_who_cannot_leave_a_file_to_its_owner_changes_nothing(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(GUARD + "postback_key = old\n")
+    os.chown(file, 1234, -1)
+
+    def refused(*_args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refused)
+
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        rotate_key(file, new_key="new", keep_old_until="drop")
+    assert file.read_text() == GUARD + "postback_key = old\n"
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
 def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     target = tmp_path / "etc" / "real.ini.php"
