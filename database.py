@@ -77,11 +77,13 @@ _REMEDIES = {
 
 
 def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
-    if not create and not path.exists():
-        raise DatabaseError(
-            f"database {str(path)!r} is not there: put it back, or restart to begin a new one"
-        )
     is_new = not path.exists()
+    # An empty file is one that somebody emptied, or holds the place with: ours never are.
+    if not create and (is_new or not path.stat().st_size):
+        what = "is not there" if is_new else "is empty"
+        raise DatabaseError(
+            f"database {str(path)!r} {what}: put it back, or restart to begin a new one"
+        )
     if is_new:
         # Only its owner reads who earned what; SQLite gives -wal and -shm the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -147,6 +147,15 @@ def test_a_file_that_was_there_and_is_gone_is_not_made_anew(path: Path) -> None:
     assert not path.exists()
 
 
+def test_an_empty_file_in_the_place_of_one_that_was_there_is_not_begun(path: Path) -> None:
+    path.touch()
+
+    with pytest.raises(DatabaseError, match="is empty: put it back"):
+        open_database(path, "USD", create=False)
+
+    assert path.read_bytes() == b""
+
+
 def spoil_header(path: Path) -> None:
     path.write_bytes(b"This is no database, it is a sentence. " * 100)
 
