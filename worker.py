@@ -291,10 +291,9 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             for call in calls:
                 self._answer_one(call)
             return
+        if self._tells:
+            calls = [call for call in calls if self._ask_hook(call)]
         try:
-            if self._tells:
-                for call in calls:
-                    self.cfg.pre_request(self, call.request)
             answers = self._answer_all([call.environ for call in calls])
             for call, answer in zip(calls, answers, strict=True):
                 self._write(call, answer)
@@ -303,6 +302,16 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         except Exception:
             self.log.exception("Error answering %s requests", len(calls))
             self._withdraw(calls)
+
+    def _ask_hook(self, call: Call) -> bool:
+        """Call the hook before a request; False where that broke: its trouble is that one's own."""
+        try:
+            self.cfg.pre_request(self, call.request)
+        except Exception:
+            self.log.exception("Exception in pre_request hook")
+            self._write_unavailable(call)
+            return False
+        return True
 
     def _write(self, call: Call, answer: Answer) -> None:
         status, headers, body = answer

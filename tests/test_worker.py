@@ -817,6 +817,20 @@ def test_every_answer_of_a_failed_commit_is_a_503(tmp_path: Path, trouble: str) 
         assert ("ZeroDivisionError" in server.read_log()) == (trouble == "break")
 
 
+def test_a_hook_that_fails_fails_its_own_request_alone(tmp_path: Path) -> None:
+    (tmp_path / "go").touch()
+    (tmp_path / "hooks.py").write_text(
+        "from server import *\ndef pre_request(worker, req): 1 / (req.path != '/2')\n"
+    )
+    options = ("--config", "hooks.py")
+    with serving(tmp_path, "callables:held", *options) as server, server.connect() as line:
+        line.send(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % number for number in (1, 2, 3)))
+        replies = [line.read() for _ in range(3)]
+
+    assert [reply.status for reply in replies] == [200, 503, 200]
+    assert "Exception in pre_request hook" in server.read_log()
+
+
 def test_a_commit_is_shared_by_a_bounded_number(tmp_path: Path) -> None:
     (tmp_path / "go").touch()
     with serving(tmp_path, "callables:held") as server:
