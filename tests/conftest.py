@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlencode
 from wsgiref.headers import Headers
 
+import hypothesis
 import pytest
 
 import postback
@@ -31,6 +32,11 @@ with warnings.catch_warnings():
 # and every program that a test starts would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long one example takes is the machine's affair: a disk that syncs slowly for a moment would
+# make a test flaky.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 POSTBACK_KEY = "s3cret-key-of-the-tests"
 CLICK_KEY = "cl1ck-key-of-the-tests"
