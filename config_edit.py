@@ -197,12 +197,13 @@ def _written_beside(
 
 
 def _give_back(handle: int, owner: os.stat_result, path: Path) -> None:
-    """Give a new file to the owner of the old one."""
+    """Give a new file to the owner and the group of the old one."""
     try:
         os.fchown(handle, owner.st_uid, owner.st_gid)
     except PermissionError:
         made = os.fstat(handle)
-        if (made.st_uid, made.st_gid) != (owner.st_uid, owner.st_gid):
+        is_others = made.st_gid != owner.st_gid and owner.st_mode & stat.S_IRWXG
+        if made.st_uid != owner.st_uid or is_others:
             # A service that may not read the new file would not start again.
             raise ConfigError(
                 f"{path} belongs to another user or group and would not stay theirs: do this as"

@@ -302,20 +302,29 @@ def test_who_may_not_give_a_file_away_still_rotates(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_who_cannot_leave_a_file_to_its_owner_changes_nothing(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "is_refused"),
+    [(1234, -1, 0o600, True), (-1, 1234, 0o640, True), (-1, 1234, 0o600, False)],
+)
+def test_a_file_that_others_would_lose_is_left_to_them(
+    file: Path, monkeypatch: pytest.MonkeyPatch, owner: int, group: int, mode: int, is_refused: bool
 ) -> None:
     file.write_text(GUARD + "postback_key = old\n")
-    os.chown(file, 1234, -1)
+    os.chown(file, owner, group)
+    file.chmod(mode)
 
     def refused(*_args: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "fchown", refused)
 
-    with pytest.raises(ConfigError, match="belongs to another user"):
+    said = ""
+    try:
         rotate_key(file, new_key="new", keep_old_until="drop")
-    assert file.read_text() == GUARD + "postback_key = old\n"
+    except ConfigError as refusal:
+        said = str(refusal)
+    assert ("belongs to another user or group" in said) == is_refused
+    assert file.read_text() == GUARD + f"postback_key = {'old' if is_refused else 'new'}\n"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
