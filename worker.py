@@ -49,6 +49,9 @@ STOP_IDLE_SECONDS = 1.0
 # How often clocks are looked at: a tenth of the shortest limit above that people notice.
 TICK_SECONDS = 0.25
 
+# How often a trouble that lasts is told: each tick meets it anew.
+COMPLAINT_SECONDS = 60.0
+
 # Connections taken in one turn. Several workers share the listening socket: small bites leave
 # the others theirs; one alone wants all that is there in its next commit.
 ACCEPT_LIMIT_ALONE = 256
@@ -120,7 +123,7 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         self._answer_all = getattr(self.wsgi, "answer_all", None)
         self._keep_house = getattr(self.wsgi, "keep_house", None)
         self._now = time.monotonic()
-        self._next_tick = self._next_notice = 0.0
+        self._next_tick = self._next_notice = self._next_complaint = 0.0
         self._date, self._date_second = b"", 0
         for listener in self.sockets:
             listener.settimeout(0)
@@ -184,7 +187,9 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             except OSError as error:
                 # No files or no memory left. epoll would speak of it without end; the next tick
                 # tries again.
-                self.log.warning("no connection can be accepted at present: %s", error)
+                if self._now >= self._next_complaint:
+                    self.log.warning("no connection can be accepted at present: %s", error)
+                    self._next_complaint = self._now + COMPLAINT_SECONDS
                 self._pause_accepting()
                 return
             self._welcome(sock, address, self._listeners[fd].getsockname())
