@@ -1,5 +1,6 @@
 """The `postback` command's door: quiet on Ctrl-C from the first moment to the last."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ def enter() -> int:
     While Python imports and while it ends, Ctrl-C would show a traceback: it just ends the process
     then. Between the two `main` tells of it.
     """
+    _open_closed_streams()
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         # Ignored, as in a shell's background.
         return main()
@@ -30,6 +32,19 @@ def enter() -> int:
         return main()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _open_closed_streams() -> None:
+    """Let streams that the shell closed (`>&-`) lead nowhere.
+
+    Python has None for them, and the next file that is opened would get their number: what is
+    meant for the terminal would be written into it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            # The lowest number that is free, so this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -472,3 +472,35 @@ def test_help_needs_no_locale(tmp_path: Path, locale: str) -> None:
     ran = call_process(tmp_path, "--help", LC_ALL=locale, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
 
     assert ran.status == 0
+
+
+CLOSED = [
+    (("report",), ">&-", 0),
+    (("offers", "set", "O2", "--allow-rebills"), ">&-", 0),
+    (("offers", "set", "O2", "--allow-rebills"), "<&- >&- 2>&-", 0),
+    (("backup", "copy.db"), ">&-", 0),
+    (("rates", "unset", "EUR"), "2>&-", 1),
+    (("report", "--by", "week"), "2>&-", 2),
+    (("import", "-"), "<&-", 0),
+    (("explain", "-"), "<&-", 1),
+]
+
+
+@pytest.mark.parametrize(("words", "closed", "status"), CLOSED, ids=str)
+def test_a_stream_that_the_shell_closed_leads_nowhere(
+    client: Client, words: tuple[str, ...], closed: str, status: int
+) -> None:
+    client.get("/health")
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *build_command(*words)],
+        cwd=client.directory,
+        capture_output=True,
+        text=True,
+        env=build_environment({}),
+        timeout=60,
+        check=False,
+    )
+
+    assert "Traceback" not in done.stderr
+    assert done.returncode == status, done.stderr
