@@ -20,7 +20,7 @@ from query import (
 )
 from questions import Questions
 from rates import read_amount
-from statuses import Rule, Status, read_word
+from statuses import Rule, Status, Verdict, read_word
 
 # What network programs put around a click id; a click id itself has none of it.
 _TOKEN = re.compile(r"[A-Za-z0-9_.\-]{3,}")
@@ -41,6 +41,17 @@ _MANGLED = {
 }
 
 
+# What networks mostly mean by these. A guess that is shown to be tried, never one that books.
+_USUAL_WORDS = {
+    Status.LEAD: "hold new on_hold onhold open pending processing reg registration wait waiting",
+    Status.REJECTED: "cancel canceled cancelled chargeback decline declined denied disapproved"
+    " double duplicate fail failed fraud invalid refund refunded reject reversed spam trash void",
+    Status.SALE: "accepted approve approved complete completed confirm confirmed deposit ftd ok"
+    " paid payed purchase success successful",
+}
+_USUAL = {word: status for status, words in _USUAL_WORDS.items() for word in words.split()}
+
+
 class Missed(NamedTuple):
     """A postback as it was read, and the row of the rules that decided about it."""
 
@@ -59,7 +70,7 @@ def find_hints(questions: Questions, missed: Missed, terms: Terms) -> list[str]:
         *_find_macros(missed.postback),
     ]
     if missed.rule in {Rule.UNUSABLE, Rule.PARKED}:
-        hints += _find_clicks(questions, fields, missed.postback.incoming.subid)
+        hints += _find_clicks(questions, fields, missed)
     if missed.rule is Rule.UNMAPPED and missed.postback.incoming.word is not None:
         hints += _find_mapping(questions, missed.postback, missed.postback.incoming.word, terms)
     return list(dict.fromkeys(hints))
@@ -131,58 +142,92 @@ def _find_macros(postback: Postback) -> Iterator[str]:
         )
 
 
-def _find_clicks(
-    questions: Questions, fields: Mapping[str, str], subid: str | None
-) -> Iterator[str]:
+def _find_clicks(questions: Questions, fields: Mapping[str, str], missed: Missed) -> Iterator[str]:
     tokens = {name: [value.strip(), *_TOKEN.findall(value)] for name, value in fields.items()}
     wanted = [token for found in tokens.values() for token in found if token]
     known = set(questions.find_subids(wanted[:TOKENS_AT_MOST]))
     for name, found in tokens.items():
         for token in [token for token in dict.fromkeys(found) if token in known]:
+            held = f"{name} holds the known click {quote_value(token)}"
             if name in SUBID_NAMES:
-                yield f"{name} holds the known click {quote_value(token)} with something around it"
+                yield f"{held} with something around it"
+            elif token != fields[name].strip():
+                yield f"{held} with something around it: subid= is to have the click id alone"
             else:
                 yield (
-                    f"{name} holds the known click {quote_value(token)}: the network's macro stands"
-                    " in the wrong parameter; put it into subid=, and mend what came with"
-                    f" `postback replay --rename {shlex.quote(f'{name}=subid')} …`"
+                    f"{held}: the network's macro stands in the wrong parameter; put it into"
+                    f" subid=, and mend what came with {_write_rename(name, missed)}"
                 )
+    subid = missed.postback.incoming.subid
     if subid is not None and subid not in known:
         yield from _find_similar(questions, subid)
+
+
+def _write_rename(name: str, missed: Missed) -> str:
+    verdict = Verdict.PARKED if missed.rule is Rule.PARKED else Verdict.INVALID
+    chosen = f"--verdict {verdict}{_choose_network(missed.postback.network)}"
+    return f"`postback replay {chosen} --rename {shlex.quote(f'{name}=subid')} --dry-run`"
+
+
+def _choose_network(network: str | None) -> str:
+    return f" --network {shlex.quote(network)}" if network else ""
 
 
 def _find_similar(questions: Questions, subid: str) -> Iterator[str]:
     for other in questions.find_subids_in_other_case(subid, 2):
         yield (
             f"click {quote_value(other)} is known, and differs in upper and lower case only: the"
-            " network must send the click id as it got it"
+            f" network must send the click id as it got it; {_write_subid(subid, other)}"
         )
     if len(subid) >= SHORTEST_BEGINNING:
         longer = questions.find_subids_beginning(subid, 2)
         if len(longer) == 1:
-            yield f"click {quote_value(longer[0])} is known, and begins so: the network cuts it off"
+            yield (
+                f"click {quote_value(longer[0])} is known, and begins so: the network cuts it off;"
+                f" {_write_subid(subid, longer[0])}"
+            )
+
+
+def _write_subid(subid: str, right: str) -> str:
+    mended = shlex.quote(f"subid={right}")
+    return (
+        f"mend what came with `postback replay --subid {shlex.quote(subid)} --set {mended}"
+        " --dry-run`"
+    )
 
 
 def _find_mapping(
     questions: Questions, postback: Postback, word: str, terms: Terms
 ) -> Iterator[str]:
     network = postback.network
-    chosen = f" --network {shlex.quote(network)}" if network else ""
     sent = "this network" if network else "a network without a name (from=)"
-    for query in questions.find_mapped_queries(network, word, 1):
-        status = read_word(reread(query, terms).incoming)
+    for query in questions.find_mapping_queries(network, word):
+        status = read_word(reread(query, terms).incoming._replace(word=word, word_is_macro=False))
         if isinstance(status, Status):
             mapping = f"{status}_status={word}"
             yield (
                 f"another postback of {sent} had {quote_value(word)} mapped to {status}: put"
-                f" {quote_value(mapping)} into the URL of this one too, and mend what came with"
-                f" `postback replay --verdict unmapped{chosen} --set {shlex.quote(mapping)}"
-                " --dry-run`"
+                f" {quote_value(mapping)} into the URL of this one too, and"
+                f" {_write_mapping(network, mapping)}"
             )
             return
-    mapping = shlex.quote(f"sale_status={word}")
+    usual = _USUAL.get(word.casefold())
+    mapping = f"{usual or Status.SALE}_status={word}"
+    others = (
+        "" if usual else ", lead_status= where it is on hold, rejected_status= where taken back"
+    )
     yield (
-        f"say what {quote_value(word)} means in the network's URL: where it is a sale,"
-        f" {mapping}; and mend what came with `postback replay --verdict unmapped{chosen}"
-        f" --set {mapping} --dry-run`"
+        f"say what {quote_value(word)} means in the network's URL: where it is"
+        f" {_AS_A_NOUN[usual or Status.SALE]}, {shlex.quote(mapping)}{others}; and"
+        f" {_write_mapping(network, mapping)}"
+    )
+
+
+_AS_A_NOUN = {Status.LEAD: "a lead", Status.SALE: "a sale", Status.REJECTED: "a rejection"}
+
+
+def _write_mapping(network: str | None, mapping: str) -> str:
+    return (
+        f"mend what came with `postback replay --verdict unmapped{_choose_network(network)}"
+        f" --set {shlex.quote(mapping)} --dry-run`"
     )

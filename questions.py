@@ -186,9 +186,15 @@ class Questions:
         )
         return self._db.execute(sql, (limit,)).fetchall()
 
-    def find_mapped_queries(self, network: str | None, word: str, limit: int) -> list[str]:
-        """List the newest queries of a network whose postbacks had a meaning for the word."""
-        rows = self._db.execute(_MAPPED, (network, word, LOOKED_THROUGH_ROWS, limit))
+    def find_mapping_queries(self, network: str | None, word: str) -> list[str]:
+        """List the newest queries of a network that may have a meaning for the word.
+
+        It need not be the status that they came with: a URL that has lists has them all.
+        """
+        # `_` is any sign, so + too. What matches by chance is only read in vain.
+        plain, written = f"%{word.replace(' ', '_')}%", f"%{quote(word.encode('utf-8'))}%"
+        values = (network, word, plain, written, plain != written, LOOKED_THROUGH_ROWS)
+        rows = self._db.execute(_MAPPING, values)
         return [query for (query,) in rows]
 
     def _tally(self, source: str, since: str) -> Tally:
@@ -325,12 +331,13 @@ _UNMAPPED = """
         AND NOT EXISTS (SELECT 1 FROM postbacks AS again WHERE again.replay_of = postbacks.id)
 """
 
-_MAPPED = """
+# What says nothing of its own word may still name ours; some dozens are read to see.
+_MAPPING = """
     SELECT query FROM postbacks
-    WHERE id > (SELECT max(id) FROM postbacks) - ?3 AND network IS ?1
-        AND original_status = ?2 COLLATE NOCASE
-        AND verdict NOT IN ('unmapped', 'invalid', 'ignored') AND source <> 'replay'
-    ORDER BY id DESC LIMIT ?4
+    WHERE id > (SELECT max(id) FROM postbacks) - ?6 AND network IS ?1
+        AND verdict NOT IN ('unmapped', 'invalid') AND source <> 'replay'
+        AND (original_status = ?2 COLLATE NOCASE OR query LIKE ?3 OR ?5 AND query LIKE ?4)
+    ORDER BY id DESC LIMIT 50
 """
 
 # CROSS JOIN: the click ids lead, each a look into the index.

@@ -228,9 +228,12 @@ def test_the_pixels_key_takes_leads_only(
 
 HINTS = [
     ("aff_sub=Click-17&payout=3", "aff_sub holds the known click 'Click-17'"),
-    ("aff_sub=Click-17", "`postback replay --rename aff_sub=subid …`"),
+    ("aff_sub=Click-17", "`postback replay --verdict invalid --rename aff_sub=subid --dry-run`"),
+    ("subid=junk&x=c1&from=n 1", "parked --network 'n 1' --rename x=subid --dry-run`"),
+    ("note=sub:Click-17;x", "something around it: subid= is to have the click id alone"),
     ("subid=junk&note=sub:Click-17;x", "note holds the known click 'Click-17'"),
     ("subid=CLICK-17", "click 'Click-17' is known, and differs in upper and lower case only"),
+    ("subid=CLICK-17", "`postback replay --subid CLICK-17 --set subid=Click-17 --dry-run`"),
     ("subid=(Click-17)", "subid holds the known click 'Click-17' with something around it"),
     ("subid=Click-170000-ab", "click 'Click-170000-abcdef' is known, and begins so"),
     ("subid=c1&payout=5¤cy=eur", "'¤cy' was '&currency'"),
@@ -245,7 +248,14 @@ HINTS = [
     ("subid=c1&curency=eur", "'curency' is unknown to us; 'currency' is near"),
     ("subid=c1&status=Approved&from=net", "mapped to sale: put 'sale_status=Approved'"),
     ("subid=c1&status=Approved&from=net", "`postback replay --verdict unmapped --network net"),
-    ("subid=c1&status=approved&from=other", "say what 'approved' means in the network's URL"),
+    ("subid=c1&status=Ok&from=net", "mapped to sale: put 'sale_status=Ok'"),
+    ("subid=c1&status=gone&from=net", "mapped to rejected: put 'rejected_status=gone'"),
+    ("subid=c1&status=zur%C3%BCck&from=net", "mapped to rejected: put"),
+    ("subid=c1&status=taken+back&from=net", "mapped to rejected: put"),
+    ("subid=c1&status=approved&from=other", "where it is a sale, sale_status=approved; and mend"),
+    ("subid=c1&status=Declined&from=net", "where it is a rejection, rejected_status=Declined; and"),
+    ("subid=c1&status=hold", "where it is a lead, lead_status=hold; and mend"),
+    ("subid=c1&status=odd", "sale_status=odd, lead_status= where it is on hold, rejected_status="),
     ("subid=c2&tid=t2", "`postback offers set 'O 1' --allow-rebills`"),
     ("/gone-key-of-the-tests/postback?subid=c1", "the address that `postback url` prints"),
     ('"HEAD /x/postback?subid=c1 HTTP/1.1"', "it came as HEAD, which records nothing"),
@@ -259,7 +269,10 @@ def tracker(receiver_with: ReceiverWith) -> Client:
     client = receiver_with(postback_key_old="gone-key-of-the-tests until 2020-01-01")
     for subid in ("c1", "c2", "Click-17", "Click-170000-abcdef"):
         client.click(subid, offer="O 1")
-    client.send("subid=c2&status=approved&sale_status=ok,approved&from=net&tid=t1")
+    client.send(
+        "subid=c2&status=approved&sale_status=ok,approved&rejected_status=gone,zur%C3%BCck,taken+back"
+        "&from=net&tid=t1"
+    )
     return client
 
 
