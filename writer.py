@@ -103,12 +103,15 @@ class Committer:
             if self._storage is None:
                 self._storage = self._open_storage()
                 self._carry_over_log(self._storage)
+            written_before = self._storage.db.total_changes
             with self._storage.transaction():
                 self._keep_house(self._storage)
                 outcomes = attempt_all(self._storage, jobs) if jobs else []
+            has_written = self._storage.db.total_changes > written_before
         except (DatabaseError, sqlite3.Error, OSError) as error:
             raise UnavailableError(self._give_up(error)) from error
-        if self._trouble is not None:
+        # A full disk takes a commit that writes nothing.
+        if self._trouble is not None and has_written:
             LOG.warning("the database works again")
             self._trouble = None
         return outcomes

@@ -259,6 +259,23 @@ def test_the_databases_trouble_is_every_jobs(committer: Committer, path: Path) -
     assert offers(path) == []
 
 
+def test_the_database_works_again_when_it_has_taken_something(
+    committer: Committer, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    committer.commit([add_offer("O1")])
+    path.rename(path.with_name("moved.db"))
+    with pytest.raises(UnavailableError):
+        committer.commit([add_offer("O2")])
+    path.with_name("moved.db").rename(path)
+
+    committer.commit([])
+    told_by_nothing = caplog.messages.count("the database works again")
+    committer.commit([add_offer("O3")])
+
+    assert told_by_nothing == 0
+    assert caplog.messages.count("the database works again") == 1
+
+
 def test_housekeeping_stands_where_a_job_breaks(path: Path) -> None:
     def broken(db: Storage) -> None:
         raise RuntimeError("boom")
