@@ -24,15 +24,20 @@ SETTLE_SECONDS = 0.01
 class ConfigWatch:
     """The settings in force: the last good ones of a file that may change at any time."""
 
-    def __init__(self, path: Path, *, check_every_seconds: float = 0.25) -> None:
-        """Remember the path; nothing is opened before the first call of current()."""
+    def __init__(
+        self, path: Path, *, started_with: Settings | None = None, check_every_seconds: float = 0.25
+    ) -> None:
+        """Remember the path; nothing is opened before the first call of current().
+
+        What needs a restart stays as in `started_with`, else as it is read first.
+        """
         self.problem: str | None = None
         self._path = absolute(path)
         self._check_every = check_every_seconds
         self._next_check = float("-inf")
         self._checking = threading.Lock()
         self._settings: Settings | None = None
-        self._first: Settings | None = None
+        self._started_with = started_with
         self._content: bytes | None = None
         self._stamp: tuple[int, ...] | None = None
         self._settled = False
@@ -78,11 +83,11 @@ class ConfigWatch:
         return read_file(self._path) == content
 
     def _take_over(self, settings: Settings) -> None:
-        if self._first is None:
-            self._first = settings
-        else:
+        if self._settings is not None:
             log.info("%s was read anew and is in force", self._path)
-        settings = _keep_what_needs_a_restart(settings, self._first)
+        if self._started_with is None:
+            self._started_with = settings
+        settings = _keep_what_needs_a_restart(settings, self._started_with)
         for warning in settings.warnings:
             if warning not in self._warned:
                 log.warning("%s, %s", self._path, warning)
@@ -92,7 +97,7 @@ class ConfigWatch:
 
     def _report(self, problem: str) -> None:
         if problem != self.problem:
-            kept = "" if self._first is None else " The last good settings stay in force."
+            kept = "" if self._settings is None else " The last good settings stay in force."
             log.error("%s%s", problem, kept)
         self.problem = problem
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import booking
 import clicks
 from booking import Arrival, Intake, Outcome
-from config import find_config
+from config import ConfigError, Settings, find_config, load
 from query import (
     HIDDEN,
     hide_secrets,
@@ -101,6 +101,7 @@ class Receiver:
         self._config_path = config_path
         self._clock = clock
         self._service: Service | None = None
+        self._started_with: Settings | None = None
         # Services of the process we were forked from: closing their database here would be unsafe.
         self._left_behind: list[Service] = []
 
@@ -128,6 +129,18 @@ class Receiver:
         self._find_service().key_uses.seen.clear()
         return answer
 
+    def remember_start(self) -> None:
+        """Hold what is read at start only, for all processes that are forked from now on.
+
+        A worker that takes the place of a dead one would otherwise open another database than
+        those beside it, where the config names one by now.
+        """
+        try:
+            self._started_with = load(self._find_config())
+        except ConfigError:
+            # Each process tells what is wrong, and begins with what it reads first.
+            self._started_with = None
+
     def start(self) -> None:
         """Begin the housekeeping before the first request comes."""
         self._find_service().start()
@@ -147,9 +160,12 @@ class Receiver:
         if service is None or service.pid != os.getpid():
             if service is not None:
                 self._left_behind.append(service)
-            path = self._config_path or find_config(os.environ)
-            service = self._service = Service(path, self._clock)
+            path = self._find_config()
+            service = self._service = Service(path, self._clock, self._started_with)
         return service
+
+    def _find_config(self) -> Path:
+        return self._config_path or find_config(os.environ)
 
     def _answer(self, environs: Sequence[Environ], run: "Run") -> list[Answer]:
         """Read the requests, have what they ask of the database done, answer."""

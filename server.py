@@ -59,6 +59,16 @@ def worker_exit(server: Any, worker: Any) -> None:
     postback.application.close()
 
 
+def on_starting(server: Any) -> None:
+    """Hold the currency and the database for all workers, those to come too."""
+    del server
+    postback.application.remember_start()
+
+
+# With a HUP, which starts all workers anew, a change of them comes into force.
+on_reload = on_starting
+
+
 def when_ready(server: Any) -> None:
     """Say once, not per worker, what was started."""
     server.log.info("%s", describe_start(server.cfg))

@@ -69,11 +69,13 @@ def _find_shown_client(settings: Settings, peer: str, forwarded: str) -> str | N
 class Service:
     """Belongs to the process that made it; a fork makes its own. Opens everything when needed."""
 
-    def __init__(self, config_path: Path, clock: Clock = read_clock) -> None:
-        """Take the config file's path and where to read the time."""
+    def __init__(
+        self, config_path: Path, clock: Clock = read_clock, started_with: Settings | None = None
+    ) -> None:
+        """Take the config file's path, where to read the time, what the server was started with."""
         self.pid = os.getpid()
         self._clock = clock
-        self._watch = ConfigWatch(config_path)
+        self._watch = ConfigWatch(config_path, started_with=started_with)
         self._orders: Orders | None = None
         self._committer = Committer(self._open_storage, self._housekeep)
         self._writer = Writer(self._committer)

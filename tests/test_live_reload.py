@@ -238,3 +238,20 @@ def test_a_file_in_any_trouble_leaves_the_last_good_settings_and_is_told_once(
     assert Counter(told.status for told in load.told) == {200: len(load.told)}
     if closed not in troubles:
         pytest.skip("a wrong mode means nothing to root, and there is no setpriv; the rest holds")
+
+
+def test_a_worker_in_the_place_of_a_dead_one_keeps_to_the_database(directory: Path) -> None:
+    with two_workers(directory, "worker.HoldingWorker") as server:
+        dead, _ = server.worker_pids()
+        write_config(directory, {"unknown_subid": "accept", "path": "other.db"})
+        wait_until(lambda: server.read_log().count("[db] path has changed") == 2, "both to see it")
+        os.kill(dead, signal.SIGKILL)
+        wait_until(lambda: server.read_log().count("Booting worker") == 3, "a new worker")
+        wait_until(lambda: len(server.worker_pids()) == 2, "two workers")
+
+        assert ask_each_worker(server, POSTBACK_KEY) == [[200], [200]]
+        assert not (directory / "other.db").exists()
+
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+        wait_until((directory / "other.db").exists, "the new database")
