@@ -233,14 +233,23 @@ class Writer:
         try:
             outcomes = self._committer.commit([ticket.job for ticket in batch])
         except UnavailableError as error:
-            for ticket in batch:
-                ticket.fail(error)
+            self._refuse(batch, error)
+            return
+        except Exception:  # the edge of the thread: without it all who come later wait in vain
+            LOG.exception("a commit broke off")
+            self._committer.leave_storage()
+            self._committer.next_tick = time.monotonic() + TICK_SECONDS
+            self._refuse(batch, UnavailableError("a commit broke off"))
             return
         for ticket, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 ticket.fail(outcome)
             else:
                 ticket.finish(outcome)
+
+    def _refuse(self, batch: Sequence[Ticket[Any]], error: UnavailableError) -> None:
+        for ticket in batch:
+            ticket.fail(error)
 
     def _refuse_late_comers(self) -> None:
         with suppress(queue.Empty):

@@ -145,6 +145,23 @@ def test_the_databases_trouble_fails_the_whole_batch_and_the_next_is_served(
     assert offers(path) == ["O2"]
 
 
+def test_a_commit_that_breaks_off_is_not_the_writers_end(path: Path) -> None:
+    troubles = [RuntimeError("boom")]
+
+    def open_storage() -> Storage:
+        if troubles:
+            raise troubles[0]
+        return open_database(path, "USD")
+
+    desk = Writer(Committer(open_storage, lambda db: None))
+    with pytest.raises(UnavailableError, match="broke off"):
+        desk.run(add_offer("O1"))
+    troubles.clear()
+
+    assert desk.run(add_offer("O2")) == "O2"
+    desk.close()
+
+
 def test_a_full_line_refuses_at_once(desk: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "QUEUE_LIMIT", 2)
     gate, _ = hold(desk)
