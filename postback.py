@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import booking
 import clicks
 from booking import Arrival, Intake, Outcome
-from config import ConfigError, Settings, find_config, load
+from config import Settings, find_config, load
 from query import (
     HIDDEN,
     hide_secrets,
@@ -31,6 +31,7 @@ from query import (
 )
 from rows import ClickRow, utc_text
 from service import Clock, Orders, Service, read_clock
+from sheet import ConfigError
 from statuses import Verdict
 from storage import Storage
 from writer import Job, UnavailableError
