@@ -57,9 +57,14 @@ def describe_trouble(error: Exception, path: Path | None) -> str:
     if isinstance(error, DatabaseError):
         return str(error)
     name = f"database {str(path)!r}"
+    if path is not None and path.is_dir():
+        return f"{name} is a directory: give [db] path the name of a file"
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         return f"{name}: {error}; {_REMEDIES.get(code, 'see `postback check`')}"
+    if isinstance(error, PermissionError):
+        # The lock file beside it, or a new file.
+        return f"{name}: {error.strerror}; {_REMEDIES[sqlite3.SQLITE_READONLY]}"
     return f"{name}: {error}"
 
 

@@ -54,8 +54,10 @@ class CsvFile:
             raise self._wrong_encoding(error) from error
 
     def take_first_line(self) -> str:
-        """Take the first line, without its end and a byte order mark; empty where there is none."""
+        """Take the first line, without its end and a byte order mark; RefusedError for no line."""
         line = "".join(self._take(1))
+        if not line:
+            raise RefusedError("the file is empty")
         self._lines.number += 1
         return strip_line(line)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import display
 from commands.options import Subparsers, add_command, add_family, add_json
-from commands.tracker import RefusedError, find_config_path, load_settings, reading
+from commands.tracker import RefusedError, find_written_config, load_settings, reading
 from commands.url import DEFAULT_MACROS, build_url
 from config import OldKey, Settings
 from config_edit import rotate_key
@@ -100,7 +100,7 @@ def _in_brackets(*parts: str) -> str:
 def run_rotate(args: argparse.Namespace) -> int:
     """Put a fresh key in the file and print the new address."""
     until = _choose_end(args)
-    path = find_config_path(args)
+    path = find_written_config(args)
     settings = rotate_key(path, new_key=secrets.token_hex(KEY_BYTES), keep_old_until=until)
     display.say(build_url(settings, DEFAULT_MACROS))
     display.say(f"# {_describe_old(until)}; the new key is in force within a second.")

@@ -104,9 +104,20 @@ def _tell(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         # A word of the command line, which the database cannot be asked about.
         return f"{error.object[:64]!r} is no UTF-8: write it in that encoding"
-    if isinstance(error, OSError | sqlite3.Error):
+    if isinstance(error, OSError):
+        return f"{_describe_refusal(error)}; nothing more was done"
+    if isinstance(error, sqlite3.Error):
         return f"{error}; nothing more was done"
     return str(error)
+
+
+def _describe_refusal(error: OSError) -> str:
+    """Say what the system said, without its number."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        # Only asking where we are has no name to tell.
+        return "the directory that you are in is gone: change to another"
+    why = error.strerror or str(error)
+    return why if error.filename is None else f"{str(error.filename)!r}: {why}"
 
 
 def _run(argv: Sequence[str]) -> int:

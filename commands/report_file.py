@@ -164,7 +164,8 @@ def find_columns(line: str, args: argparse.Namespace) -> Columns:
     if "subid" not in columns.places:
         raise RefusedError(
             f"no column is known to hold the click id (the first line is {quote_value(line)}):"
-            " name it with --subid-column"
+            " name it with --subid-column, or, where that line is a row already, give the columns"
+            " by number with --no-titles"
         )
     return columns
 

@@ -25,15 +25,16 @@ def find_config_path(args: argparse.Namespace) -> Path:
 
 def load_settings(args: argparse.Namespace) -> Settings:
     """Read the config; ConfigError says what is wrong with it, RefusedError that there is none."""
-    return load(_find_written_config(args))
+    return load(find_written_config(args))
 
 
 def load_keyless(args: argparse.Namespace) -> Settings:
     """Read the config likewise for a command that needs no key, and so none to be there."""
-    return config.load_keyless(_find_written_config(args))
+    return config.load_keyless(find_written_config(args))
 
 
-def _find_written_config(args: argparse.Namespace) -> Path:
+def find_written_config(args: argparse.Namespace) -> Path:
+    """Tell where the config file is; RefusedError where there is none."""
     path = find_config_path(args)
     if not os.path.lexists(path):
         raise RefusedError(

@@ -323,7 +323,8 @@ def test_no_name_of_a_column_means_two_things() -> None:
 @pytest.mark.parametrize(
     ("content", "words", "sentence"),
     [
-        ("", (), "no column is known to hold the click id"),
+        ("", (), "the file is empty"),
+        ("\n", (), "no column is known to hold the click id"),
         ("campaign,payout\nx,1\n", (), "name it with --subid-column"),
         ("subid\nc1\n", ("--tid-column", "order"), "no column is 'order'"),
         ("subid\nc1\n", ("--subid-column", "2"), "no column is '2'"),

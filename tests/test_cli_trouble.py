@@ -21,6 +21,7 @@ from cli_calls import (
 from conftest import Client, write_config
 
 import cli
+import database
 import questions
 import schema
 from cells import visible
@@ -174,7 +175,7 @@ def test_without_a_config_each_says_where_it_looked(
     status, out, err = call(tmp_path, capsys, *words)
 
     assert status == 1
-    assert str(tmp_path / "config.ini.php") in out + err
+    assert f"there is no config file yet: looked for '{tmp_path}/config.ini.php'" in out + err
 
 
 @pytest.mark.parametrize("words", READERS, ids=" ".join)
@@ -365,6 +366,7 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 sys.argv[1:] = ["log"]
 import cli
+import database
 cli.enter()
 """
 
@@ -504,3 +506,56 @@ def test_a_stream_that_the_shell_closed_leads_nowhere(
 
     assert "Traceback" not in done.stderr
     assert done.returncode == status, done.stderr
+
+
+@pytest.mark.parametrize("words", [("reconcile", "x.csv"), ("clicks", "import", "x.csv")])
+def test_a_file_of_nothing_is_told(
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client.get("/health")
+    monkeypatch.chdir(client.directory)
+    Path("x.csv").write_bytes(b"")
+
+    assert call(client.directory, capsys, *words) == (1, "", "postback: the file is empty\n")
+
+
+@pytest.mark.parametrize("words", [*READERS, *WRITERS], ids=" ".join)
+def test_a_directory_in_place_of_the_database_is_told(
+    tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(tmp_path, {})
+    (tmp_path / "postback.db").mkdir()
+
+    status, _, err = call(tmp_path, capsys, *words)
+
+    assert status == 1
+    assert "postback.db' is a directory: give [db] path the name of a file" in err
+
+
+def test_what_the_system_refuses_is_told_without_its_number(
+    client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.get("/health")
+    gone = client.directory / "gone"
+
+    drawn = call(client.directory, capsys, "report", "--plot", str(gone / "x.svg"))
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    status = cli.main(["url"])
+
+    assert drawn[0] == 1
+    assert f"postback: '{gone}/x.svg': No such file or directory; nothing" in drawn[2]
+    assert status == 1
+    assert "the directory that you are in is gone: change to" in capsys.readouterr().err
+
+
+def test_a_lock_file_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+    told = database.describe_trouble(PermissionError(13, "Permission denied"), tmp_path / "p.db")
+
+    assert told.endswith(
+        "Permission denied; give this user write permission for the file and its directory"
+    )

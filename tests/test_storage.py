@@ -182,7 +182,7 @@ def spoil_currency(path: Path) -> None:
         (spoil_tables, "another program's .it has a table 'affiliates'"),
         (spoil_version, "has schema 99, and this program knows up to"),
         (spoil_currency, "keeps its amounts in EUR, and the config says currency = 'USD'"),
-        (Path.mkdir, "unable to open|Is a directory"),
+        (Path.mkdir, "is a directory: give"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told_in_a_sentence(
