@@ -46,12 +46,14 @@ class Call:
         if status is None:
             raise ValueError("the callable did not call start_response")
         text, code, length = write_head(status, tuple(headers))
-        if not self.wants_body or code in {204, 304} or code < 200:
-            body = b""
-        elif length is None:
+        has_body = code >= 200 and code not in {204, 304}
+        if has_body and length is None and (body or self.wants_body):
+            # A HEAD is told how long a GET's answer is.
             text += b"Content-Length: %d\r\n" % len(body)
-        elif length != len(body):
+        elif has_body and self.wants_body and length != len(body):
             raise ValueError(f"the callable promised {length} bytes and gave {len(body)}")
+        if not has_body or not self.wants_body:
+            body = b""
         self.status, self.headers, self.sent = status, headers, len(body)
         connection = KEEP_ALIVE if self.keeps_alive else CLOSE
         version = VERSIONS[self.minor_version]

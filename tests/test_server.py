@@ -49,6 +49,20 @@ def test_a_postback_is_answered_and_on_disk(directory: Path) -> None:
         assert count(directory, "conversions") == 1
 
 
+def test_a_head_is_told_what_a_get_would_be(directory: Path) -> None:
+    with live_server(directory) as server:
+        told = [
+            server.send(
+                f"{method} /{KEY_IN_URL}/postback HTTP/1.1\r\nConnection: close\r\n\r\n".encode()
+            )
+            for method in ("HEAD", "GET")
+        ]
+
+    head, get = (re.sub(rb"Date: .*\r\n", b"", answer).partition(b"\r\n\r\n") for answer in told)
+    assert head[0] == get[0]
+    assert (head[2], get[2][:12]) == (b"", b"The click id")
+
+
 @pytest.mark.parametrize("options", [(), ("--access-logfile", "-")])
 def test_a_query_that_was_not_escaped_is_a_postback(
     directory: Path, options: tuple[str, ...]
