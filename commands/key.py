@@ -8,7 +8,13 @@ from typing import Any, Literal
 
 import display
 from commands.options import Subparsers, add_command, add_family, add_json
-from commands.tracker import RefusedError, find_written_config, load_settings, reading
+from commands.tracker import (
+    RefusedError,
+    find_written_config,
+    load_keyless,
+    load_settings,
+    reading,
+)
 from commands.url import DEFAULT_MACROS, build_url
 from config import OldKey, Settings
 from config_edit import rotate_key
@@ -101,9 +107,12 @@ def run_rotate(args: argparse.Namespace) -> int:
     """Put a fresh key in the file and print the new address."""
     until = _choose_end(args)
     path = find_written_config(args)
+    # A file may have none yet.
+    had_key = bool(load_keyless(args).postback_key)
     settings = rotate_key(path, new_key=secrets.token_hex(KEY_BYTES), keep_old_until=until)
     display.say(build_url(settings, DEFAULT_MACROS))
-    display.say(f"# {_describe_old(until)}; the new key is in force within a second.")
+    old = _describe_old(until) if had_key else "There was no key before"
+    display.say(f"# {old}; the new key is in force within a second.")
     return 0
 
 

@@ -281,6 +281,17 @@ def test_a_rotated_key_leaves_the_old_one_for_a_while(
     assert str(old.until) == str(until)
 
 
+def test_a_file_that_had_no_key_keeps_no_old_one(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(home, {"postback_key": ""})
+
+    ran = call(home, capsys, "key", "rotate")
+
+    assert ran.lines[1].startswith("# There was no key before;")
+    assert load(home / "config.ini.php").old_keys == ()
+
+
 def test_a_dropped_key_is_gone(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = call(home, capsys, "key", "rotate", "--drop-old")
 
