@@ -374,15 +374,12 @@ def _repeat(this: Conversion, incoming: Incoming, policy: Policy, *, takes_cost:
     if not differences:
         return Decision(Verdict.REPEATED, _repeated_reason(this), Rule.REPEATED, this)
     # Ours: an amount without a known currency could not be booked, so it replaces nothing.
-    if (
-        policy.updates_on_repeat
-        and this.status is not Status.REJECTED
-        and incoming.currency is not None
-    ):
+    can_be_taken_over = this.status is not Status.REJECTED and incoming.currency is not None
+    if policy.updates_on_repeat and can_be_taken_over:
         change = Change(this, this.status, this.tid, takes_amount, takes_cost)
         reason = _taken_over_reason(this, differences)
         return Decision(Verdict.UPDATED, reason, Rule.REPEATED, this, change)
-    reason = _left_alone_reason(this, differences)
+    reason = _left_alone_reason(this, differences, can_be_taken_over=can_be_taken_over)
     return Decision(Verdict.REPEATED, reason, Rule.REPEATED, this)
 
 
@@ -447,7 +444,8 @@ def _forbidden_reason(present: Status, wanted: Status) -> Reason:
 def _pixel_reason(status: Status) -> Reason:
     return Reason(
         "the pixel's key is good for leads only",
-        f"the pixel's key is good for leads only, and this is a {status}",
+        f"the pixel's key is good for leads only, and this is a {status}: send it to the Postback"
+        " URL",
     )
 
 
@@ -467,7 +465,8 @@ def _unmapped_reason(word: str) -> Reason:
         "The status has no meaning yet: add it to lead_status=, sale_status=, rejected_status= or"
         " rebill_status= in the Postback URL, or to ignore=.",
         f"no list of the URL has the status {word!r}, and it is none of"
-        f" {', '.join(status.value for status in Status)}",
+        f" {', '.join(status.value for status in Status)}: add it to sale_status= or another list"
+        " in the Postback URL",
     )
 
 
@@ -475,10 +474,13 @@ def _repeated_reason(this: Conversion) -> Reason:
     return Reason("known already, nothing changed", f"already {this.status}, nothing changed")
 
 
-def _left_alone_reason(this: Conversion, differences: list[str]) -> Reason:
+def _left_alone_reason(
+    this: Conversion, differences: list[str], *, can_be_taken_over: bool
+) -> Reason:
+    remedy = ': repeats = "update" in the config takes it over' if can_be_taken_over else ""
     return Reason(
         "known already with another amount, nothing changed",
-        f"already {this.status}, nothing changed, though {' and '.join(differences)}",
+        f"already {this.status}, nothing changed, though {' and '.join(differences)}{remedy}",
     )
 
 

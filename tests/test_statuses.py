@@ -97,9 +97,10 @@ def test_a_word_means_what_the_lists_say_then_what_it_says_itself(
             Verdict.IGNORED,
             "ignore list",
         ),
-        (a_postback("approved"), Verdict.UNMAPPED, "'approved'"),
+        (a_postback("approved"), Verdict.UNMAPPED, "'approved', and it is none of"),
+        (a_postback("approved"), Verdict.UNMAPPED, ": add it to sale_status="),
         (a_postback("{status}", word_is_macro=True), Verdict.UNMAPPED, "did not replace"),
-        (a_postback("sale", leads_only=True), Verdict.REFUSED, "leads only"),
+        (a_postback("sale", leads_only=True), Verdict.REFUSED, "send it to the Postback URL"),
         (a_postback("lead", leads_only=True), Verdict.PARKED, "'c1'"),
         (a_postback("sale"), Verdict.PARKED, "'c1'"),
     ],
@@ -236,6 +237,7 @@ def test_only_a_move_to_sale_takes_a_new_amount(
         (SALE, {}, True, "repeated", "nothing changed"),
         (SALE, {"amount": Decimal(12), "currency": None}, True, "repeated", "currency unknown"),
         (REBILL, {"amount": Decimal(12)}, True, "updated", "amount 12 USD was 10 USD"),
+        (REJECTED, {"amount": Decimal(12)}, False, "repeated", "amount 12 USD was 10 USD"),
         (REJECTED, {"amount": Decimal(12)}, True, "repeated", "amount 12 USD was 10 USD"),
     ],
 )
@@ -249,6 +251,8 @@ def test_a_repeat_with_another_amount_says_so_and_counts_only_where_the_config_s
     assert decision.verdict == verdict
     assert reason in decision.reason.detail
     assert (decision.change is not None) is (verdict == "updated")
+    is_mendable = " was " in decision.reason.detail and not policy and present is not REJECTED
+    assert ('repeats = "update"' in decision.reason.detail) is is_mendable
 
 
 @pytest.mark.parametrize(
