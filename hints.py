@@ -123,7 +123,9 @@ def _read_otherwise(name: str, text: str) -> Iterator[str]:
     if read_amount(text, decimal_comma=True) is not None:
         yield (
             f"{name} {quote_value(text)} has a decimal comma: the network should send"
-            f" {text.replace(',', '.')}, or set decimal_comma = yes in the config"
+            f" {text.replace(',', '.')}, or set decimal_comma = yes in the config; what was booked"
+            ' without its amount gets it then with repeats = "update" and'
+            " `postback replay --since 7d --dry-run`"
         )
     elif joined:
         yield (

@@ -102,7 +102,7 @@ def replay(
     last = db.find_last_try(original.id)
     if last is None:
         return Replayed(original, query, None, None, Effect.LEFT, "purged meanwhile")
-    if query == last.query and last.verdict in BOOKED:
+    if query == last.query and last.verdict in BOOKED and not _brings_amount(query, last, terms):
         # Not even tried: with `repeats = update` an older amount would come back.
         return _leave(original, query, last, "booked already")
     if query == last.query and last.verdict is Verdict.PARKED:
@@ -125,6 +125,11 @@ def replay(
         "; ".join((outcome.reason.detail, *outcome.warnings)),
         outcome.conversion_id,
     )
+
+
+def _brings_amount(query: str, last: LastTry, terms: Terms) -> bool:
+    """Tell whether an amount reads now that did not, as after `decimal_comma = yes`."""
+    return last.lacks_amount and reread(query, terms).incoming.amount is not None
 
 
 _EFFECTS = {Verdict.RECORDED: Effect.ADDED, Verdict.UPDATED: Effect.CHANGED}

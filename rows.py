@@ -71,11 +71,15 @@ class ParkedPostback(NamedTuple):
 
 
 class LastTry(NamedTuple):
-    """How a postback was last put through: as which query, and what has come of it so far."""
+    """How a postback was last put through: as which query, and what has come of it so far.
+
+    `lacks_amount`: it is about a conversion whose amount is unknown.
+    """
 
     query: str
     verdict: Verdict
     is_replay: bool
+    lacks_amount: bool
 
 
 class Waiting(NamedTuple):

@@ -228,7 +228,10 @@ class Storage(Database):
     def find_last_try(self, postback_id: int) -> LastTry | None:
         """Tell how a postback was put through last: by its newest replay, else as it came."""
         row = self.db.execute(_FIND_LAST_TRY, (postback_id,)).fetchone()
-        return None if row is None else LastTry(row[0], Verdict(row[1]), bool(row[2]))
+        if row is None:
+            return None
+        query, verdict, is_replay, lacks_amount = row
+        return LastTry(query, Verdict(verdict), bool(is_replay), bool(lacks_amount))
 
     def withdraw_parked_replays(self, original_id: int, at: str) -> None:
         """End the earlier replays of a postback that wait for a click still."""
@@ -402,7 +405,8 @@ _FIND_PARKED = """
 """
 
 _FIND_LAST_TRY = """
-    SELECT query, coalesce(settled_verdict, verdict), replay_of IS NOT NULL FROM (
+    SELECT query, coalesce(settled_verdict, verdict), replay_of IS NOT NULL,
+        (SELECT amount_micros IS NULL FROM conversions WHERE id = conversion_id) FROM (
         SELECT * FROM postbacks WHERE replay_of = ?1
         UNION ALL
         SELECT * FROM postbacks WHERE id = ?1)

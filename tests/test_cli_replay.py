@@ -426,3 +426,25 @@ def test_an_override_takes_nothing_away_that_is_parked(
     client.click("c1")
 
     assert money(client) == [("c1", "sale", "10")]
+
+
+@pytest.mark.parametrize("repeats", ["ignore", "update"])
+def test_an_amount_that_reads_only_now_is_taken_over_where_repeats_are(
+    receiver_with: ReceiverWith, capsys: pytest.CaptureFixture[str], repeats: str
+) -> None:
+    client = receiver_with(repeats=repeats)
+    client.click("c1")
+    client.send("subid=c1&payout=12,50&from=net")
+    client.send("subid=c1&payout=13,50&from=net")
+    write_config(client.directory, {"repeats": repeats, "decimal_comma": "yes"})
+
+    first = replay(client, capsys, "--network", "net")
+    second = replay(client, capsys, "--network", "net")
+
+    if repeats == "ignore":
+        assert money(client) == [("c1", "sale", None)]
+        assert 'repeats = "update" in the config takes it over' in first.rows[0][9]
+    else:
+        assert money(client) == [("c1", "sale", "12.5")]
+        assert [row[7] for row in first.rows] == ["changed", "left"]
+    assert [row[7] for row in second.rows] == ["left", "left"]
