@@ -259,6 +259,7 @@ HINTS = [
     ("subid=c2&tid=t2", "`postback offers set 'O 1' --allow-rebills`"),
     ("/gone-key-of-the-tests/postback?subid=c1", "the address that `postback url` prints"),
     ('"HEAD /x/postback?subid=c1 HTTP/1.1"', "it came as HEAD, which records nothing"),
+    ("subid=c1&sub_id_1=ü", "sent as they are, and not as %XX, the server answers 400"),
     ("subid=c1&x=" + "y" * 9000, "longer than 8190 bytes"),
 ]
 
@@ -286,7 +287,9 @@ def test_did_you_mean(
 def test_what_html_mangled_is_told_once(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(tell(tracker, capsys, "subid=c1&payout=5¤cy=eur")["did_you_mean"]) == 1
+    hints = tell(tracker, capsys, "subid=c1&payout=5%C2%A4cy=eur")["did_you_mean"]
+
+    assert len(hints) == 1
 
 
 def test_what_is_right_draws_no_hints(tracker: Client, capsys: pytest.CaptureFixture[str]) -> None:
