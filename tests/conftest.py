@@ -34,8 +34,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long one example takes is the machine's affair: a disk that syncs slowly for a moment would
-# make a test flaky.
-hypothesis.settings.register_profile("any machine", deadline=None)
+# make a test flaky. What is tried today is tried tomorrow, so that no tree is refused by chance;
+# `--hypothesis-profile search` tries others each time.
+hypothesis.settings.register_profile(
+    "any machine",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        # Where examples share a receiver, they are made for that.
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.register_profile(
+    "search", hypothesis.settings.get_profile("any machine"), derandomize=False
+)
 hypothesis.settings.load_profile("any machine")
 
 POSTBACK_KEY = "s3cret-key-of-the-tests"

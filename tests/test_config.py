@@ -13,8 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import config
@@ -409,7 +408,6 @@ def test_an_endless_file_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch)
         written(file, "[system]\npostback_key = s3cret\n")
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(), st.sampled_from(["", "[system]\npostback_key = k\npostback_key_old = "]))
 def test_no_bytes_raise_anything_but_a_refusal(file: Path, content: bytes, before: str) -> None:
     file.write_bytes(before.encode() + content)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import config
@@ -220,7 +219,6 @@ def test_a_new_key_is_quoted_as_it_needs(file: Path, new_key: str, written: str)
 KEYS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(KEYS, KEYS, st.sampled_from([DAY, None, "drop"]))
 def test_a_rotation_gives_exactly_the_wanted_keys_or_changes_nothing(
     file: Path, old: str, new: str, keep: datetime.date | Literal["drop"] | None

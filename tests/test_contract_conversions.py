@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import NOON, Client, Conversions, ReceiverWith
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 REBILLS = True
@@ -491,9 +491,7 @@ def of_click(client: Client, subid: str) -> list[dict[str, Any]]:
     )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60)
 @given(rebills=st.booleans(), stream=st.lists(STREAMED, min_size=1, max_size=8), later=st.data())
 def test_sending_any_postback_again_at_any_later_point_changes_nothing(
     client: Client, rebills: bool, stream: list[str], later: st.DataObject
@@ -511,9 +509,7 @@ def test_sending_any_postback_again_at_any_later_point_changes_nothing(
         assert of_click(client, subid) == before
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40)
 @given(rebills=st.booleans(), stream=st.lists(STREAMED, min_size=1, max_size=8))
 def test_a_whole_stream_sent_again_changes_nothing(
     client: Client, rebills: bool, stream: list[str]
@@ -538,9 +534,7 @@ MAY_BECOME = {
 }
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60)
 @given(rebills=st.booleans(), stream=st.lists(STREAMED, min_size=1, max_size=12))
 def test_no_stream_takes_a_conversion_anywhere_but_along_the_table(
     client: Client, rebills: bool, stream: list[str]
@@ -680,9 +674,7 @@ def test_at_most_a_hundred_postbacks_wait_for_one_click(client: Client) -> None:
     assert [c.tid for c in client.conversions("c1")] == [f"T{number}" for number in range(100)]
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30)
 @given(rebills=st.booleans(), stream=st.lists(STREAMED, min_size=1, max_size=8))
 def test_a_late_click_ends_where_a_click_in_time_would_have(
     client: Client, rebills: bool, stream: list[str]

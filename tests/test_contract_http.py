@@ -25,7 +25,7 @@ from conftest import (
     ReceiverWith,
     Send,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 POSTBACK = f"/{POSTBACK_KEY}/postback"
@@ -974,9 +974,7 @@ def call(client: Client, environ: Mapping[str, Any]) -> Answer:
 
 
 # The click stays for all examples and none of them looks at what the others left.
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300)
 @given(environ=environs())
 def test_whatever_bytes_come_the_answer_is_one_of_ours(
     client: Client, environ: dict[str, Any]
@@ -998,9 +996,7 @@ def test_whatever_bytes_come_the_answer_is_one_of_ours(
         assert answer.body == b""
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150)
 @given(query=queries, body=queries, cookie=header_line)
 def test_whatever_a_network_sends_is_logged_with_the_verdict_of_the_answer(
     client: Client, query: str, body: str, cookie: str

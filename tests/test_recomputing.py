@@ -6,7 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ratebook
@@ -139,7 +139,7 @@ def test_many_conversions_are_recomputed_a_stretch_at_a_time(db: Storage) -> Non
     )
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 @given(st.lists(st.decimals("0.5", "2", places=4), min_size=1, max_size=4))
 def test_whatever_is_recomputed_the_first_rate_leads_back(
     db: Storage, values: list[Decimal]

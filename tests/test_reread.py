@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 from conftest import FORM, PIXEL_KEY, Client
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import booking
@@ -29,7 +29,7 @@ PAIRS = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@settings(max_examples=150)
 @given(PAIRS, PAIRS)
 def test_what_is_kept_reads_as_what_was_judged(
     client: Client, query: list[tuple[str, str]], body: list[tuple[str, str]]

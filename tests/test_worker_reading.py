@@ -167,7 +167,7 @@ HEADS = st.builds(
 @example("GETé /é?é HTTP/1.1\r\n\r\n".encode(), TCP)
 @example(b"GET /?\xff%C3\xa9 HTTP/1.1\r\nA: \xe9\r\n\r\n", TCP)
 @example(b"POST / HTTP/1.1\r\nContent-Length: 007\r\nConnection: close\r\n\r\n", TCP)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_head_is_read_as_gunicorn_reads_it(received: bytes, ends: Any) -> None:
     end = received.find(b"\r\n\r\n")
     assume(end >= 0)
@@ -309,7 +309,7 @@ def read_in_pieces(body: bytes, cuts: list[int]) -> tuple[bytes, bytes] | None:
 
 @given(CHUNKED_BODIES, st.lists(st.integers(0, 60), max_size=8))
 @example(b"3\r\nabcXX0\r\n\r\n", [])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_chunked_body_is_read_as_gunicorn_reads_it(body: bytes, cuts: list[int]) -> None:
     body += b"GET / HTTP/1.1\r\n\r\n"
 
