@@ -1,5 +1,6 @@
 """How the tests call the `postback` command: in this process, in one of its own, on a terminal."""
 
+import codecs
 import fcntl
 import json
 import os
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
+
+# Long enough for any machine; nothing waits for it unless it hangs.
+PATIENCE_SECONDS = 60
 
 # What a test of the pipe must not inherit from the terminal of whoever runs it.
 TERMINAL_VARIABLES = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "POSTBACK_CONFIG", "TERM")
@@ -76,7 +80,7 @@ def call_process(
         stdin=None if stdin is not None else subprocess.DEVNULL,
         capture_output=True,
         env=build_environment(environment),
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -91,17 +95,20 @@ class Terminal:
         """Start the command."""
         self._process, self._terminal = pty.fork()
         if self._process == 0:
+            # Here, before there is a command: from outside it could come too late.
+            size = struct.pack("HHHH", 30, columns, 0, 0)
+            fcntl.ioctl(0, termios.TIOCSWINSZ, size)
             os.chdir(directory)
             os.execvpe(  # noqa: S606  # no shell wanted
                 sys.executable,
                 build_command(*words),
                 build_environment({"TERM": "xterm-256color", **environment}),
             )
-        size = struct.pack("HHHH", 30, columns, 0, 0)
-        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, size)
         self.seen = ""
+        # A read may end in the middle of a character.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def wait_for(self, text: str, seconds: float = 20) -> None:
+    def wait_for(self, text: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Read on until a text is seen."""
         until = time.monotonic() + seconds
         while text not in self.seen and self._read(until):
@@ -116,7 +123,7 @@ class Terminal:
         """Interrupt the command."""
         self.type("\x03")
 
-    def finish(self, seconds: float = 20) -> Ran:
+    def finish(self, seconds: float = PATIENCE_SECONDS) -> Ran:
         """Read to the end."""
         until = time.monotonic() + seconds
         while self._read(until):
@@ -136,7 +143,7 @@ class Terminal:
         # The kernel reports the other side's end as an input/output error.
         with suppress(OSError):
             piece = os.read(self._terminal, 65536)
-            self.seen += piece.decode(errors="replace")
+            self.seen += self._decoder.decode(piece)
             return bool(piece)
         return False
 
