@@ -102,6 +102,8 @@ def two_workers(directory: Path, worker_class: str, *prefix: str) -> Iterator[Li
         directory, "--workers", "2", "--worker-class", worker_class, prefix=prefix
     ) as server:
         wait_until(lambda: len(server.worker_pids()) == 2, "two workers")
+        # Being there is not enough: each is to have read the config.
+        assert ask_each_worker(server, POSTBACK_KEY) == [[200], [200]]
         yield server
 
 
