@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cli_calls import (
     without_styles,
 )
 from conftest import NOON, POSTBACK_KEY, Client, ReceiverWith, write_config
-from live import live_server, wait_until
+from live import PATIENCE_SECONDS, live_server, wait_until
 
 import cli
 import replaying
@@ -329,7 +330,17 @@ def count_conversions(client: Client) -> int:
 
 def test_killed_beside_live_postbacks_it_goes_on_where_it_was(tmp_path: Path) -> None:
     client = fill(tmp_path, 3000)
+    answers: list[bytes] = []
+    is_over = threading.Event()
+
+    def send_on() -> None:
+        while not is_over.is_set():
+            number = len(answers) + 1
+            answers.append(server.get(f"/{POSTBACK_KEY}/postback?subid=c{number}&tid=x"))
+
     with live_server(tmp_path) as server:
+        live = threading.Thread(target=send_on)
+        live.start()
         first = subprocess.Popen(
             build_command("replay", *MEND),
             cwd=tmp_path,
@@ -337,9 +348,10 @@ def test_killed_beside_live_postbacks_it_goes_on_where_it_was(tmp_path: Path) ->
             stdout=subprocess.DEVNULL,
         )
         wait_until(lambda: count_conversions(client) > 0, "the first batch")
-        answers = [server.get(f"/{POSTBACK_KEY}/postback?subid=c{n}&tid=x") for n in range(1, 20)]
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
+        is_over.set()
+        live.join(PATIENCE_SECONDS)
         done = count_conversions(client)
 
         ran = call_process(tmp_path, "replay", *MEND, "--totals", "--json")
