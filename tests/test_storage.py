@@ -234,7 +234,7 @@ def test_workers_that_start_at_once_migrate_once(path: Path) -> None:
     ]
     for worker in workers:
         worker.start()
-    told = [results.get(timeout=60) for _ in workers]
+    told = [results.get(timeout=180) for _ in workers]
     for worker in workers:
         worker.join()
 
