@@ -41,8 +41,9 @@ SLOW_FOR_THREADS = 16
 
 HANGING_UP = 100
 
-# A worker that is silent for so long is killed: short, so that it would happen while we look.
-TIMEOUT_SECONDS = 2
+# A worker that is silent for so long is killed: longer than a slow disk takes for a commit, shorter
+# than a slow sender for its request, so that it would happen while we look.
+TIMEOUT_SECONDS = 5
 
 
 class Figures(NamedTuple):

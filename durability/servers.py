@@ -22,7 +22,7 @@ POSTBACK_KEY = "durability-postback-key"
 CLICK_KEY = "durability-click-key"
 
 # A start takes half a second; a loaded machine gets its time before we call the server broken.
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 # How often a condition is looked at while it is waited for.
 LOOK_SECONDS = 0.005
@@ -97,6 +97,16 @@ class Server:
     def wait_until_up(self) -> None:
         """Wait until it answers at all, with a key in force; /health is not asked."""
         self._wait_for("/", 404, START_SECONDS)
+
+    def wait_until_complete(self) -> None:
+        """Wait until all workers are there and have opened the database."""
+        wait_until(self._is_complete, START_SECONDS, "all workers are at work", self.home.log)
+
+    def _is_complete(self) -> bool:
+        workers = self.find_workers()
+        return len(workers) == self.setup.workers and all(
+            has_open(worker, self.home.database) for worker in workers
+        )
 
     def wait_until_healthy(self) -> None:
         """Wait until /health says ok."""
@@ -223,6 +233,15 @@ def is_alive(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def has_open(pid: int, path: Path) -> bool:
+    """Tell whether a process has a file open."""
+    try:
+        return any(map(path.samefile, Path(f"/proc/{pid}/fd").iterdir()))
+    except OSError:
+        # One of them was closed just now, or there is no such file yet: asked again, it is known.
+        return False
 
 
 def peak_memory_mib(pid: int) -> float:

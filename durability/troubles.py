@@ -13,8 +13,8 @@ SENDERS = 2
 # More than senders get rid of in the seconds a trouble lasts.
 POSTBACKS = 20_000
 
-# Longer than the patience of the receiver with a locked database (ten seconds).
-TROUBLE_SECONDS = 20.0
+# Much longer than the receiver waits for a locked database; nothing waits for it in vain.
+TROUBLE_SECONDS = 60.0
 
 # How many acknowledgements show that the service is at work.
 ENOUGH_ACKS = 15
@@ -34,6 +34,8 @@ class Duty:
         try:
             # Not /health: the service would believe what it found there for two seconds more.
             self.server.wait_until_up()
+            # A worker that starts after a trouble has begun is another story.
+            self.server.wait_until_complete()
             self.begin()
             self.await_acks()
         except BaseException:

