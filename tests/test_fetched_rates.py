@@ -53,10 +53,16 @@ def db(tmp_path: Path) -> Iterator[Storage]:
         yield opened
 
 
-@pytest.fixture(autouse=True)
-def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "READ_SECONDS", 0.3)
-    monkeypatch.setattr(fetching, "ASKING_SECONDS", 1.5)
+@pytest.fixture
+def short_silence(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let a silent service be given up soon, from when this is called."""
+    return lambda: monkeypatch.setattr(download, "READ_SECONDS", 0.3)
+
+
+@pytest.fixture
+def short_asking(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let all that is not there soon be given up, from when this is called."""
+    return lambda: monkeypatch.setattr(fetching, "ASKING_SECONDS", 1.5)
 
 
 class Fetch:
@@ -222,12 +228,18 @@ BAD_ANSWERS: dict[str, tuple[Callable[[StandIn], Reply], str]] = {
 }
 
 
-@pytest.mark.parametrize(("reply", "sentence"), BAD_ANSWERS.values(), ids=BAD_ANSWERS)
+@pytest.mark.parametrize("what", BAD_ANSWERS)
 def test_a_bad_answer_changes_nothing_and_is_told(
-    fetch: Fetch, reply: Callable[[StandIn], Reply], sentence: str
+    fetch: Fetch,
+    what: str,
+    short_silence: Callable[[], None],
+    short_asking: Callable[[], None],
 ) -> None:
+    reply, sentence = BAD_ANSWERS[what]
     fetch.ecb_says(MONDAY, USD="1.08")
     fetch.serve("ecb", reply(fetch.services))
+    # Only where it is shown: a good answer may take its time on a busy machine.
+    {"silent": short_silence, "dripping": short_asking}.get(what, lambda: None)()
 
     assert not fetch.on(in_days(1))
 
@@ -260,7 +272,10 @@ def test_a_redirect_is_followed_and_a_packed_document_read(fetch: Fetch) -> None
     assert fetch.in_force("EUR") == "1.08 ecb 2026-03-02"
 
 
-def test_a_source_that_hangs_does_not_keep_the_next_from_answering(fetch: Fetch) -> None:
+def test_a_source_that_hangs_does_not_keep_the_next_from_answering(
+    fetch: Fetch, short_asking: Callable[[], None]
+) -> None:
+    short_asking()
     fetch.sources = ("ecb", "cbr")
     fetch.serve("ecb", dripping(fetch.services))
     fetch.serve("cbr", document(cbr_document(MONDAY, {"USD": (1, "80")})))
@@ -272,7 +287,10 @@ def test_a_source_that_hangs_does_not_keep_the_next_from_answering(fetch: Fetch)
     assert fetch.in_force("RUB") == "0.0125 cbr 2026-03-02"
 
 
-def test_what_is_said_never_holds_the_app_id(fetch: Fetch) -> None:
+def test_what_is_said_never_holds_the_app_id(
+    fetch: Fetch, short_silence: Callable[[], None]
+) -> None:
+    short_silence()
     fetch.sources = ("openexchangerates",)
     fetch.app_id = "an-app-id"
     for reply in (hanging(fetch.services), redirect("file:///x?app_id=an-app-id")):

@@ -123,7 +123,8 @@ def test_postbacks_are_answered_and_the_service_stops_while_a_source_hangs(
 
     assert answer.endswith(b"\r\n\r\nSuccess")
     assert status == 0
-    assert time.monotonic() - begun < 5
+    # Nothing waited for the source, which is given 30 seconds.
+    assert time.monotonic() - begun < 20
     assert find_processes_in(tmp_path) == []
 
 
@@ -240,7 +241,7 @@ def test_a_fetch_that_hangs_is_killed_by_its_worker(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(rounds, "CHILD_SECONDS", 1.0)
+    monkeypatch.setattr(rounds, "CHILD_SECONDS", 2.0)
     services.serve("/ecb", dripping(services))
     worker = new_worker()
     worker.look(times=2)
@@ -252,10 +253,10 @@ def test_a_fetch_that_hangs_is_killed_by_its_worker(
     assert process is not None
 
     # Not even its own alarm rings while it is stopped.
-    os.kill(process.pid, signal.SIGSTOP)
+    process.send_signal(signal.SIGSTOP)
 
     wait_until(lambda: process.poll() == -signal.SIGKILL, "the process to be killed")
-    wait_until(lambda: "it took more than 1 seconds" in caplog.text, "the sentence")
+    wait_until(lambda: "it took more than 2 seconds" in caplog.text, "the sentence")
 
 
 def test_a_fetch_whose_worker_is_gone_ends_itself(services: StandIn, tmp_path: Path) -> None:
@@ -275,7 +276,8 @@ def test_a_fetch_whose_worker_is_gone_ends_itself(services: StandIn, tmp_path: P
     )
 
     assert done.returncode == -signal.SIGALRM
-    assert time.monotonic() - begun < 10
+    # Long before it would give the source up.
+    assert time.monotonic() - begun < 25
 
 
 # The schedule
