@@ -27,7 +27,7 @@ import itertools, json, os, time
 from http import HTTPStatus
 from pathlib import Path
 import connections, wire, worker
-from postback import Answer
+from postback import Answer, application
 for name, limit in json.loads(os.environ.get("LIMITS", "{}")).items():
     rooms = [room for room in (wire, connections, worker) if hasattr(room, name)]
     assert rooms, name
@@ -372,10 +372,12 @@ def test_a_kept_connection_is_closed_when_idle_for_too_long(tmp_path: Path) -> N
         serving(tmp_path, "callables:echo", "--keep-alive", "1") as server,
         server.connect() as line,
     ):
-        assert line.get().keeps_alive
+        # Before the request: the worker counts from its answer, which may have come a while ago.
         began = time.monotonic()
+        assert line.get().keeps_alive
         assert line.is_closed()
-        assert 0.9 < time.monotonic() - began < 5
+        # Unasked, it would be kept for 75 seconds.
+        assert 1 <= time.monotonic() - began < 20
 
 
 def test_no_connection_is_kept_where_the_settings_say_so(tmp_path: Path) -> None:
@@ -422,26 +424,28 @@ def test_a_client_that_sends_no_more_is_still_answered(echo: WorkerServer) -> No
 
 def test_a_request_must_be_whole_in_time(tmp_path: Path) -> None:
     with (
-        serving(tmp_path, "callables:echo", REQUEST_LIMIT_SECONDS=0.5) as server,
-        server.connect() as silent,
-        server.connect() as slow,
+        serving(tmp_path, "callables:echo", REQUEST_LIMIT_SECONDS=2.0) as server,
         server.connect() as kept,
+        server.connect() as begun,
+        server.connect() as slow,
+        server.connect() as silent,
     ):
+        for line in (kept, begun):
+            assert line.get().status == 200
+        begun.send(b"GET / HTTP")
         slow.send(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")
-        assert kept.get().status == 200
 
-        assert slow.read().status == 408
-        assert slow.is_closed()
+        for line in (slow, begun):
+            assert line.read().status == 408
+            assert line.is_closed()
         assert silent.is_closed()
         # Its limit is that of idle connections.
         assert kept.get().status == 200
-        kept.send(b"GET / HTTP")
-        assert kept.read().status == 408
 
 
 def test_a_client_that_does_not_read_is_dropped(tmp_path: Path) -> None:
     with (
-        serving(tmp_path, "callables:odd", SEND_LIMIT_SECONDS=0.5) as server,
+        serving(tmp_path, "callables:odd", SEND_LIMIT_SECONDS=2.0) as server,
         server.connect() as deaf,
     ):
         server.get()
