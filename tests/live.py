@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-# Long enough for any machine; nothing waits for it unless it hangs.
-PATIENCE_SECONDS = 20
+# Long enough for any machine; nothing waits for it unless it hangs. Longer than the grace that
+# gunicorn gives a worker to stop.
+PATIENCE_SECONDS = 60
 
 
 class LiveServer:
@@ -110,8 +111,8 @@ def live_server(directory: Path, *options: str, prefix: Sequence[str] = ()) -> I
     """Run a server for the time of a test."""
     server = LiveServer(directory, *options)
     server.prefix = tuple(prefix)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.stop()

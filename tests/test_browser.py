@@ -22,7 +22,7 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 # A first start on a busy machine, and a page with a handful of requests.
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 180
 
 KEY = "s3cret-key-of-the-tests"
 CONFIG = """\

@@ -15,6 +15,7 @@ from cli_calls import Ran, build_command, build_environment, call_on_terminal, c
 from conftest import POSTBACK_KEY, Client, ReceiverWith
 from hypothesis import example, given
 from hypothesis import strategies as st
+from live import PATIENCE_SECONDS
 
 import cli
 from booking import Terms
@@ -260,7 +261,7 @@ def test_live_postbacks_are_let_through(
     sending.start()
     ran = take_in(tracker, capsys, content)
     done.set()
-    sending.join(10)
+    sending.join(PATIENCE_SECONDS)
 
     assert ran.status == 0
     assert set(answers) == {"recorded", "repeated"}
@@ -309,7 +310,7 @@ def test_after_ctrl_c_what_was_told_is_on_disk(tracker: Client) -> None:
     told = [running.stdout.readline() for _ in range(1000)]
 
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=20)
+    out, err = running.communicate(timeout=PATIENCE_SECONDS)
 
     assert running.returncode == 130
     numbers = [int(line.split(b"\t")[0]) for line in told + out.splitlines()]
@@ -336,7 +337,7 @@ def test_a_reader_that_leaves_is_told_how_far_the_import_came(tracker: Client) -
     with running.stderr:
         told = running.stderr.read()
 
-    assert running.wait(20) == 1
+    assert running.wait(PATIENCE_SECONDS) == 1
     assert b"import the file again" in told
     assert b"Traceback" not in told
 

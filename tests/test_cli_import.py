@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -20,6 +19,7 @@ from cli_calls import (
 from conftest import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live import PATIENCE_SECONDS, wait_until
 
 import cli
 from booking import read_terms
@@ -373,7 +373,7 @@ CELL = st.one_of(
 NAMES = ["subid", "sub_id", "clickid", "campaign", "offer", "clicked_at", "cost_model"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     names=st.lists(
         st.sampled_from([*NAMES, "sub_id_1", "sub_id_30"]), min_size=1, max_size=9, unique=True
@@ -439,7 +439,7 @@ def test_the_lock_is_free_between_pieces(client: Client, importer: Importer) -> 
     sending.start()
     importer.take(rows)
     importer.flush()
-    sending.join(10)
+    sending.join(PATIENCE_SECONDS)
 
     assert answers == ["parked"] * 5
     assert importer.totals.new == 20_000
@@ -473,12 +473,10 @@ def test_ctrl_c_keeps_what_is_in_and_says_how_far_it_came(client: Client) -> Non
         b"subid\n" + b"".join(b"c%d\n" % number for number in range(SORTED_ROWS + 9000))
     )
     running.stdin.flush()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and count_clicks(client) < SORTED_ROWS:
-        time.sleep(0.05)
+    wait_until(lambda: count_clicks(client) >= SORTED_ROWS, "the first clicks")
 
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=20)
+    out, err = running.communicate(timeout=PATIENCE_SECONDS)
 
     assert running.returncode == 130
     kept = count_clicks(client)

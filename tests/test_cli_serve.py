@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -14,6 +12,7 @@ from urllib.request import urlopen
 import pytest
 from cli_calls import Terminal, build_command, build_environment
 from conftest import POSTBACK_KEY, write_config
+from live import PATIENCE_SECONDS, find_free_port, wait_until
 
 import cli
 import logs
@@ -162,26 +161,20 @@ def test_what_cannot_work_is_told_and_not_started(
     assert sentence in capsys.readouterr().err
 
 
-def find_free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 def get(url: str) -> tuple[str | None, bytes]:
-    with urlopen(url, timeout=20) as answer:  # noqa: S310  # our own address
+    with urlopen(url, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310  # our own address
         return answer.headers["X-Postback-Result"], answer.read()
 
 
+def is_healthy(port: int) -> bool:
+    try:
+        return get(f"http://127.0.0.1:{port}/health")[1] == b"ok"
+    except URLError:
+        return False
+
+
 def wait_for_health(port: int) -> None:
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        try:
-            assert get(f"http://127.0.0.1:{port}/health")[1] == b"ok"
-        except URLError:
-            time.sleep(0.1)
-        else:
-            return
+    wait_until(lambda: is_healthy(port), f"a healthy server on port {port}")
 
 
 def test_modules_of_somebody_else_in_the_directory_are_not_ours(tmp_path: Path) -> None:
@@ -195,7 +188,7 @@ def test_modules_of_somebody_else_in_the_directory_are_not_ours(tmp_path: Path) 
     wait_for_health(port)
     running.send_signal(signal.SIGTERM)
 
-    assert running.wait(timeout=20) == 0
+    assert running.wait(PATIENCE_SECONDS) == 0
 
 
 def test_on_a_terminal_the_url_is_printed_and_answers(tmp_path: Path) -> None:
@@ -229,7 +222,7 @@ def test_in_a_service_the_journal_holds_no_key(tmp_path: Path) -> None:
     key = load(tmp_path / "config.ini.php").postback_key.decode()
     get(f"http://127.0.0.1:{port}/{key}/postback?subid=c1")
     running.send_signal(signal.SIGTERM)
-    journal, _ = running.communicate(timeout=20)
+    journal, _ = running.communicate(timeout=PATIENCE_SECONDS)
 
     assert running.returncode == 0
     assert b"run `postback url`" in journal

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cli_calls import (
+    PATIENCE_SECONDS,
     Terminal,
     build_command,
     build_environment,
@@ -316,7 +317,7 @@ def test_listing_leaves_the_service_free_to_move_its_log(client: Client) -> None
     reader.stdout.close()
 
     assert moved["busy"] == 0
-    assert reader.wait(20) == 1
+    assert reader.wait(PATIENCE_SECONDS) == 1
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--csv",)])
