@@ -270,11 +270,6 @@ def _advise(
         yield "give the network the address that `postback url` prints; this one is answered 404"
     if len(pasted.query) + len(pasted.path or b"") > REQUEST_LINE_BYTES:
         yield f"longer than {REQUEST_LINE_BYTES} bytes: the server answers 400 before we see it"
-    if not pasted.query.isascii():
-        yield (
-            "it has letters beyond ASCII: sent as they are, and not as %XX, the server answers 400"
-            " before we see it"
-        )
     if pasted.method == "HEAD":
         yield "it came as HEAD, which records nothing: the network is to send GET or POST"
     if pasted.method == "POST":
