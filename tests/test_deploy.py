@@ -5,6 +5,7 @@ import fnmatch
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -85,6 +86,31 @@ def test_the_unit_is_well_written_and_exposes_little(tmp_path: Path) -> None:
     found = re.search(r"Overall exposure level for postback.service: ([0-9.]+)", rated.stdout)
     assert found is not None, rated.stderr
     assert float(found[1]) <= WORST_EXPOSURE
+
+
+def test_nothing_is_reloaded_with_a_mistake_in_the_config(tmp_path: Path) -> None:
+    first, signals = re.findall(r"^ExecReload=(.*)$", UNIT.read_text(), re.MULTILINE)
+    program, option, script = shlex.split(first)
+    script = script.replace("/opt/postback/bin/postback", shlex.join(build_command()))
+    ran = []
+    for mistake in ("", "max_change = never\n"):
+        (tmp_path / "config.ini.php").write_text(CONFIG + mistake)
+        ran.append(
+            subprocess.run(
+                [program, option, script],
+                cwd=tmp_path,
+                env=build_environment({}),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        )
+
+    assert signals == "/bin/kill -HUP $MAINPID"
+    assert [one.returncode for one in ran] == [0, 1]
+    assert "line 8: [rates] max_change is 'never'" in ran[1].stderr
+    # The journal is told no key.
+    assert [one.stdout for one in ran] == ["", ""]
 
 
 def test_systemd_is_told_when_the_service_listens(tmp_path: Path) -> None:
