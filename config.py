@@ -116,13 +116,18 @@ def load(path: Path) -> Settings:
 def load_keyless(path: Path) -> Settings:
     """Read the file for what needs no key: where none can be used, the settings have none."""
     path = absolute(path)
-    sheet = _read_sheet(path, read_file(path))
+    content = read_file(path)
+    sheet = _read_sheet(path, content)
     key: bytes = b""
     old_keys: tuple[OldKey, ...] = ()
-    # Whoever asks what came in is not helped by a refusal; `postback check` tells of it.
-    with contextlib.suppress(ConfigError):
+    try:
         key = _postback_key(sheet)
         old_keys = read_old_keys(sheet)
+    except ConfigError:
+        # Whoever asks what came in is not helped by a refusal; `postback check` tells of it. But
+        # PHP reads no further than a NUL byte, and [db] path may stand behind it.
+        if b"\0" in content:
+            raise ConfigError(f"{path} holds NUL bytes: save it as UTF-8.") from None
     return _finish_settings(sheet, _read_settings(sheet, key, old_keys))
 
 

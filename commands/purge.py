@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     age = _read_age(args, settings)
     chosen = list(_choose(args))
     counts: dict[str, int] = {}
-    with writing(settings) as db:
+    with writing(settings, makes=False) as db:
         for purge in chosen:
             counts[purge.table] = (
                 purge.count_old(db, age) if args.dry_run else _purge(db, purge, age)

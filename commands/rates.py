@@ -87,7 +87,7 @@ def run_unset(args: argparse.Namespace) -> int:
     """End a rate by hand."""
     settings = load_keyless(args)
     currency = _read_foreign_currency(args.currency, settings)
-    with writing(settings) as storage:
+    with writing(settings, makes=False) as storage:
         was_set = booking.unset_rate(storage, currency, datetime.now(UTC))
     if not was_set:
         raise RefusedError(f"no rate for {currency} is set by hand")

@@ -47,10 +47,7 @@ def find_written_config(args: argparse.Namespace) -> Path:
 def reading(settings: Settings) -> Iterator[Questions]:
     """Open the database to read beside a running service; there must be one."""
     path = settings.db_path
-    if not path.exists():
-        raise RefusedError(
-            f"there is no database yet: looked for {str(path)!r}; `postback serve` makes it"
-        )
+    _refuse_missing(path)
     try:
         with closing(open_to_read(path)) as questions:
             yield questions
@@ -58,10 +55,19 @@ def reading(settings: Settings) -> Iterator[Questions]:
         raise DatabaseError(describe_trouble(error, path)) from error
 
 
+def _refuse_missing(path: Path) -> None:
+    if not path.exists():
+        raise RefusedError(
+            f"there is no database yet: looked for {str(path)!r}; `postback serve` makes it"
+        )
+
+
 @contextmanager
-def writing(settings: Settings) -> Iterator[Storage]:
-    """Open the database to write, made where it is missing."""
+def writing(settings: Settings, *, makes: bool = True) -> Iterator[Storage]:
+    """Open the database to write, made where it is missing and that is wanted."""
     path = settings.db_path
+    if not makes:
+        _refuse_missing(path)
     try:
         storage = open_database(path, settings.currency)
     except OSError as error:

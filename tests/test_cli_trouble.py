@@ -179,7 +179,11 @@ def test_without_a_config_each_says_where_it_looked(
     assert f"there is no config file yet: looked for '{tmp_path}/config.ini.php'" in out + err
 
 
-@pytest.mark.parametrize("words", READERS, ids=" ".join)
+# What only takes away makes no database either.
+TAKERS = [("purge", "--older-than", "400d", "--dry-run"), ("rates", "unset", "EUR")]
+
+
+@pytest.mark.parametrize("words", [*READERS, *TAKERS], ids=" ".join)
 def test_without_a_database_readers_say_where_they_looked(
     tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +195,22 @@ def test_without_a_database_readers_say_where_they_looked(
     assert "there is no database yet" in err
     assert str(tmp_path / "postback.db") in err
     assert not (tmp_path / "postback.db").exists()
+
+
+UTF_16 = ";<?php exit; ?>\n[db]\npath = other.db\n"
+
+
+@pytest.mark.parametrize("words", [("log",), ("clicks", "import", "-")], ids=" ".join)
+def test_a_config_in_another_encoding_leads_to_no_other_database(
+    tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(tmp_path, {}).write_text(UTF_16, "utf-16")
+
+    status, out, err = call(tmp_path, capsys, *words)
+
+    assert (status, out) == (1, "")
+    assert "holds NUL bytes: save it as UTF-8" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.ini.php"]
 
 
 @pytest.mark.parametrize("key", [None, "", "until then"])
