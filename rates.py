@@ -163,9 +163,11 @@ def from_micros(micros: int) -> Decimal:
 
 def micros_text(micros: int) -> str:
     """Write whole micros as an amount, as `decimal_text` would: `12.5`."""
-    units, rest = divmod(abs(micros), 1_000_000)
-    decimals = f".{rest:06}".rstrip("0") if rest else ""
-    return f"{'-' if micros < 0 else ''}{units}{decimals}"
+    if not micros:
+        return "0"
+    digits = f"{abs(micros):07}"
+    decimals = digits[-6:].rstrip("0")
+    return f"{'-' if micros < 0 else ''}{digits[:-6]}{'.' if decimals else ''}{decimals}"
 
 
 def sum_of_halves(units: int | None, micros: int | None) -> int:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from functools import cache
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
 from query import SUB_ID_NAMES
-from rates import EXACT, from_micros, sum_of_halves
+from rates import from_micros, sum_of_halves
 from rows import to_json, utc_text
 from schema import sum_sql
 from statuses import Status
@@ -117,15 +117,15 @@ class Figures:
         return self.revenue_micros - self.cost_micros
 
     @property
-    def approval_percent(self) -> Decimal | None:
+    def approval_basis_points(self) -> int | None:
         """Sales and rebills among all conversions; None where there is none."""
         approved = self.conversions[Status.SALE] + self.conversions[Status.REBILL]
-        return find_percent(approved, sum(self.conversions.values()))
+        return find_basis_points(approved, sum(self.conversions.values()))
 
     @property
-    def roi_percent(self) -> Decimal | None:
+    def roi_basis_points(self) -> int | None:
         """Profit by cost; None where nothing was paid."""
-        return find_percent(self.profit_micros, self.cost_micros)
+        return find_basis_points(self.profit_micros, self.cost_micros)
 
     def add(self, other: "Figures") -> None:
         """Take another's figures in."""
@@ -134,17 +134,18 @@ class Figures:
         self.revenue_micros += other.revenue_micros
         self.hold_micros += other.hold_micros
         self.cost_micros += other.cost_micros
-        _merge(self.unconverted_micros, other.unconverted_micros)
-        _merge(self.unconverted_cost_micros, other.unconverted_cost_micros)
+        if other.unconverted_micros:
+            _merge(self.unconverted_micros, other.unconverted_micros)
+        if other.unconverted_cost_micros:
+            _merge(self.unconverted_cost_micros, other.unconverted_cost_micros)
 
 
-def find_percent(part: int, whole: int) -> Decimal | None:
-    """Give a share in per cent with two decimals, half to even; None where the whole is nothing."""
+def find_basis_points(part: int, whole: int) -> int | None:
+    """Give a share in hundredths of a per cent, half to even; None where the whole is nothing."""
     if whole <= 0:
         return None
-    hundredths, rest = divmod(part * 10_000, whole)
-    is_up = (2 * rest, hundredths % 2) > (whole, 0)
-    return EXACT.scaleb(Decimal(hundredths + is_up), -2)
+    points, rest = divmod(part * 10_000, whole)
+    return points + ((2 * rest, points % 2) > (whole, 0))
 
 
 def _merge(sums: dict[str, int], others: Mapping[str, int]) -> None:
@@ -316,59 +317,56 @@ def _group(columns: Sequence[str]) -> str:
     return f"GROUP BY {', '.join(map(str, range(1, len(columns) + 1)))}" if columns else ""
 
 
+Read = tuple[Labels, list[tuple[Any, ...]]]
+
+
 def _count_clicks(db: sqlite3.Connection, asked: Asked) -> Counter[Group]:
-    columns = _list_columns(asked, "clicks")
     counts: Counter[Group] = Counter()
-    # By what a piece has in common first, so that only the rest is looked up for every click.
-    for labels, pieces in itertools.groupby(_cut_clicks(db, asked), attrgetter("labels")):
-        for values, clicks in _count_rows(db, asked, columns, pieces).items():
+    # By what pieces have in common first, so that only the rest is looked up for every click.
+    for labels, pieces in itertools.groupby(_read_clicks(db, asked), itemgetter(0)):
+        for values, clicks in _count_rows(asked, (rows for _, rows in pieces)).items():
             counts[labels, *values] += clicks
     return counts
 
 
-def _count_rows(
-    db: sqlite3.Connection, asked: Asked, columns: Sequence[str], pieces: Iterable[Piece]
-) -> Counter[tuple[Any, ...]]:
-    """Count the clicks of some pieces by their columns and sub ids."""
-    counts: Counter[tuple[Any, ...]] = Counter()
-    # A lone sub id is counted in half the time of a tuple that holds it.
-    lone: Counter[str | None] = Counter()
-    for piece in pieces:
-        where, values = _filter(asked, "clicks", piece)
-        source = f"FROM clicks WHERE {where}"
-        if asked.sub_ids:
-            lists = _list_with_sub_ids(db, asked, columns, source, values)
-            if len(lists) == 1:
-                lone.update(lists[0])
-            else:
-                counts.update(zip(*lists, strict=True))
-        else:
-            selected = ", ".join([*columns, "count(*)"])
-            sql = f"SELECT {selected} {source} {_group(columns)}"
-            for *group, clicks in db.execute(sql, values):
-                # Without columns to group by, SQL counts the nothing of an empty piece too.
-                if clicks:
-                    counts[*group,] += clicks
-    for value, clicks in lone.items():
-        counts[value,] = clicks
-    return counts
-
-
-def _list_with_sub_ids(
-    db: sqlite3.Connection,
-    asked: Asked,
-    columns: Sequence[str],
-    source: str,
-    values: Sequence[object],
-) -> list[list[Any]]:
-    """List columns and sub ids of the clicks of a piece, for Python to count.
+def _read_clicks(db: sqlite3.Connection, asked: Asked) -> Iterator[Read]:
+    """Read counts by columns; or, where there are sub ids, lists for Python to count.
 
     SQLite would take JSON apart twice as slowly, sort it, and hand over each row.
     """
+    columns = _list_columns(asked, "clicks")
     lists = [f"json_group_array({column})" for column in columns]
-    selected = ", ".join([*lists, "group_concat(clicks.sub_ids)"])
-    *plain, texts = db.execute(f"SELECT {selected} {source}", values).fetchone()
-    return [*map(json.loads, plain), *_read_sub_ids(f"[{texts or ''}]", tuple(asked.sub_ids))]
+    if asked.sub_ids:
+        selected, grouped = [*lists, "group_concat(clicks.sub_ids)"], ""
+    else:
+        selected, grouped = [*columns, "count(*)"], _group(columns)
+    for piece in _cut_clicks(db, asked):
+        where, values = _filter(asked, "clicks", piece)
+        sql = f"SELECT {', '.join(selected)} FROM clicks WHERE {where} {grouped}"
+        yield piece.labels, db.execute(sql, values).fetchall()
+
+
+def _count_rows(
+    asked: Asked, pieces: Iterable[Sequence[tuple[Any, ...]]]
+) -> Counter[tuple[Any, ...]]:
+    """Count the clicks of some pieces by their columns and sub ids."""
+    counts: Counter[tuple[Any, ...]] = Counter()
+    if not asked.sub_ids:
+        for *group, clicks in itertools.chain.from_iterable(pieces):
+            # Without columns to group by, SQL counts the nothing of an empty piece too.
+            if clicks:
+                counts[*group,] += clicks
+        return counts
+    # A lone sub id is counted in half the time of a tuple that holds it.
+    lone: Counter[str | None] = Counter()
+    for ((*plain, texts),) in pieces:
+        lists = _read_sub_ids(f"[{texts or ''}]", tuple(asked.sub_ids))
+        if plain or len(lists) > 1:
+            counts.update(zip(*map(json.loads, plain), *lists, strict=True))
+        else:
+            lone.update(lists[0])
+    counts.update({(value,): clicks for value, clicks in lone.items()})
+    return counts
 
 
 def _read_sub_ids(text: str, names: tuple[str, ...]) -> list[list[str | None]]:
@@ -416,28 +414,31 @@ _SUMS = ", ".join(
 
 
 def _sum_conversions(db: sqlite3.Connection, asked: Asked) -> dict[Group, Figures]:
-    sub_ids = [f"json_extract(conversions.sub_ids, '$.{name}')" for name in asked.sub_ids]
-    columns = [*_list_columns(asked, "conversions"), *sub_ids]
-    width = len(columns)
-    columns += [_PAYOUT_WAITS, _COST_WAITS]
-    selected = ", ".join([*columns, _SUMS])
-    tables = "conversions"
-    if asked.by_click_time and asked.goes_by_time:
-        # CROSS: from the clicks of the piece to their conversions, never the other way round.
-        tables = "clicks CROSS JOIN conversions ON conversions.click_id = clicks.id"
-    plain = len(asked.plain)
+    plain, width = len(asked.plain), len(asked.plain) + len(asked.sub_ids)
     sums: dict[Group, Figures] = {}
-    for piece in _cut_conversions(db, asked):
-        where, values = _filter(asked, "conversions", piece)
-        sql = f"SELECT {selected} FROM {tables} WHERE {where} {_group(columns)}"
-        for row in db.execute(sql, values):
-            group = (piece.labels, *row[:plain], *map(_as_text, row[plain:width]))
+    for labels, rows in _read_conversions(db, asked):
+        for row in rows:
+            group = (labels, *row[:plain], *map(_as_text, row[plain:width]))
             figures = _read_figures(*row[width:])
             if group in sums:
                 sums[group].add(figures)
             else:
                 sums[group] = figures
     return sums
+
+
+def _read_conversions(db: sqlite3.Connection, asked: Asked) -> Iterator[Read]:
+    sub_ids = [f"json_extract(conversions.sub_ids, '$.{name}')" for name in asked.sub_ids]
+    columns = [*_list_columns(asked, "conversions"), *sub_ids, _PAYOUT_WAITS, _COST_WAITS]
+    tables = "conversions"
+    if asked.by_click_time and asked.goes_by_time:
+        # CROSS: from the clicks of the piece to their conversions, never the other way round.
+        tables = "clicks CROSS JOIN conversions ON conversions.click_id = clicks.id"
+    selected, grouped = ", ".join([*columns, _SUMS]), _group(columns)
+    for piece in _cut_conversions(db, asked):
+        where, values = _filter(asked, "conversions", piece)
+        sql = f"SELECT {selected} FROM {tables} WHERE {where} {grouped}"
+        yield piece.labels, db.execute(sql, values).fetchall()
 
 
 def _read_figures(  # a row, in the order of its columns
@@ -450,11 +451,11 @@ def _read_figures(  # a row, in the order of its columns
     *halves: int | None,
 ) -> Figures:
     """Read what `_SUMS` says of conversions whose payouts, and whose costs, wait for one rate."""
-    revenue, hold, cost, amount, cost_amount = map(sum_of_halves, halves[::2], halves[1::2])
+    revenue, hold, cost = map(sum_of_halves, halves[:6:2], halves[1:6:2])
     counts = {"lead": leads, "sale": sales, "rejected": rejected, "rebill": rebills}
     figures = Figures(0, counts, revenue, hold, cost)
     if payout_waits is not None:
-        figures.unconverted_micros[payout_waits] = amount
+        figures.unconverted_micros[payout_waits] = sum_of_halves(*halves[6:8])
     if cost_waits is not None:
-        figures.unconverted_cost_micros[cost_waits] = cost_amount
+        figures.unconverted_cost_micros[cost_waits] = sum_of_halves(*halves[8:])
     return figures

@@ -190,9 +190,12 @@ def read_asked(args: argparse.Namespace) -> Asked:
 def arrange(sums: dict[Key, Figures], dimensions: Sequence[str]) -> tuple[list[Line], Line]:
     """Put the lines in order: times as they pass, all else by revenue; and add the total."""
     subtotals = {**sums, (): Figures()}
+    lengths = [0, *(at for at, name in enumerate(dimensions[:-1], 1) if name not in TIMES)]
     for key, figures in sums.items():
-        for length in range(len(key)):
-            subtotals.setdefault(key[:length], Figures()).add(figures)
+        for length in lengths:
+            if key[:length] not in subtotals:
+                subtotals[key[:length]] = Figures()
+            subtotals[key[:length]].add(figures)
 
     def place(key: Key) -> list[tuple[Any, ...]]:
         return [
@@ -203,7 +206,7 @@ def arrange(sums: dict[Key, Figures], dimensions: Sequence[str]) -> tuple[list[L
         ]
 
     lines = [Line(key, sums[key]) for key in sorted(sums, key=place)]
-    return lines, Line(None, subtotals.get((), Figures()))
+    return lines, Line(None, subtotals[()])
 
 
 def _place_time(name: str, label: str | None) -> tuple[Any, ...]:
@@ -278,17 +281,17 @@ def _list_numbers(figures: Figures, asked: Asked) -> dict[str, int | str | None]
         "sales": conversions[Status.SALE],
         "rebills": conversions[Status.REBILL],
         "rejected": conversions[Status.REJECTED],
-        "approval_percent": _write(figures.approval_percent),
+        "approval_percent": _write_percent(figures.approval_basis_points),
         "revenue": micros_text(figures.revenue_micros),
         "hold": micros_text(figures.hold_micros),
         "cost": micros_text(figures.cost_micros),
         "profit": micros_text(figures.profit_micros),
-        "roi_percent": _write(figures.roi_percent),
+        "roi_percent": _write_percent(figures.roi_basis_points),
     }
 
 
-def _write(number: Decimal | None) -> str | None:
-    return None if number is None else decimal_text(number)
+def _write_percent(basis_points: int | None) -> str | None:
+    return None if basis_points is None else micros_text(basis_points * 10_000)
 
 
 def _write_amounts(micros: dict[str, int]) -> dict[str, str]:
@@ -297,6 +300,8 @@ def _write_amounts(micros: dict[str, int]) -> dict[str, str]:
 
 def describe_unconverted(figures: Figures) -> str:
     """Tell what is in none of the sums, for want of a rate."""
+    if not figures.unconverted_micros and not figures.unconverted_cost_micros:
+        return ""
     payouts = _write_amounts(figures.unconverted_micros)
     costs = _write_amounts(figures.unconverted_cost_micros)
     parts = [f"{amount} {code}" for code, amount in payouts.items()]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports import Asked, Figures, add_up, find_percent
+from reports import Asked, Figures, add_up, find_basis_points
 from rows import utc_text
 from statuses import Status
 from storage import open_database
@@ -177,17 +177,11 @@ def test_a_report_says_what_the_rows_say(db: sqlite3.Connection, asked: Asked) -
 
 @given(st.integers(-(10**24), 10**24), st.integers(1, 10**24))
 def test_a_share_is_rounded_once_half_to_even(part: int, whole: int) -> None:
-    found = find_percent(part, whole)
-
-    assert found is not None
-    assert Fraction(found) == round(Fraction(part * 100, whole), 2)
+    assert find_basis_points(part, whole) == round(Fraction(part * 10_000, whole))
 
 
 @pytest.mark.parametrize(
-    ("part", "whole", "percent"), [(1, 20_000, "0"), (3, 20_000, "0.02"), (-1, 20_000, "0")]
+    ("part", "whole", "points"), [(1, 20_000, 0), (3, 20_000, 2), (-1, 20_000, 0), (1, 0, None)]
 )
-def test_a_half_goes_to_the_even_side(part: int, whole: int, percent: str) -> None:
-    found = find_percent(part, whole)
-
-    assert found is not None
-    assert Fraction(found) == Fraction(percent)
+def test_a_half_goes_to_the_even_side(part: int, whole: int, points: int | None) -> None:
+    assert find_basis_points(part, whole) == points
