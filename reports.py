@@ -153,8 +153,13 @@ def _merge(sums: dict[str, int], others: Mapping[str, int]) -> None:
         sums[name] = sums.get(name, 0) + number
 
 
-def add_up(db: sqlite3.Connection, asked: Asked) -> dict[Key, Figures]:
-    """Add up what is asked for, by the values of its dimensions (None: not known)."""
+def add_up(
+    db: sqlite3.Connection, asked: Asked, count: Callable[[], Counter[Group]] | None = None
+) -> dict[Key, Figures]:
+    """Add up what is asked for, by the values of its dimensions (None: not known).
+
+    `count` gives what `count_clicks` would.
+    """
     read_key = _build_key_reader(db, asked)
     figures: dict[Key, Figures] = {}
     for group, summed in _sum_conversions(db, asked).items():
@@ -164,7 +169,8 @@ def add_up(db: sqlite3.Connection, asked: Asked) -> dict[Key, Figures]:
         else:
             figures[key] = summed
     if asked.counts_clicks:
-        for group, clicks in _count_clicks(db, asked).items():
+        counted = count_clicks(db, asked) if count is None else count()
+        for group, clicks in counted.items():
             key = read_key(group)
             if key not in figures:
                 figures[key] = Figures()
@@ -320,7 +326,8 @@ def _group(columns: Sequence[str]) -> str:
 Read = tuple[Labels, list[tuple[Any, ...]]]
 
 
-def _count_clicks(db: sqlite3.Connection, asked: Asked) -> Counter[Group]:
+def count_clicks(db: sqlite3.Connection, asked: Asked) -> Counter[Group]:
+    """Count clicks by group."""
     counts: Counter[Group] = Counter()
     # By what pieces have in common first, so that only the rest is looked up for every click.
     for labels, pieces in itertools.groupby(_read_clicks(db, asked), itemgetter(0)):

@@ -1,7 +1,7 @@
 """`python -m bench.stories`: how long the commands take on a busy tracker's database.
 
 A million clicks and a hundred thousand conversions by default. Each command runs several times,
-after one that is not timed, its output into a pipe; what Python itself takes to start stands beside.
+after one that is not timed, its output into a pipe; what Python takes to start stands beside.
 """
 
 import argparse

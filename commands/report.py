@@ -23,6 +23,7 @@ from commands.options import (
     read_zone,
 )
 from commands.tracker import RefusedError, load_keyless, reading
+from counting import counting
 from questions import Questions
 from rates import decimal_text, micros_text
 from reports import DIMENSIONS, NAMED, TIMES, Asked, Figures, Key, add_up
@@ -142,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load_keyless(args)
     with reading(settings) as questions:
         _refuse_unknown_names(questions, asked)
-        sums = add_up(questions.db, asked)
+        with counting(questions.db, settings.db_path, asked) as count:
+            sums = add_up(questions.db, asked, count)
         currency = questions.find_currency()
     lines, total = arrange(sums, asked.dimensions)
     shown = _cut(lines, args.limit, asked.dimensions)

@@ -47,6 +47,7 @@ FLOORS = {
     "rounds": 5,
     "rehearsal": 6,
     "hints": 6,
+    "counting": 6,
     "service": 6,
     "fetching": 6,
     "postback": 7,

@@ -1,12 +1,16 @@
 """Reports held against a plain reading of every row, and their arithmetic against fractions."""
 
 import json
+import os
 import random
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -14,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports import Asked, Figures, add_up, find_basis_points
+import counting
+from reports import Asked, Figures, add_up, count_clicks, find_basis_points
 from rows import utc_text
 from statuses import Status
 from storage import open_database
@@ -173,6 +178,66 @@ def test_a_report_says_what_the_rows_say(db: sqlite3.Connection, asked: Asked) -
 
     assert found == read_all(db, asked)
     assert any(sum(each["conversions"].values()) for each in found.values())
+
+
+BESIDE = [
+    Asked(("day", "sub_id_1"), BERLIN),
+    Asked(("campaign", "sub_id_2"), filters={"offer": "O1"}),
+]
+
+
+@pytest.mark.parametrize("asked", BESIDE, ids=str)
+def test_a_process_beside_counts_the_same(
+    db: sqlite3.Connection, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "WORTHWHILE_CLICKS", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    wanted = count_clicks(db, asked)
+    # Whoever asks must not have counted it itself.
+    monkeypatch.setattr(counting, "count_clicks", None)
+
+    with counting.counting(db, find_path(db), asked) as count:
+        assert count() == wanted
+
+
+@pytest.mark.parametrize("program", ["/bin/false", "/bin/true", "/nowhere/python"])
+def test_where_that_process_breaks_off_the_clicks_are_counted_all_the_same(
+    db: sqlite3.Connection, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "WORTHWHILE_CLICKS", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(sys, "executable", program)
+
+    with counting.counting(db, find_path(db), BESIDE[0]) as count:
+        assert count() == count_clicks(db, BESIDE[0])
+
+
+@pytest.mark.parametrize(
+    ("cores", "clicks", "asked"),
+    [
+        ({0}, 1, BESIDE[0]),
+        ({0, 1}, 301, BESIDE[0]),
+        ({0, 1}, 1, Asked(("network",))),
+        ({0, 1}, 1, Asked(("day",), since=SINCE)),
+    ],
+)
+def test_no_process_is_started_where_it_spares_nothing(
+    db: sqlite3.Connection,
+    cores: set[int],
+    clicks: int,
+    asked: Asked,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(counting, "WORTHWHILE_CLICKS", clicks)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    monkeypatch.setattr(subprocess, "Popen", None)
+
+    with counting.counting(db, find_path(db), asked) as count:
+        assert not asked.counts_clicks or count() == count_clicks(db, asked)
+
+
+def find_path(db: sqlite3.Connection) -> Path:
+    return Path(db.execute("PRAGMA database_list").fetchone()[2])
 
 
 @given(st.integers(-(10**24), 10**24), st.integers(1, 10**24))
