@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from questions import connect_to_read
+from database import connect_to_read
 from reports import Asked, Group, count_clicks
 
 # With fewer, starting the process takes longer than it spares.

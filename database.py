@@ -11,6 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 import schema
 
@@ -136,6 +137,42 @@ def _refuse_other_currency(db: sqlite3.Connection, path: Path, currency: str) ->
         raise DatabaseError(
             f"database {str(path)!r} keeps its amounts in {kept}, and the config says currency ="
             f" {currency!r}: put {kept} back, or give [db] path a new file"
+        )
+
+
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Connect to a database of ours that is there, without a way to write.
+
+    Raises DatabaseError, SchemaError, sqlite3.Error.
+    """
+    db = sqlite3.connect(
+        f"file:{quote(str(path))}?mode=ro",
+        uri=True,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        isolation_level=None,
+    )
+    try:
+        db.text_factory = READ_TEXT
+        _refuse_other_version(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
+    try:
+        version = schema.read_version(db)
+    except schema.SchemaError as error:
+        raise DatabaseError(f"database {str(path)!r}: {error}") from error
+    if version == 0:
+        raise DatabaseError(
+            f"database {str(path)!r} has no tables of ours yet: `postback serve` makes them"
+        )
+    if version < len(schema.MIGRATIONS):
+        raise DatabaseError(
+            f"database {str(path)!r} has schema {version}, this program {len(schema.MIGRATIONS)}:"
+            " start the service once, it brings the database up to date"
         )
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import keyuses
 import ratebook
 import schema
-from database import BUSY_TIMEOUT_SECONDS, READ_TEXT, DatabaseError
+from database import connect_to_read
 from listings import (
     CLICKS,
     CONVERSIONS,
@@ -87,39 +87,6 @@ class Unbooked(NamedTuple):
 def open_to_read(path: Path) -> "Questions":
     """Open a database of ours that is there; raises DatabaseError, SchemaError, sqlite3.Error."""
     return Questions(connect_to_read(path))
-
-
-def connect_to_read(path: Path) -> sqlite3.Connection:
-    """Connect to one likewise, without a way to write."""
-    db = sqlite3.connect(
-        f"file:{quote(str(path))}?mode=ro",
-        uri=True,
-        timeout=BUSY_TIMEOUT_SECONDS,
-        isolation_level=None,
-    )
-    try:
-        db.text_factory = READ_TEXT
-        _refuse_other_version(db, path)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
-    try:
-        version = schema.read_version(db)
-    except schema.SchemaError as error:
-        raise DatabaseError(f"database {str(path)!r}: {error}") from error
-    if version == 0:
-        raise DatabaseError(
-            f"database {str(path)!r} has no tables of ours yet: `postback serve` makes them"
-        )
-    if version < len(schema.MIGRATIONS):
-        raise DatabaseError(
-            f"database {str(path)!r} has schema {version}, this program {len(schema.MIGRATIONS)}:"
-            " start the service once, it brings the database up to date"
-        )
 
 
 class Questions:

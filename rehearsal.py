@@ -12,8 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from booking import Terms, reread
-from database import DatabaseError
-from questions import connect_to_read
+from database import DatabaseError, connect_to_read
 from rows import to_json
 from storage import Storage, open_database
 
