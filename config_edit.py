@@ -23,6 +23,7 @@ from config import (
     read_file,
     read_old_keys,
 )
+from database import sync_directory
 from php_ini import Entry, is_plain
 from sheet import ConfigError, Sheet, parse_text
 
@@ -190,7 +191,7 @@ def _written_beside(
             file.flush()
             os.fsync(handle)
         yield name
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
@@ -209,11 +210,3 @@ def _give_back(handle: int, owner: os.stat_result, path: Path) -> None:
                 f"{path} belongs to another user or group and would not stay theirs: do this as"
                 " its owner, or as root."
             ) from None
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

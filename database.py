@@ -178,7 +178,7 @@ def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
 
 def sync_directory(directory: Path) -> None:
     """Put the names in a directory on disk."""
-    # Without it, a power cut may take the new file's name away, and with it every row.
+    # Without it, a power cut may take a new file's name away, and with it all that it holds.
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
