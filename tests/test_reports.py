@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,27 @@ def test_a_process_beside_counts_the_same(
 
     with counting.counting(db, find_path(db), asked) as count:
         assert count() == wanted
+
+
+@pytest.mark.parametrize(
+    "zone",
+    [
+        UTC,
+        ZoneInfo("UTC"),
+        BERLIN,
+        timezone(timedelta(hours=5, minutes=30)),
+        timezone(-timedelta(hours=3)),
+    ],
+    ids=str,
+)
+def test_that_process_is_told_all_that_is_asked(zone: tzinfo) -> None:
+    asked = Asked(("day", "offer"), zone, None, "2026-03-02", {"campaign": "C\u0161 \udcff"}, True)
+
+    path, found = counting.read_errand(counting.write_errand(Path("/a \udcff/b.db"), asked))
+
+    assert path == Path("/a \udcff/b.db")
+    assert found._replace(zone=UTC) == asked._replace(zone=UTC)
+    assert found.zone.utcoffset(START) == zone.utcoffset(START)
 
 
 @pytest.mark.parametrize("program", ["/bin/false", "/bin/true", "/nowhere/python"])
