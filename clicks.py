@@ -3,8 +3,9 @@
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import NamedTuple
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from query import (
     PHP_WHITE_SPACE,
@@ -140,6 +141,7 @@ def _read_plain_minute(text: str) -> str | None:
     return f"{text[:10]}T{text[11:]}"
 
 
+_OFFSET = re.compile(r"([+-])([0-9]{2}):?([0-9]{2})")
 _SECONDS = frozenset(f":{second:02}" for second in range(60))
 
 
@@ -154,6 +156,18 @@ def read_moment(text: str, zone: tzinfo) -> datetime | None:
         # A moment at the edge of the calendar may have no UTC.
         return moment.astimezone(UTC)
     except (ValueError, OverflowError):
+        return None
+
+
+def read_zone(text: str) -> tzinfo | None:
+    """Read an IANA name or an offset such as +03:00; None where it is neither."""
+    if found := _OFFSET.fullmatch(text):
+        offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
+        if offset < timedelta(hours=24):
+            return timezone(-offset if found[1] == "-" else offset)
+    try:
+        return UTC if text.upper() in {"UTC", "Z"} else ZoneInfo(text)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
         return None
 
 

@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
-import schema
-from database import BUSY_TIMEOUT_SECONDS, DatabaseError, describe_trouble, sync_directory
+from database import (
+    DatabaseError,
+    connect_to_file,
+    describe_trouble,
+    read_version,
+    sync_directory,
+)
 
 # A mebibyte: some milliseconds of copying, after which Ctrl-C and the progress get their turn.
 PAGES_A_STEP = 256
@@ -106,7 +110,7 @@ def _make_part(source: Path, target: Path) -> Iterator[Path]:
 
 def _fill(source: Path, part: Path, advance: Advance) -> _Content:
     try:
-        with closing(_connect(source, "mode=ro")) as read:
+        with closing(connect_to_file(source, "mode=ro")) as read:
             # Held open throughout: SQLite's backup starts again from the beginning when somebody
             # writes between two of its steps, which under load is for ever. Within a transaction
             # it sees one state of the log, and the writers go on behind it.
@@ -125,7 +129,7 @@ def _copy_pages(read: sqlite3.Connection, part: Path, advance: Advance) -> None:
     def tell(_: int, remaining: int, total: int) -> None:
         advance((total - remaining) * page_bytes, total * page_bytes)
 
-    with closing(_connect(part, "mode=rw")) as write:
+    with closing(connect_to_file(part, "mode=rw")) as write:
         # Synced as a whole in the end; what is not whole is thrown away.
         write.execute("PRAGMA journal_mode = OFF")
         write.execute("PRAGMA synchronous = OFF")
@@ -152,7 +156,7 @@ def _refuse_full_disk(read: sqlite3.Connection, part: Path) -> None:
 
 def _verify(part: Path, content: _Content) -> None:
     # Immutable: SQLite would make a log beside it otherwise.
-    with closing(_connect(part, "mode=ro&immutable=1")) as copy:
+    with closing(connect_to_file(part, "mode=ro&immutable=1")) as copy:
         try:
             found = [line for (line,) in copy.execute(f"PRAGMA integrity_check({DAMAGE_SHOWN})")]
             if found == ["ok"] and _read_content(copy, part) == content:
@@ -164,10 +168,7 @@ def _verify(part: Path, content: _Content) -> None:
 
 
 def _read_content(db: sqlite3.Connection, path: Path) -> _Content:
-    try:
-        version = schema.read_version(db)
-    except schema.SchemaError as error:
-        raise DatabaseError(f"database {str(path)!r}: {error}") from error
+    version = read_version(db, path)
     if version == 0:
         raise DatabaseError(f"database {str(path)!r} has no tables of ours: nothing to copy")
     tables = [
@@ -212,12 +213,3 @@ def _give_name(part: Path, target: Path, *, replaces: bool) -> None:
             # A file system without hard links.
             os.rename(part, target)
     sync_directory(target.parent)
-
-
-def _connect(path: Path, options: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        f"file:{quote(str(path))}?{options}",
-        uri=True,
-        timeout=BUSY_TIMEOUT_SECONDS,
-        isolation_level=None,
-    )

@@ -11,10 +11,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
+from clicks import read_zone
 from database import connect_to_read
 from reports import Asked, Group, Labels, count_clicks
 
@@ -80,15 +79,10 @@ def write_errand(path: Path, asked: Asked) -> bytes:
 def read_errand(text: bytes) -> tuple[Path, Asked]:
     """Read the same again."""
     path, errand = json.loads(text)
-    zone, dimensions = read_zone(errand["zone"]), tuple(errand["dimensions"])
+    # Python writes an offset as `UTC+03:00`.
+    zone = read_zone(errand["zone"].removeprefix("UTC") or "UTC")
+    dimensions = tuple(errand["dimensions"])
     return Path(path), Asked(**{**errand, "zone": zone, "dimensions": dimensions})
-
-
-def read_zone(name: str) -> tzinfo:
-    """Read a zone as Python writes it: `UTC`, `UTC+03:00`, `Europe/Berlin`."""
-    if name.startswith("UTC"):
-        return datetime.fromisoformat(f"2000-01-01T00:00{name[3:]}").tzinfo or UTC
-    return ZoneInfo(name)
 
 
 def _read_counts(process: subprocess.Popen[bytes]) -> Counter[Group] | None:

@@ -143,14 +143,9 @@ def _refuse_other_currency(db: sqlite3.Connection, path: Path, currency: str) ->
 def connect_to_read(path: Path) -> sqlite3.Connection:
     """Connect to a database of ours that is there, without a way to write.
 
-    Raises DatabaseError, SchemaError, sqlite3.Error.
+    Raises DatabaseError, sqlite3.Error.
     """
-    db = sqlite3.connect(
-        f"file:{quote(str(path))}?mode=ro",
-        uri=True,
-        timeout=BUSY_TIMEOUT_SECONDS,
-        isolation_level=None,
-    )
+    db = connect_to_file(path, "mode=ro")
     try:
         db.text_factory = READ_TEXT
         _refuse_other_version(db, path)
@@ -160,11 +155,26 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
+def connect_to_file(path: Path, options: str) -> sqlite3.Connection:
+    """Connect to a file that is there; `options` are those of SQLite's URIs, such as `mode=ro`."""
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?{options}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_SECONDS,
+        isolation_level=None,
+    )
+
+
+def read_version(db: sqlite3.Connection, path: Path) -> int:
+    """Tell the schema version of a file, 0: no tables; DatabaseError where it is not ours."""
     try:
-        version = schema.read_version(db)
+        return schema.read_version(db)
     except schema.SchemaError as error:
         raise DatabaseError(f"database {str(path)!r}: {error}") from error
+
+
+def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
+    version = read_version(db, path)
     if version == 0:
         raise DatabaseError(
             f"database {str(path)!r} has no tables of ours yet: `postback serve` makes them"

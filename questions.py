@@ -85,7 +85,7 @@ class Unbooked(NamedTuple):
 
 
 def open_to_read(path: Path) -> "Questions":
-    """Open a database of ours that is there; raises DatabaseError, SchemaError, sqlite3.Error."""
+    """Open a database of ours that is there; raises DatabaseError, sqlite3.Error."""
     return Questions(connect_to_read(path))
 
 

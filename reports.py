@@ -163,11 +163,7 @@ def add_up(
     read_key = _build_key_reader(db, asked)
     figures: dict[Key, Figures] = {}
     for group, summed in _sum_conversions(db, asked).items():
-        key = read_key(group)
-        if key in figures:
-            figures[key].add(summed)
-        else:
-            figures[key] = summed
+        _add_to(figures, read_key(group), summed)
     if asked.counts_clicks:
         counted = count_clicks(db, asked) if count is None else count()
         for group, clicks in counted.items():
@@ -176,6 +172,13 @@ def add_up(
                 figures[key] = Figures()
             figures[key].clicks += clicks
     return figures
+
+
+def _add_to(sums: dict[Any, Figures], key: object, figures: Figures) -> None:
+    if key in sums:
+        sums[key].add(figures)
+    else:
+        sums[key] = figures
 
 
 def _list_names(db: sqlite3.Connection, dimension: str) -> dict[Any, str]:
@@ -426,11 +429,7 @@ def _sum_conversions(db: sqlite3.Connection, asked: Asked) -> dict[Group, Figure
     for labels, rows in _read_conversions(db, asked):
         for row in rows:
             group = (labels, *row[:plain], *map(_as_text, row[plain:width]))
-            figures = _read_figures(*row[width:])
-            if group in sums:
-                sums[group].add(figures)
-            else:
-                sums[group] = figures
+            _add_to(sums, group, _read_figures(*row[width:]))
     return sums
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from gunicorn import SERVER, util
 from gunicorn.http import wsgi
@@ -133,8 +133,7 @@ _CGI_NAMES = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"
 # A line that ends without CR: gunicorn refuses it at once instead of waiting for the rest.
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
-
-_RAW_BYTE = re.compile(rb"[\x80-\xff]")
+_ASCII = bytes(range(128))
 
 
 def escape_target(head: bytes) -> bytes:
@@ -147,8 +146,7 @@ def escape_target(head: bytes) -> bytes:
     method, blank, target = line.partition(b" ")
     if target.isascii():
         return head
-    escaped = _RAW_BYTE.sub(lambda raw: b"%%%02X" % raw[0][0], target)
-    return method + blank + escaped + line_end + fields
+    return method + blank + quote(target, safe=_ASCII).encode("ascii") + line_end + fields
 
 
 class HeadReader:

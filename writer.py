@@ -143,13 +143,16 @@ class Committer:
             LOG.warning("closing the database: %s", error)
         self._storage = None
 
+    def let_go(self) -> None:
+        """Trust a connection that has seen trouble no more: the next commit opens anew."""
+        self.leave_storage()
+        self.next_tick = time.monotonic() + TICK_SECONDS
+
     def _give_up(self, error: Exception) -> str:
-        # A connection that has seen trouble is not trusted again; the next commit opens anew.
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         self._doubts_log |= code == sqlite3.SQLITE_IOERR
         trouble = describe_trouble(error, None if self._storage is None else self._storage.path)
-        self.leave_storage()
-        self.next_tick = time.monotonic() + TICK_SECONDS
+        self.let_go()
         if trouble != self._trouble:
             LOG.error("nothing is acknowledged: %s", trouble)
             self._trouble = trouble
@@ -237,8 +240,7 @@ class Writer:
             return
         except Exception:  # the edge of the thread: without it all who come later wait in vain
             LOG.exception("a commit broke off")
-            self._committer.leave_storage()
-            self._committer.next_tick = time.monotonic() + TICK_SECONDS
+            self._committer.let_go()
             self._refuse(batch, UnavailableError("a commit broke off"))
             return
         for ticket, outcome in zip(batch, outcomes, strict=True):

@@ -11,6 +11,7 @@ from booking import read_terms
 from clicks import ClickReading
 from commands.click_file import ClickFile
 from commands.csv_file import add_encoding, find_size, open_file
+from commands.exits import INTERRUPTED
 from commands.intake import Importer
 from commands.options import Subparsers, add_command, add_json, read_zone
 from commands.tracker import load_keyless, writing
@@ -19,9 +20,6 @@ from service import read_clock
 
 # More would bury the summary; the number of all is told at the end.
 COMPLAINTS_SHOWN = 20
-
-# What shells give for a program that Ctrl-C ended.
-INTERRUPTED = 130
 
 
 def add_parser(family: Subparsers) -> None:

@@ -29,6 +29,7 @@ from commands.csv_file import (
     open_file,
     split_line,
 )
+from commands.exits import INTERRUPTED
 from commands.options import Subparsers, add_command, add_json
 from commands.tracker import RefusedError, load_keyless, writing
 from config import Settings
@@ -66,9 +67,6 @@ PIECES_A_CHECKPOINT = 16
 
 # More would bury the summary of a terminal; a pipe and --verbose have every line.
 SENTENCES_SHOWN = 20
-
-# What shells give for a program that Ctrl-C ended.
-INTERRUPTED = 130
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -3,11 +3,11 @@
 import argparse
 import re
 from collections.abc import Callable
-from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from pathlib import Path
 from typing import TypeAlias
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import clicks
 from clicks import read_moment
 from query import PHP_WHITE_SPACE
 from rates import read_currency
@@ -25,7 +25,6 @@ FORMATS = (
     " such as \\x1b."
 )
 
-_OFFSET = re.compile(r"([+-])([0-9]{2}):?([0-9]{2})")
 _AGO = re.compile(r"([0-9]{1,6})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -120,16 +119,10 @@ def read_limit(text: str) -> int:
 
 def read_zone(text: str) -> tzinfo:
     """Read an IANA name or an offset such as +03:00."""
-    if found := _OFFSET.fullmatch(text):
-        offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
-        if offset < timedelta(hours=24):
-            return timezone(-offset if found[1] == "-" else offset)
-    try:
-        return UTC if text.upper() in {"UTC", "Z"} else ZoneInfo(text)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no time zone; write Europe/Moscow or +03:00"
-        ) from None
+    zone = clicks.read_zone(text)
+    if zone is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time zone; write Europe/Moscow or +03:00")
+    return zone
 
 
 def read_since(text: str, zone: tzinfo = UTC) -> str:

@@ -10,15 +10,10 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import display
+from commands.exits import INTERRUPTED, REFUSED, WRONG_USAGE
 from commands.tracker import RefusedError
 from database import DatabaseError
 from sheet import ConfigError
-
-DONE = 0
-REFUSED = 1
-WRONG_USAGE = 2
-# What shells give for a program that Ctrl-C ended: 128 and the number of the signal.
-INTERRUPTED = 130
 
 # Each command and the module that it is in, in the order in which `postback --help` shows them.
 FAMILIES = {

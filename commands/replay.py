@@ -11,6 +11,7 @@ import display
 import replaying
 from booking import Terms, read_terms, reread, settle_all_due_clicks
 from cells import Column, Kind
+from commands.exits import INTERRUPTED
 from commands.log import describe_amount
 from commands.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
 from commands.tracker import RefusedError, load_settings, reading, writing
@@ -36,9 +37,6 @@ COLUMNS = (
     Column("reason", Kind.SENTENCE),
 )
 NOTHING = "No such postback has come in."
-
-# As after any Ctrl-C: 128 and the number of the signal.
-INTERRUPTED = 130
 
 MORE = """\
 For postbacks that were misread, or came before their status had a meaning. Choose them as with
