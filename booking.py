@@ -1,8 +1,7 @@
 """The one way of a postback: judge it with the engine, keep it and its effect in one transaction.
 
 A live request, an imported line, a replay and a click's arrival all come through here. The caller
-holds the transaction; nothing here commits, but for `settle_all_due_clicks`, `set_rate` and
-`unset_rate`.
+holds the transaction; nothing here commits, but for `settle_all_due_clicks`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from config import Settings
 from query import Postback, read_fields, read_postback
-from rates import WORTH_LIMIT, Priced, Rate, convert
+from rates import Priced, Rate, price_at
 from rows import (
     ClickRow,
     KnownClick,
@@ -20,8 +19,6 @@ from rows import (
     PostbackRow,
     amount_columns,
     cost_columns,
-    cost_worth_columns,
-    payout_columns,
     to_json,
     utc_text,
 )
@@ -34,7 +31,6 @@ PARKED_PER_CLICK = 100
 # How much the housekeeping does in one transaction, so that postbacks wait some ten milliseconds
 # for it, and some 60 where each click has its hundred parked.
 DUE_CLICKS_AT_ONCE = 4
-WAITING_AT_ONCE = 500
 
 # The source of the rate of an amount that was sent in the tracker's own currency.
 SAME_CURRENCY = "same"
@@ -173,46 +169,6 @@ def _settle_clicks(
         db.clear_due_click(click_id)
 
 
-def fill_in_waiting(db: Storage, now: datetime, *, limit: int = WAITING_AT_ONCE) -> int:
-    """Convert amounts and costs whose rate has come at last; returns how many."""
-    filled = 0
-    for currency in db.find_waiting_currencies():
-        for kind, columns in (("payout", payout_columns), ("cost", cost_worth_columns)):
-            for waiting in db.find_waiting(kind, currency, limit - filled):
-                rate = db.find_rate(currency, waiting.day)
-                assert rate is not None
-                priced = Priced(waiting.amount, currency, waiting.day, None, None)
-                values = columns(price_at(priced, rate))
-                if values["payout_micros" if kind == "payout" else "cost_micros"] is None:
-                    values = {"amount_day" if kind == "payout" else "cost_day": None}
-                _convert_late(db, waiting.conversion_id, values, utc_text(now))
-                filled += 1
-    return filled
-
-
-def set_rate(db: Storage, currency: str, rate: Decimal, now: datetime) -> int:
-    """Put a rate by hand in force and convert a first batch of what waited; returns how many.
-
-    One transaction of its own. What is left is for `fill_in_waiting`, here or in the service.
-    """
-    with db.transaction():
-        db.add_rate_by_hand(currency, rate, now)
-        return fill_in_waiting(db, now)
-
-
-def unset_rate(db: Storage, currency: str, now: datetime) -> bool:
-    """End the rate by hand in a transaction of its own; False where there was none."""
-    with db.transaction():
-        was_set = db.end_rate_by_hand(currency, now)
-        fill_in_waiting(db, now)
-    return was_set
-
-
-def _convert_late(db: Storage, conversion_id: int, values: Mapping[str, Any], at: str) -> None:
-    db.change_conversion(conversion_id, {**values, "updated_at": at}, {})
-    db.add_history(conversion_id, "converted", at, None)
-
-
 def _judge(db: Storage, postback: Postback, terms: Terms) -> tuple[Decision, KnownClick | None]:
     subid = postback.incoming.subid
     known = db.find_click(subid) if subid else None
@@ -331,14 +287,6 @@ def _price(
     unpriced = Priced(amount, currency, day, None, None)
     rate = db.find_rate(currency, day)
     return unpriced if rate is None else price_at(unpriced, rate)
-
-
-def price_at(priced: Priced, rate: Rate) -> Priced:
-    """Give an amount its worth at a rate; one too large to keep loses its day instead."""
-    worth = convert(priced.amount, rate.value)
-    if not -WORTH_LIMIT < worth < WORTH_LIMIT:
-        return priced._replace(day=None)
-    return priced._replace(worth=worth, rate=rate)
 
 
 def _price_warnings(priced: Priced) -> Iterable[str]:

@@ -8,7 +8,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from rates import Rate, RefusedRate, decimal_text
+from rates import Rate, decimal_text
 from rows import utc_text
 from storage import Storage
 
@@ -33,6 +33,13 @@ class Refusal(NamedTuple):
     reason: str
     days_in_row: int
     created_at: str
+
+
+class RefusedRate(NamedTuple):
+    """A rate that a source published for a day and that was not believed."""
+
+    value: Decimal
+    day: date
 
 
 class SourceState(NamedTuple):

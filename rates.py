@@ -5,7 +5,6 @@ A rate is what one unit of a currency is worth in the tracker's currency.
 """
 
 import re
-from collections.abc import Sequence
 from datetime import date
 from decimal import ROUND_HALF_EVEN, Context, Decimal, DecimalException
 from functools import lru_cache
@@ -28,18 +27,6 @@ WORTH_LIMIT = 10**12
 # A rate outside of these is a slip of the keyboard or a broken feed: between the dearest and the
 # cheapest currency unit lie about six orders of magnitude, coins add five more.
 RATE_RANGE = (Decimal("1e-12"), Decimal("1e12"))
-
-# After a devaluation rates go on moving by several per cent a day; a slip, such as a lost decimal
-# point, a swapped column or the rate of ten units, repeats itself far closer than that or not at
-# all.
-SAME_WITHIN = Decimal("1.1")
-
-# Days in a row that must say the same before a jump is believed. Source: the contract's issue.
-DAYS_TO_BELIEVE = 3
-
-# Between two days of a source that follow each other: from the Thursday before Easter to the
-# Tuesday after it are five.
-DAYS_BETWEEN_AT_MOST = 5
 
 REMEMBERED_AMOUNTS = 1024
 
@@ -68,13 +55,6 @@ class Priced(NamedTuple):
     day: date | None
     worth: Decimal | None
     rate: Rate | None
-
-
-class RefusedRate(NamedTuple):
-    """A rate that a source published for a day and that was not believed."""
-
-    value: Decimal
-    day: date
 
 
 class UnreadableRateError(ValueError):
@@ -130,24 +110,17 @@ def convert(amount: Decimal, rate: Decimal) -> Decimal:
     return round_to_micro(EXACT.multiply(amount, rate))
 
 
+def price_at(priced: Priced, rate: Rate) -> Priced:
+    """Give an amount its worth at a rate; one too large to keep loses its day instead."""
+    worth = convert(priced.amount, rate.value)
+    if not -WORTH_LIMIT < worth < WORTH_LIMIT:
+        return priced._replace(day=None)
+    return priced._replace(worth=worth, rate=rate)
+
+
 def find_factor(one: Decimal, other: Decimal) -> Decimal:
     """Give by how much two positive rates differ, as a factor of one or more."""
     return EXACT.divide(max(one, other), min(one, other))
-
-
-def count_days_in_row(value: Decimal, day: date, refused: Sequence[RefusedRate]) -> int:
-    """Count the source's days up to this one that say the same; `refused`: newest first."""
-    seen = [value]
-    days = [day]
-    for earlier in refused:
-        if earlier.day >= days[-1]:
-            continue
-        is_next = (days[-1] - earlier.day).days <= DAYS_BETWEEN_AT_MOST
-        seen.append(earlier.value)
-        if not is_next or find_factor(max(seen), min(seen)) > SAME_WITHIN:
-            break
-        days.append(earlier.day)
-    return len(days)
 
 
 @lru_cache(REMEMBERED_AMOUNTS)

@@ -1,7 +1,8 @@
-"""What conversions would be worth at another day's rates, and booking it where that is wanted.
+"""Conversions priced later: at the rate they waited for, or anew at another day's rates.
 
-Payouts never change because rates do; only this changes them, on request, and each change is a row
-of the conversion's history. The caller holds the transaction; nothing here commits.
+Payouts never change because rates do; only `book_recomputed` changes them, on request, and each
+change is a row of the conversion's history. The caller holds the transaction; nothing here commits,
+but for `set_rate` and `unset_rate`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,13 +10,16 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from booking import price_at
-from rates import Priced, Rate, decimal_text, from_micros
+from rates import Priced, Rate, decimal_text, from_micros, price_at
 from rows import cost_worth_columns, payout_columns, utc_text
 from storage import Storage
 
 # How many ids a transaction looks at: some 20 ms of the write lock, where all of them change.
 IDS_AT_ONCE = 300
+
+# How many waiting amounts the housekeeping converts in one transaction: some ten milliseconds of
+# the write lock.
+WAITING_AT_ONCE = 500
 
 
 class Span(NamedTuple):
@@ -66,6 +70,46 @@ class _Conversion(NamedTuple):
 
 
 _COLUMNS = {"payout": payout_columns, "cost": cost_worth_columns}
+
+
+def fill_in_waiting(db: Storage, now: datetime, *, limit: int = WAITING_AT_ONCE) -> int:
+    """Convert amounts and costs whose rate has come at last; returns how many."""
+    filled = 0
+    for currency in db.find_waiting_currencies():
+        for kind, columns in (("payout", payout_columns), ("cost", cost_worth_columns)):
+            for waiting in db.find_waiting(kind, currency, limit - filled):
+                rate = db.find_rate(currency, waiting.day)
+                assert rate is not None
+                priced = Priced(waiting.amount, currency, waiting.day, None, None)
+                values = columns(price_at(priced, rate))
+                if values["payout_micros" if kind == "payout" else "cost_micros"] is None:
+                    values = {"amount_day" if kind == "payout" else "cost_day": None}
+                _convert_late(db, waiting.conversion_id, values, utc_text(now))
+                filled += 1
+    return filled
+
+
+def set_rate(db: Storage, currency: str, rate: Decimal, now: datetime) -> int:
+    """Put a rate by hand in force and convert a first batch of what waited; returns how many.
+
+    One transaction of its own. What is left is for `fill_in_waiting`, here or in the service.
+    """
+    with db.transaction():
+        db.add_rate_by_hand(currency, rate, now)
+        return fill_in_waiting(db, now)
+
+
+def unset_rate(db: Storage, currency: str, now: datetime) -> bool:
+    """End the rate by hand in a transaction of its own; False where there was none."""
+    with db.transaction():
+        was_set = db.end_rate_by_hand(currency, now)
+        fill_in_waiting(db, now)
+    return was_set
+
+
+def _convert_late(db: Storage, conversion_id: int, values: Mapping[str, Any], at: str) -> None:
+    db.change_conversion(conversion_id, {**values, "updated_at": at}, {})
+    db.add_history(conversion_id, "converted", at, None)
 
 
 def list_stretches(db: Storage, span: Span) -> Iterator[range]:

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import booking
+import recomputing
 from booking import Terms
 from config import Settings
 from config_watch import ConfigWatch
@@ -200,7 +201,7 @@ class Service:
 
     def _fill_in(self, db: Storage, now: datetime) -> None:
         last_rate_id = db.find_last_rate_id()
-        if last_rate_id != self._filled_to_rate_id and booking.fill_in_waiting(db, now) == 0:
+        if last_rate_id != self._filled_to_rate_id and recomputing.fill_in_waiting(db, now) == 0:
             self._filled_to_rate_id = last_rate_id
 
 

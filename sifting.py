@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import ratebook
 from feeds import Sheet
-from ratebook import Refusal
-from rates import DAYS_TO_BELIEVE, Rate, count_days_in_row, decimal_text, find_factor
+from ratebook import Refusal, RefusedRate
+from rates import Rate, decimal_text, find_factor
 from rows import utc_text
 from storage import Storage
 
@@ -20,6 +20,18 @@ from storage import Storage
 # without the first source must not change where a rate comes from. Source: the contract, which
 # has `check` speak up after as many days.
 DAYS_A_SOURCE_MAY_FAIL = 3
+
+# After a devaluation rates go on moving by several per cent a day; a slip, such as a lost decimal
+# point, a swapped column or the rate of ten units, repeats itself far closer than that or not at
+# all.
+SAME_WITHIN = Decimal("1.1")
+
+# Days in a row that must say the same before a jump is believed. Source: the contract's issue.
+DAYS_TO_BELIEVE = 3
+
+# Between two days of a source that follow each other: from the Thursday before Easter to the
+# Tuesday after it are five.
+DAYS_BETWEEN_AT_MOST = 5
 
 
 class Answer(NamedTuple):
@@ -167,6 +179,21 @@ def accept(db: Storage, currency: str, now: datetime) -> Rate | None:
     ratebook.add_rate(db, currency, rate, now)
     ratebook.end_refusals(db, currency, rate.source, rate.day, now)
     return rate
+
+
+def count_days_in_row(value: Decimal, day: date, refused: Sequence[RefusedRate]) -> int:
+    """Count the source's days up to this one that say the same; `refused`: newest first."""
+    seen = [value]
+    days = [day]
+    for earlier in refused:
+        if earlier.day >= days[-1]:
+            continue
+        is_next = (days[-1] - earlier.day).days <= DAYS_BETWEEN_AT_MOST
+        seen.append(earlier.value)
+        if not is_next or find_factor(max(seen), min(seen)) > SAME_WITHIN:
+            break
+        days.append(earlier.day)
+    return len(days)
 
 
 def _day_before_which_nothing_counts(standing: Rate | None) -> date:

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import booking
+import recomputing
 from bench.build import subid_of
 from booking import Arrival, Terms
 from query import read_fields, read_postback
@@ -36,7 +37,7 @@ def build_tracker(path: Path, clicks: int, conversions: int, now: datetime) -> N
         # A database for the bench is made again where it is lost: no sync until it is whole.
         storage.db.execute("PRAGMA synchronous = OFF")
         for currency, rate in RATES.items():
-            booking.set_rate(storage, currency, rate, now - timedelta(days=DAYS + 1))
+            recomputing.set_rate(storage, currency, rate, now - timedelta(days=DAYS + 1))
         for offer in range(0, OFFERS, 2):
             storage.set_offer(f"offer {offer}", allow_rebills=True)
         step = timedelta(days=DAYS) / max(clicks, 1)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
-import booking
 import display
 import ratebook
 import recomputing
@@ -153,7 +152,7 @@ def _fill_in(storage: Storage) -> None:
     while True:
         # Piece by piece: between two of them a running service gets its turn.
         with storage.transaction():
-            filled = booking.fill_in_waiting(storage, now)
+            filled = recomputing.fill_in_waiting(storage, now)
         if not filled:
             break
         converted += filled

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import booking
 import display
+import recomputing
 from cells import Column, Kind
 from commands import fetched_rates
 from commands.options import FORMATS, Subparsers, add_command, add_family, add_json
@@ -71,11 +71,11 @@ def run_set(args: argparse.Namespace) -> int:
         raise RefusedError(str(error)) from error
     now = datetime.now(UTC)
     with writing(settings) as storage:
-        converted = filled = booking.set_rate(storage, currency, rate, now)
+        converted = filled = recomputing.set_rate(storage, currency, rate, now)
         # Piece by piece: between two of them a running service gets its turn.
         while filled:
             with storage.transaction():
-                filled = booking.fill_in_waiting(storage, now)
+                filled = recomputing.fill_in_waiting(storage, now)
             converted += filled
     display.say(f"1 {currency} is worth {decimal_text(rate)} {settings.currency} now.")
     if converted:
@@ -88,7 +88,7 @@ def run_unset(args: argparse.Namespace) -> int:
     settings = load_keyless(args)
     currency = _read_foreign_currency(args.currency, settings)
     with writing(settings, makes=False) as storage:
-        was_set = booking.unset_rate(storage, currency, datetime.now(UTC))
+        was_set = recomputing.unset_rate(storage, currency, datetime.now(UTC))
     if not was_set:
         raise RefusedError(f"no rate for {currency} is set by hand")
     display.say(f"The rate for {currency} by hand is ended.")

@@ -8,8 +8,8 @@ import pytest
 from cli_calls import Ran
 from conftest import POSTBACK_KEY, Client, write_config
 
-import booking
 import cli
+import recomputing
 from config import load
 from storage import open_database
 
@@ -137,7 +137,7 @@ def test_more_than_a_batch_is_converted_to_the_last(
 ) -> None:
     client.click("c1", offer="O1")
     client.allow_rebills("O1")
-    number = booking.WAITING_AT_ONCE * 2 + 1
+    number = recomputing.WAITING_AT_ONCE * 2 + 1
     client.write(
         "INSERT INTO conversions (click_id, tid, status, amount_micros, currency, amount_day,"
         " created_at, updated_at)"
@@ -204,7 +204,7 @@ def test_the_rates_shown_are_those_that_are_used(
                     " VALUES (?, ?, ?, ?, '')",
                     (currency, str(today - timedelta(days=age)), source, rate),
                 )
-        booking.set_rate(storage, "DDD", Decimal("0.9"), datetime.now(UTC))
+        recomputing.set_rate(storage, "DDD", Decimal("0.9"), datetime.now(UTC))
         used = [storage.find_rate(name, today) for name in ("AAA", "BBB", "CCC", "DDD")]
 
     shown = call(home, capsys, "rates", "show").rows
@@ -218,9 +218,9 @@ def test_setting_a_rate_is_one_transaction(home: Path, monkeypatch: pytest.Monke
         raise RuntimeError("boom")
 
     with open_database(home / "postback.db", "USD") as storage:
-        monkeypatch.setattr(booking, "fill_in_waiting", break_off)
+        monkeypatch.setattr(recomputing, "fill_in_waiting", break_off)
         with pytest.raises(RuntimeError):
-            booking.set_rate(storage, "EUR", Decimal(2), datetime.now(UTC))
+            recomputing.set_rate(storage, "EUR", Decimal(2), datetime.now(UTC))
 
         assert storage.find_rate("EUR", date(2026, 1, 1)) is None
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 from conftest import Client, ReceiverWith
 
-import booking
+import recomputing
 import storage
 
 SetRate = Callable[..., None]
@@ -20,9 +20,9 @@ def set_rate(client: Client) -> Iterator[SetRate]:
 
     def change(currency: str, rate: str | None) -> None:
         if rate is None:
-            booking.unset_rate(opened, currency, client.clock())
+            recomputing.unset_rate(opened, currency, client.clock())
         else:
-            booking.set_rate(opened, currency, Decimal(rate), client.clock())
+            recomputing.set_rate(opened, currency, Decimal(rate), client.clock())
 
     yield change
     opened.close()

@@ -32,9 +32,10 @@ import download
 import fetching
 import ratebook
 import sifting
-from ratebook import Round
+from ratebook import RefusedRate, Round
 from rates import decimal_text
 from rounds import Errand
+from sifting import count_days_in_row
 from storage import Storage, open_database
 
 MONDAY = date(2026, 3, 2)
@@ -390,6 +391,21 @@ def test_three_days_that_do_not_say_the_same_in_a_row_are_not_believed(
         fetch.ecb_says(in_days(day), USD=rate)
 
     assert (fetch.in_force("EUR") or "").startswith("1.08 ecb")
+
+
+def test_days_in_a_row_that_say_the_same_are_counted_by_the_day() -> None:
+    def refused(day: int, value: str) -> RefusedRate:
+        return RefusedRate(Decimal(value), date(2026, 3, day))
+
+    def count(*earlier: RefusedRate) -> int:
+        return count_days_in_row(Decimal("2"), date(2026, 3, 10), earlier)
+
+    assert count() == 1
+    assert count(refused(9, "2.1"), refused(8, "1.95")) == 3
+    assert count(refused(9, "2.1"), refused(9, "1.95")) == 2
+    assert count(refused(9, "2.1"), refused(8, "1.9")) == 2
+    assert count(refused(5, "2")) == 2
+    assert count(refused(4, "2")) == 1
 
 
 def test_one_day_said_three_times_is_one_day(fetch: Fetch) -> None:

@@ -2,7 +2,6 @@
 
 import sqlite3
 from contextlib import closing
-from datetime import date
 from decimal import Decimal
 from fractions import Fraction
 
@@ -13,10 +12,8 @@ from hypothesis import strategies as st
 import schema
 from rates import (
     EXACT,
-    RefusedRate,
     UnreadableRateError,
     convert,
-    count_days_in_row,
     decimal_text,
     from_micros,
     micros_text,
@@ -175,18 +172,3 @@ def test_a_sum_in_halves_is_the_sum(amounts: list[int]) -> None:
         halves = db.execute(f"SELECT {schema.sum_sql('micros')} FROM t").fetchone()
 
     assert sum_of_halves(*halves) == sum(amounts)
-
-
-def test_days_in_a_row_that_say_the_same_are_counted_by_the_day() -> None:
-    def refused(day: int, value: str) -> RefusedRate:
-        return RefusedRate(Decimal(value), date(2026, 3, day))
-
-    def count(*earlier: RefusedRate) -> int:
-        return count_days_in_row(Decimal("2"), date(2026, 3, 10), earlier)
-
-    assert count() == 1
-    assert count(refused(9, "2.1"), refused(8, "1.95")) == 3
-    assert count(refused(9, "2.1"), refused(9, "1.95")) == 2
-    assert count(refused(9, "2.1"), refused(8, "1.9")) == 2
-    assert count(refused(5, "2")) == 2
-    assert count(refused(4, "2")) == 1

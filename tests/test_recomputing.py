@@ -10,10 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ratebook
-from booking import Arrival, Terms, fill_in_waiting, keep
+from booking import Arrival, Terms, keep
 from query import read_fields, read_postback
 from rates import Rate
-from recomputing import Recomputed, Span, book_recomputed, list_stretches, recompute
+from recomputing import (
+    Recomputed,
+    Span,
+    book_recomputed,
+    fill_in_waiting,
+    list_stretches,
+    recompute,
+)
 from statuses import Policy
 from storage import Storage, open_database
 
