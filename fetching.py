@@ -69,7 +69,7 @@ def run_round(errand: Errand, now: datetime, say: Say) -> bool:
         for place, answer in enumerate(answers):
             with db.transaction():
                 _refuse_lost_lease(db, errand)
-                sifted = sift(db, answers, place, yardstick)
+                sifted = sift(db.db, answers, place, yardstick)
             is_good &= not (answer.trouble or sifted.refused)
             _tell(say, answer, sifted)
         with db.transaction():
@@ -119,16 +119,16 @@ def _address(errand: Errand, source: str) -> str:
 
 def _refuse_lost_lease(db: Storage, errand: Errand) -> None:
     # A process that slept through its lease (a suspended machine) must not write beside another.
-    if ratebook.read_round(db).holder != errand.token:
+    if ratebook.read_round(db.db).holder != errand.token:
         raise LostLeaseError("another process has taken over meanwhile")
 
 
 def _end_round(db: Storage, errand: Errand, now: datetime, *, is_good: bool) -> None:
-    ended = ratebook.read_round(db)._replace(holder=None, held_until=None)
+    ended = ratebook.read_round(db.db)._replace(holder=None, held_until=None)
     if is_good:
         due_at = utc_text(find_next_publication(now, errand.sources))
         ended = ended._replace(due_at=due_at, tries=0)
-    ratebook.write_round(db, ended)
+    ratebook.write_round(db.db, ended)
 
 
 def _tell(say: Say, answer: Answer, sifted: Sifted) -> None:

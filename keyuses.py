@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from rows import utc_text
-from storage import Storage
 
 # How much older than the truth what stands in the database may be: a key is dropped after days.
 PRECISION = timedelta(minutes=1)
@@ -37,13 +36,13 @@ class KeyUses:
         """Take nothing for written: the transaction that was to bring it may have failed."""
         self._written.clear()
 
-    def write(self, db: Storage, news: dict[bytes, datetime]) -> None:
+    def write(self, db: sqlite3.Connection, news: dict[bytes, datetime]) -> None:
         """Write down; the caller holds the transaction."""
         if not news:
             return
-        salt = _read_salt(db.db)
+        salt = _read_salt(db)
         for key, at in news.items():
-            db.db.execute(_NOTE_USE, (fingerprint(salt, key), utc_text(at)))
+            db.execute(_NOTE_USE, (fingerprint(salt, key), utc_text(at)))
         self._written |= news
 
 

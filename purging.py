@@ -5,10 +5,10 @@ log and of the conversions the newest row stays whatever its age: SQLite would g
 again, and a history would then name the postback of another.
 """
 
+import sqlite3
 from typing import NamedTuple
 
 from rows import to_json
-from storage import Storage
 
 
 class Age(NamedTuple):
@@ -28,29 +28,31 @@ class Purge(NamedTuple):
     # been purged too.
     free: str = "1"
 
-    def list_old(self, db: Storage, age: Age, after: tuple[str, int], limit: int) -> "Stretch":
+    def list_old(
+        self, db: sqlite3.Connection, age: Age, after: tuple[str, int], limit: int
+    ) -> "Stretch":
         """List ids of old rows behind a place; a read of its own, without a lock."""
-        found = db.db.execute(
+        found = db.execute(
             f"SELECT {self.key}, id FROM {self.table} WHERE {self.old}"
             f" AND ({self.key}, id) > (:key, :id) ORDER BY {self.key}, id LIMIT :limit",
             {**age._asdict(), "key": after[0], "id": after[1], "limit": limit},
         ).fetchall()
         return Stretch([number for _, number in found], found[-1] if found else after)
 
-    def delete(self, db: Storage, age: Age, ids: list[int]) -> int:
+    def delete(self, db: sqlite3.Connection, age: Age, ids: list[int]) -> int:
         """Delete those of the rows that are old still; gives how many."""
         values = {**age._asdict(), "ids": to_json(ids)}
         for statement in (*_GOES_WITH.get(self.table, ()), f"DELETE FROM {self.table}"):
             column = "conversion_id" if "history" in statement else "id"
             old = f"id IN (SELECT value FROM json_each(:ids)) AND {self.old} AND {self.free}"
             sql = f"{statement} WHERE {column} IN (SELECT id FROM {self.table} WHERE {old})"
-            deleted = db.db.execute(sql, values).rowcount
+            deleted = db.execute(sql, values).rowcount
         return deleted
 
-    def count_old(self, db: Storage, age: Age) -> int:
+    def count_old(self, db: sqlite3.Connection, age: Age) -> int:
         """Count the old rows."""
         sql = f"SELECT count(*) FROM {self.table} WHERE {self.old}"
-        count: int = db.db.execute(sql, age._asdict()).fetchone()[0]
+        count: int = db.execute(sql, age._asdict()).fetchone()[0]
         return count
 
 
@@ -95,8 +97,8 @@ CLICKS = Purge(
 )
 
 
-def measure_free(db: Storage) -> int:
+def measure_free(db: sqlite3.Connection) -> int:
     """Give the bytes in the file that are free to be used again."""
-    (pages,) = db.db.execute("PRAGMA freelist_count").fetchone()
-    (size,) = db.db.execute("PRAGMA page_size").fetchone()
+    (pages,) = db.execute("PRAGMA freelist_count").fetchone()
+    (size,) = db.execute("PRAGMA page_size").fetchone()
     return int(pages) * int(size)

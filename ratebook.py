@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from rates import Rate, decimal_text
 from rows import utc_text
-from storage import Storage
 
 
 class Round(NamedTuple):
@@ -55,27 +54,27 @@ class SourceState(NamedTuple):
 # Rates
 
 
-def find_standing_rate(db: Storage, currency: str, day: date) -> Rate | None:
+def find_standing_rate(db: sqlite3.Connection, currency: str, day: date) -> Rate | None:
     """Find what a new rate is measured against: the fetched one before it, else any at hand."""
     for statement in (_FETCHED_BY_THEN, _FETCHED_AFTER, _BY_HAND):
-        row = db.db.execute(statement, {"currency": currency, "day": str(day)}).fetchone()
+        row = db.execute(statement, {"currency": currency, "day": str(day)}).fetchone()
         if row is not None:
             return Rate(Decimal(row[0]), date.fromisoformat(row[1]), row[2])
     return None
 
 
-def has_rate(db: Storage, currency: str, day: date, source: str) -> bool:
+def has_rate(db: sqlite3.Connection, currency: str, day: date, source: str) -> bool:
     """Tell whether the source's rate of the day is in the book already."""
-    row = db.db.execute(
+    row = db.execute(
         "SELECT 1 FROM rates WHERE currency = ? AND day = ? AND source = ?",
         (currency, str(day), source),
     )
     return row.fetchone() is not None
 
 
-def add_rate(db: Storage, currency: str, rate: Rate, now: datetime) -> None:
+def add_rate(db: sqlite3.Connection, currency: str, rate: Rate, now: datetime) -> None:
     """Write a fetched rate down; the day's first of a source stays, for ever."""
-    db.db.execute(
+    db.execute(
         "INSERT OR IGNORE INTO rates (currency, day, source, rate, created_at)"
         " VALUES (?, ?, ?, ?, ?)",
         (currency, str(rate.day), rate.source, decimal_text(rate.value), utc_text(now)),
@@ -85,9 +84,9 @@ def add_rate(db: Storage, currency: str, rate: Rate, now: datetime) -> None:
 # Refusals
 
 
-def add_refusal(db: Storage, refusal: Refusal) -> bool:
+def add_refusal(db: sqlite3.Connection, refusal: Refusal) -> bool:
     """Write a refused rate down; False where the very same is in the book already."""
-    cursor = db.db.execute(
+    cursor = db.execute(
         "INSERT OR IGNORE INTO refused_rates"
         " (currency, day, source, rate, reason, days_in_row, created_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -97,10 +96,10 @@ def add_refusal(db: Storage, refusal: Refusal) -> bool:
 
 
 def list_refused_before(
-    db: Storage, currency: str, source: str, day: date, since: date
+    db: sqlite3.Connection, currency: str, source: str, day: date, since: date
 ) -> list[RefusedRate]:
     """List a source's refused rates of the days between, newest first, without what is none."""
-    rows = db.db.execute(
+    rows = db.execute(
         "SELECT rate, day FROM refused_rates WHERE currency = ? AND source = ? AND day < ?"
         " AND day > ? AND rate <> '' AND accepted_at IS NULL ORDER BY day DESC, id DESC",
         (currency, source, str(day), str(since)),
@@ -108,9 +107,9 @@ def list_refused_before(
     return [RefusedRate(Decimal(rate), date.fromisoformat(day)) for rate, day in rows]
 
 
-def count_flawed_days(db: Storage, currency: str, source: str, since: date) -> int:
+def count_flawed_days(db: sqlite3.Connection, currency: str, source: str, since: date) -> int:
     """Count the days after one for which a source quoted what is no rate."""
-    row = db.db.execute(
+    row = db.execute(
         "SELECT count(DISTINCT day) FROM refused_rates WHERE currency = ? AND source = ?"
         " AND day > ? AND rate = '' AND accepted_at IS NULL",
         (currency, source, str(since)),
@@ -124,15 +123,17 @@ def list_standing_refusals(db: sqlite3.Connection) -> list[Refusal]:
     return [Refusal(*row) for row in db.execute(_STANDING_REFUSALS)]
 
 
-def find_acceptable(db: Storage, currency: str) -> Refusal | None:
+def find_acceptable(db: sqlite3.Connection, currency: str) -> Refusal | None:
     """Find the newest refused rate of a currency that a person may take after all."""
-    rows = [r for r in list_standing_refusals(db.db) if r.currency == currency and r.rate]
+    rows = [r for r in list_standing_refusals(db) if r.currency == currency and r.rate]
     return rows[0] if rows else None
 
 
-def end_refusals(db: Storage, currency: str, source: str, day: date, now: datetime) -> None:
+def end_refusals(
+    db: sqlite3.Connection, currency: str, source: str, day: date, now: datetime
+) -> None:
     """Note that what a source says has been taken after all."""
-    db.db.execute(
+    db.execute(
         "UPDATE refused_rates SET accepted_at = ? WHERE currency = ? AND source = ? AND day <= ?"
         " AND accepted_at IS NULL",
         (utc_text(now), currency, source, str(day)),
@@ -142,10 +143,10 @@ def end_refusals(db: Storage, currency: str, source: str, day: date, now: dateti
 # Sources
 
 
-def note_answer(db: Storage, source: str, day: date, now: datetime) -> None:
+def note_answer(db: sqlite3.Connection, source: str, day: date, now: datetime) -> None:
     """Write down that a source gave a good document."""
     at = utc_text(now)
-    db.db.execute(
+    db.execute(
         "INSERT INTO rate_sources (source, asked_at, answered_at, day, trouble)"
         " VALUES (?, ?, ?, ?, NULL) ON CONFLICT (source) DO UPDATE SET asked_at = ?2,"
         " answered_at = ?3, day = ?4, trouble = NULL",
@@ -153,9 +154,9 @@ def note_answer(db: Storage, source: str, day: date, now: datetime) -> None:
     )
 
 
-def note_trouble(db: Storage, source: str, trouble: str, now: datetime) -> None:
+def note_trouble(db: sqlite3.Connection, source: str, trouble: str, now: datetime) -> None:
     """Write down why a source gave none."""
-    db.db.execute(
+    db.execute(
         "INSERT INTO rate_sources (source, asked_at, trouble) VALUES (?, ?, ?)"
         " ON CONFLICT (source) DO UPDATE SET asked_at = ?2, trouble = ?3",
         (source, utc_text(now), trouble),
@@ -171,15 +172,15 @@ def list_sources(db: sqlite3.Connection) -> list[SourceState]:
 # The lease
 
 
-def read_round(db: Storage) -> Round:
+def read_round(db: sqlite3.Connection) -> Round:
     """Read who fetches, and when it is due."""
-    row = db.db.execute("SELECT holder, held_until, due_at, asked, tries FROM rate_rounds")
+    row = db.execute("SELECT holder, held_until, due_at, asked, tries FROM rate_rounds")
     return Round(*row.fetchone())
 
 
-def write_round(db: Storage, new: Round) -> None:
+def write_round(db: sqlite3.Connection, new: Round) -> None:
     """Write the same."""
-    db.db.execute(
+    db.execute(
         "UPDATE rate_rounds SET holder = ?, held_until = ?, due_at = ?, asked = ?, tries = ?", new
     )
 

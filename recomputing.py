@@ -5,6 +5,7 @@ change is a row of the conversion's history. The caller holds the transaction; n
 but for `set_rate` and `unset_rate`.
 """
 
+import sqlite3
 from collections.abc import Iterator, Mapping
 from datetime import date, datetime
 from decimal import Decimal
@@ -112,9 +113,9 @@ def _convert_late(db: Storage, conversion_id: int, values: Mapping[str, Any], at
     db.add_history(conversion_id, "converted", at, None)
 
 
-def list_stretches(db: Storage, span: Span) -> Iterator[range]:
+def list_stretches(db: sqlite3.Connection, span: Span) -> Iterator[range]:
     """Cut the ids of the conversions in question into stretches, a transaction each."""
-    row = db.db.execute(
+    row = db.execute(
         "SELECT min(id), max(id) FROM conversions WHERE created_at >= ? AND created_at < ?",
         (span.since, span.until or _BEHIND_EVERY_TIME),
     )
@@ -128,7 +129,7 @@ def recompute(db: Storage, span: Span, stretch: range) -> list[Recomputed]:
     """Say what a stretch of conversions would be worth; writes nothing."""
     return [
         change
-        for conversion in _list_converted(db, span, stretch)
+        for conversion in _list_converted(db.db, span, stretch)
         for change, _ in _price_anew(db, conversion, span.day)
     ]
 
@@ -137,7 +138,7 @@ def book_recomputed(db: Storage, span: Span, stretch: range, now: datetime) -> l
     """Do the same and book it, with a row of history for each conversion that changes."""
     at = utc_text(now)
     changes: list[Recomputed] = []
-    for conversion in _list_converted(db, span, stretch):
+    for conversion in _list_converted(db.db, span, stretch):
         priced = list(_price_anew(db, conversion, span.day))
         if not priced:
             continue
@@ -185,14 +186,14 @@ def _describe(
     )
 
 
-def _list_converted(db: Storage, span: Span, stretch: range) -> Iterator[_Conversion]:
+def _list_converted(db: sqlite3.Connection, span: Span, stretch: range) -> Iterator[_Conversion]:
     values = {
         "first": stretch.start,
         "behind": stretch.stop,
         "since": span.since,
         "until": span.until or _BEHIND_EVERY_TIME,
     }
-    for conversion_id, subid, tid, *columns in db.db.execute(_CONVERTED, values).fetchall():
+    for conversion_id, subid, tid, *columns in db.execute(_CONVERTED, values).fetchall():
         halves = {"payout": _Amount(*columns[:7]), "cost": _Amount(*columns[7:])}
         amounts = {
             kind: amount

@@ -246,14 +246,14 @@ class RateKeeper:
         self._next_look = monotonic() + LOOK_SECONDS
         if not settings.rate_sources or (self._thread is not None and self._thread.is_alive()):
             return
-        current = ratebook.read_round(db)
+        current = ratebook.read_round(db.db)
         if self._token and current.holder == self._token:
             # Seen in a later transaction than the one that took it: so the lease is on disk.
             self._begin(write_errand(settings, self._token))
             self._token = ""
         elif is_due(current, settings, now):
             self._token = new_token()
-            ratebook.write_round(db, take_lease(current, settings, now, self._token))
+            ratebook.write_round(db.db, take_lease(current, settings, now, self._token))
 
     def close(self) -> None:
         """End what is under way: a stop does not wait for a fetch."""

@@ -101,11 +101,14 @@ class Service:
         if news:
             # Whoever stops a service does not wait for this.
             with suppress(UnavailableError):
-                job = partial(self.key_uses.write, news=news)
+                job = partial(self._write_key_uses, news=news)
                 if self._writer.has_run:
                     self._writer.run(job, seconds=1)
                 else:
                     self._committer.commit([job])
+
+    def _write_key_uses(self, db: Storage, news: dict[bytes, datetime]) -> None:
+        self.key_uses.write(db.db, news)
 
     def start(self) -> None:
         """Begin the housekeeping without waiting for a request, where a config is in force."""
@@ -190,7 +193,7 @@ class Service:
             partial(_settle_some, now=now, terms=orders.terms),
             partial(self._fill_in, now=now),
             partial(self._rate_keeper.look, settings=orders.settings, now=now),
-            lambda db: self.key_uses.write(db, self.key_uses.list_news()),
+            lambda db: self._write_key_uses(db, self.key_uses.list_news()),
         ]
         # One that breaks does not keep the others from their turn.
         more, *others = attempt_all(db, steps)

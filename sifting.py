@@ -4,6 +4,7 @@ What `feeds` read is held against the book (`ratebook`) and kept there. The call
 transaction; nothing here commits.
 """
 
+import sqlite3
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -14,7 +15,6 @@ from feeds import Sheet
 from ratebook import Refusal, RefusedRate
 from rates import Rate, decimal_text, find_factor
 from rows import utc_text
-from storage import Storage
 
 # A source that fails is stood in for by the next one only when its last rates are older: an hour
 # without the first source must not change where a rate comes from. Source: the contract, which
@@ -58,7 +58,9 @@ class Sifted(NamedTuple):
     refused: tuple[str, ...]
 
 
-def sift(db: Storage, answers: Sequence[Answer], place: int, yardstick: Yardstick) -> Sifted:
+def sift(
+    db: sqlite3.Connection, answers: Sequence[Answer], place: int, yardstick: Yardstick
+) -> Sifted:
     """Keep what the source in one place of the turn answered: its rates, or its trouble."""
     source, sheet, trouble = answers[place]
     if sheet is None:
@@ -74,7 +76,7 @@ def sift(db: Storage, answers: Sequence[Answer], place: int, yardstick: Yardstic
 
 
 def _belongs_to_an_earlier(
-    db: Storage, currency: str, earlier: Sequence[Answer], today: date
+    db: sqlite3.Connection, currency: str, earlier: Sequence[Answer], today: date
 ) -> bool:
     for source, sheet, _ in earlier:
         if sheet is not None:
@@ -92,7 +94,7 @@ class _Sieve:
     """One sheet on its way into the book."""
 
     def __init__(
-        self, db: Storage, sheet: Sheet, later: Sequence[Answer], yardstick: Yardstick
+        self, db: sqlite3.Connection, sheet: Sheet, later: Sequence[Answer], yardstick: Yardstick
     ) -> None:
         self._db = db
         self._sheet = sheet
@@ -170,7 +172,7 @@ class _Sieve:
             self.refused.append(f"{source}, {day}: {reason}; refused")
 
 
-def accept(db: Storage, currency: str, now: datetime) -> Rate | None:
+def accept(db: sqlite3.Connection, currency: str, now: datetime) -> Rate | None:
     """Take the refused rate of a currency after all; None where none is refused."""
     refusal = ratebook.find_acceptable(db, currency)
     if refusal is None:

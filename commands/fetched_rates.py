@@ -123,10 +123,10 @@ def describe_troubles(settings: Settings, states: Sequence[SourceState]) -> Iter
 def _take_lease(storage: Storage, settings: Settings, token: str) -> None:
     now = datetime.now(UTC)
     with storage.transaction():
-        current = ratebook.read_round(storage)
+        current = ratebook.read_round(storage.db)
         if rounds.is_under_way(current, now):
             raise RefusedError("rates are being fetched right now: see `postback rates show`")
-        ratebook.write_round(storage, rounds.take_lease(current, settings, now, token))
+        ratebook.write_round(storage.db, rounds.take_lease(current, settings, now, token))
 
 
 def run_accept(args: argparse.Namespace) -> int:
@@ -135,7 +135,7 @@ def run_accept(args: argparse.Namespace) -> int:
     currency = read_currency(args.currency)
     with writing(settings) as storage:
         with storage.transaction():
-            rate = sifting.accept(storage, currency or "", datetime.now(UTC))
+            rate = sifting.accept(storage.db, currency or "", datetime.now(UTC))
         if rate is None:
             raise RefusedError(f"no refused rate of {args.currency!r}: see `postback rates show`")
         _fill_in(storage)
@@ -179,7 +179,7 @@ def run_recompute(args: argparse.Namespace) -> int:
 
 
 def _recompute(storage: Storage, span: Span, *, is_dry: bool) -> Iterator[Recomputed]:
-    for stretch in recomputing.list_stretches(storage, span):
+    for stretch in recomputing.list_stretches(storage.db, span):
         if is_dry:
             yield from recomputing.recompute(storage, span, stretch)
             continue

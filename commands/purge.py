@@ -74,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
     with writing(settings, makes=False) as db:
         for purge in chosen:
             counts[purge.table] = (
-                purge.count_old(db, age) if args.dry_run else _purge(db, purge, age)
+                purge.count_old(db.db, age) if args.dry_run else _purge(db, purge, age)
             )
-        free = purging.measure_free(db)
+        free = purging.measure_free(db.db)
     if args.json:
         numbers = {"dry_run": args.dry_run, "before": age.before, **counts, "free_bytes": free}
         display.print_json([numbers])
@@ -103,11 +103,11 @@ def _purge(db: Storage, purge: Purge, age: Age) -> int:
     """Delete piece by piece; each holds the write lock for a moment."""
     rows, deleted, pieces = FIRST_PIECE_ROWS, 0, 0
     last = ("", 0)
-    while (stretch := purge.list_old(db, age, last, rows)).ids:
+    while (stretch := purge.list_old(db.db, age, last, rows)).ids:
         with db.transaction():
             # Not before: the wait for the lock is nobody's burden but ours.
             started = time.monotonic()
-            deleted += purge.delete(db, age, stretch.ids)
+            deleted += purge.delete(db.db, age, stretch.ids)
         rows = PIECE_SIZE.adapt(rows, time.monotonic() - started)
         last = stretch.last
         pieces += 1

@@ -83,7 +83,7 @@ class Fetch:
         """Fetch on a day and give whether all went well."""
         urls = {source: f"{self.services.url}/{source}" for source in self.sources}
         with self.db.transaction():
-            ratebook.write_round(self.db, Round(TOKEN, None, None, None, 1))
+            ratebook.write_round(self.db.db, Round(TOKEN, None, None, None, 1))
         errand = Errand(self.sources, urls, self.app_id, "USD", "1.5", str(self.db.path), TOKEN)
         now = datetime(day.year, day.month, day.day, hour, tzinfo=UTC)
         self.said = []
@@ -423,8 +423,8 @@ def test_a_person_may_take_a_refused_rate(fetch: Fetch) -> None:
     fetch.ecb_says(in_days(1), USD="2.16")
 
     with fetch.db.transaction():
-        taken = sifting.accept(fetch.db, "EUR", datetime(2026, 3, 3, 18, tzinfo=UTC))
-        again = sifting.accept(fetch.db, "EUR", datetime(2026, 3, 3, 18, tzinfo=UTC))
+        taken = sifting.accept(fetch.db.db, "EUR", datetime(2026, 3, 3, 18, tzinfo=UTC))
+        again = sifting.accept(fetch.db.db, "EUR", datetime(2026, 3, 3, 18, tzinfo=UTC))
 
     assert taken is not None
     assert (taken.value, again) == (Decimal("2.16"), None)
@@ -467,7 +467,7 @@ def test_a_rate_by_hand_wins_until_it_is_unset(fetch: Fetch) -> None:
 def test_a_process_that_has_lost_its_lease_writes_nothing(fetch: Fetch) -> None:
     fetch.serve("ecb", document(ecb_document(MONDAY, {"USD": "1.08"})))
     with fetch.db.transaction():
-        ratebook.write_round(fetch.db, Round("somebody else", None, None, None, 1))
+        ratebook.write_round(fetch.db.db, Round("somebody else", None, None, None, 1))
     errand = Errand(
         ("ecb",), {"ecb": f"{fetch.services.url}/ecb"}, "", "USD", "1.5", str(fetch.db.path), TOKEN
     )
@@ -476,13 +476,13 @@ def test_a_process_that_has_lost_its_lease_writes_nothing(fetch: Fetch) -> None:
         fetching.run_round(errand, datetime(2026, 3, 2, 17, tzinfo=UTC), logging.log)
 
     assert fetch.in_force("EUR") is None
-    assert ratebook.read_round(fetch.db).holder == "somebody else"
+    assert ratebook.read_round(fetch.db.db).holder == "somebody else"
 
 
 def test_a_good_round_is_due_again_after_the_next_publication(fetch: Fetch) -> None:
     fetch.ecb_says(MONDAY, USD="1.08")
 
-    ended = ratebook.read_round(fetch.db)
+    ended = ratebook.read_round(fetch.db.db)
     assert (ended.holder, ended.tries) == (None, 0)
     # 17:10 UTC, and up to twenty minutes more.
     assert "2026-03-02T17:10" <= (ended.due_at or "") <= "2026-03-02T17:30:01"

@@ -38,7 +38,7 @@ def db(tmp_path: Path) -> Iterator[Storage]:
 def rate(db: Storage, currency: str, day: str, value: str) -> None:
     with db.transaction():
         added = Rate(Decimal(value), date.fromisoformat(day), "ecb")
-        ratebook.add_rate(db, currency, added, LATER)
+        ratebook.add_rate(db.db, currency, added, LATER)
 
 
 def receive(db: Storage, day: str, query: str) -> None:
@@ -49,12 +49,12 @@ def receive(db: Storage, day: str, query: str) -> None:
 
 
 def look(db: Storage, span: Span) -> list[Recomputed]:
-    return [change for part in list_stretches(db, span) for change in recompute(db, span, part)]
+    return [change for part in list_stretches(db.db, span) for change in recompute(db, span, part)]
 
 
 def book(db: Storage, span: Span) -> list[Recomputed]:
     changes = []
-    for part in list_stretches(db, span):
+    for part in list_stretches(db.db, span):
         with db.transaction():
             changes += book_recomputed(db, span, part, LATER)
     return changes
@@ -139,7 +139,7 @@ def test_many_conversions_are_recomputed_a_stretch_at_a_time(db: Storage) -> Non
     rate(db, "EUR", "2026-03-20", "1.20")
     span = Span("2026-03-01", day=date(2026, 3, 20))
 
-    assert [len(part) for part in list_stretches(db, span)] == [300, 300, 100]
+    assert [len(part) for part in list_stretches(db.db, span)] == [300, 300, 100]
     assert len(book(db, span)) == 700
     assert db.db.execute("SELECT sum(payout_micros) FROM conversions").fetchone() == (
         sum(number * 1_200_000 for number in range(700)),

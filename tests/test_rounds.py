@@ -186,7 +186,7 @@ def new_worker(
 
 def read_round(path: Path) -> Round:
     with open_database(path, "USD") as db:
-        return ratebook.read_round(db)
+        return ratebook.read_round(db.db)
 
 
 def test_of_two_workers_one_fetches(
