@@ -9,14 +9,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from query import (
     PHP_WHITE_SPACE,
-    SUB_ID_NAMES,
     SUBID_NAMES,
     is_macro,
     quote_value,
     read_sub_ids,
     read_subid,
 )
-from rows import ClickRow, utc_text
+from rows import SUB_ID_NAMES, ClickRow, utc_text
 from statuses import COST_MODELS, ID_MAX_CHARACTERS
 
 _NO_SUBID = "The click id is missing: send it as subid=."

@@ -12,11 +12,11 @@ from query import (
     IGNORE_LIST_NAMES,
     PAYOUT_NAMES,
     REJECTED_LIST_NAMES,
-    SUB_ID_NAMES,
     SUBID_NAMES,
     Postback,
     read_fields,
 )
+from rows import SUB_ID_NAMES
 from statuses import Status, read_word
 
 

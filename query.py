@@ -11,6 +11,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 from rates import read_amount, read_currency
+from rows import SUB_ID_NAMES
 from statuses import Incoming, WordLists
 
 # Of equal meaning, the leftmost with a usable value wins. Source: Keitaro docs, "Postback".
@@ -26,8 +27,6 @@ LIST_NAMES = (
     *REJECTED_LIST_NAMES,
     *IGNORE_LIST_NAMES,
 )
-# Keitaro documents 15, its newer versions 30.
-SUB_ID_NAMES = tuple(f"sub_id_{number}" for number in range(1, 31))
 _SUB_ID_NAMES = frozenset(SUB_ID_NAMES)
 
 # Every parameter that means something to us.

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from query import SUB_ID_NAMES
 from rates import from_micros, sum_of_halves
-from rows import to_json, utc_text
+from rows import SUB_ID_NAMES, to_json, utc_text
 from schema import sum_sql
 from statuses import Status
 

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from rates import Priced, decimal_text, from_micros, to_micros
 from statuses import Click, Conversion, Status, Verdict
 
+# The sub ids of a click and of a conversion. Keitaro documents 15, its newer versions 30.
+SUB_ID_NAMES = tuple(f"sub_id_{number}" for number in range(1, 31))
+
 
 class KnownClick(NamedTuple):
     """A click as it stands: its ids, its sub ids as JSON, and what the engine asks about it.

@@ -7,8 +7,8 @@ from typing import BinaryIO, NamedTuple
 from clicks import ClickReading, RowReader
 from commands.csv_file import DELIMITERS, CsvFile, Records, split_line, squeeze_title, strip_line
 from commands.tracker import RefusedError
-from query import SUB_ID_NAMES, SUBID_NAMES, quote_value
-from rows import ClickRow
+from query import SUBID_NAMES, quote_value
+from rows import SUB_ID_NAMES, ClickRow
 
 OUR_NAMES = (*SUBID_NAMES, "campaign", "offer", "clicked_at", "cost_model", *SUB_ID_NAMES)
 
