@@ -140,12 +140,12 @@ def _refuse_other_currency(db: sqlite3.Connection, path: Path, currency: str) ->
         )
 
 
-def connect_to_read(path: Path) -> sqlite3.Connection:
+def connect_to_read(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
     """Connect to a database of ours that is there, without a way to write.
 
     Raises DatabaseError, sqlite3.Error.
     """
-    db = connect_to_file(path, "mode=ro")
+    db = connect_to_file(path, "mode=ro", check_same_thread=check_same_thread)
     try:
         db.text_factory = READ_TEXT
         _refuse_other_version(db, path)
@@ -155,13 +155,16 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     return db
 
 
-def connect_to_file(path: Path, options: str) -> sqlite3.Connection:
+def connect_to_file(
+    path: Path, options: str, *, check_same_thread: bool = True
+) -> sqlite3.Connection:
     """Connect to a file that is there; `options` are those of SQLite's URIs, such as `mode=ro`."""
     return sqlite3.connect(
         f"file:{quote(str(path))}?{options}",
         uri=True,
         timeout=BUSY_TIMEOUT_SECONDS,
         isolation_level=None,
+        check_same_thread=check_same_thread,
     )
 
 

@@ -10,15 +10,19 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from functools import cache
 from operator import attrgetter, itemgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
+from database import connect_to_read
 from rates import from_micros, sum_of_halves
 from rows import SUB_ID_NAMES, to_json, utc_text
 from schema import sum_sql
@@ -35,6 +39,9 @@ ROWS_AT_ONCE = 20_000
 ROWS_WITH_SUB_IDS_AT_ONCE = 2_000
 # Some tenths of a second: what SQL adds up in one piece, Python need not.
 CONVERSIONS_AT_ONCE = 200_000
+
+# How often the thread that counts clicks is interrupted until it ends.
+INTERRUPT_SECONDS = 0.01
 
 Key = tuple[str | None, ...]
 Group = tuple[Any, ...]
@@ -171,6 +178,33 @@ def add_up(
                 figures[key] = Figures()
             figures[key].clicks += clicks
     return figures
+
+
+def add_up_in_threads(db: sqlite3.Connection, path: Path, asked: Asked) -> dict[Key, Figures]:
+    """Add up likewise; a thread with a connection of its own counts the clicks meanwhile."""
+    if not asked.counts_clicks:
+        return add_up(db, asked)
+    with counting(path, asked) as count:
+        return add_up(db, asked, count)
+
+
+@contextmanager
+def counting(path: Path, asked: Asked) -> Iterator[Callable[[], Counter[Group]]]:
+    """Count clicks in a thread, from here on; yields a function that waits for the counts."""
+    # SQLite works without Python's lock: on two cores both sums take as long as the larger one.
+    with (
+        closing(connect_to_read(path, check_same_thread=False)) as db,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        counts = pool.submit(count_clicks, db, asked)
+        try:
+            yield counts.result
+        finally:
+            # After Ctrl-C nobody waits for the counts. An interrupt stops a statement that runs;
+            # between two statements it does nothing, so it is repeated.
+            while not counts.done():
+                db.interrupt()
+                wait([counts], INTERRUPT_SECONDS)
 
 
 def _add_to(sums: dict[Any, Figures], key: object, figures: Figures) -> None:

@@ -23,10 +23,9 @@ from commands.options import (
     read_zone,
 )
 from commands.tracker import RefusedError, load_keyless, reading
-from counting import counting
 from questions import Questions
 from rates import decimal_text, micros_text
-from reports import DIMENSIONS, NAMED, TIMES, Asked, Figures, Key, add_up
+from reports import DIMENSIONS, NAMED, TIMES, Asked, Figures, Key, add_up_in_threads
 from statuses import Status
 
 NOTHING = "Nothing came in that time."
@@ -143,8 +142,7 @@ def run(args: argparse.Namespace) -> int:
     settings = load_keyless(args)
     with reading(settings) as questions:
         _refuse_unknown_names(questions, asked)
-        with counting(questions.db, settings.db_path, asked) as count:
-            sums = add_up(questions.db, asked, count)
+        sums = add_up_in_threads(questions.db, settings.db_path, asked)
         currency = questions.find_currency()
     lines, total = arrange(sums, asked.dimensions)
     shown = _cut(lines, args.limit, asked.dimensions)

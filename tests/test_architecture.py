@@ -38,7 +38,6 @@ FLOORS = {
     "listings": 4,
     "traffic": 4,
     "audit": 4,
-    "counting": 5,
     "questions": 5,
     "sifting": 5,
     "recomputing": 5,

@@ -1,14 +1,13 @@
 """Reports held against a plain reading of every row, and their arithmetic against fractions."""
 
 import json
-import os
 import random
 import sqlite3
-import subprocess
-import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import counting
-from reports import Asked, Figures, add_up, count_clicks, find_basis_points
+import reports
+from reports import (
+    Asked,
+    Figures,
+    Group,
+    add_up,
+    add_up_in_threads,
+    count_clicks,
+    find_basis_points,
+)
 from rows import utc_text
 from statuses import Status
 from storage import open_database
@@ -187,74 +194,68 @@ BESIDE = [
 
 
 @pytest.mark.parametrize("asked", BESIDE, ids=str)
-def test_a_process_beside_counts_the_same(
+def test_a_thread_counts_the_same_clicks(
     db: sqlite3.Connection, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counting, "WORTHWHILE_CLICKS", 1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    wanted = count_clicks(db, asked)
-    # Whoever asks must not have counted it itself.
-    monkeypatch.setattr(counting, "count_clicks", None)
+    wanted = add_up(db, asked)
+    threads: list[int] = []
 
-    with counting.counting(db, find_path(db), asked) as count:
-        assert count() == wanted
+    def count(own: sqlite3.Connection, asked: Asked) -> Counter[Group]:
+        threads.append(threading.get_ident())
+        return count_clicks(own, asked)
 
+    monkeypatch.setattr(reports, "count_clicks", count)
 
-@pytest.mark.parametrize(
-    "zone",
-    [
-        UTC,
-        ZoneInfo("UTC"),
-        BERLIN,
-        timezone(timedelta(hours=5, minutes=30)),
-        timezone(-timedelta(hours=3)),
-    ],
-    ids=str,
-)
-def test_that_process_is_told_all_that_is_asked(zone: tzinfo) -> None:
-    asked = Asked(("day", "offer"), zone, None, "2026-03-02", {"campaign": "C\u0161 \udcff"}, True)
-
-    path, found = counting.read_errand(counting.write_errand(Path("/a \udcff/b.db"), asked))
-
-    assert path == Path("/a \udcff/b.db")
-    assert found._replace(zone=UTC) == asked._replace(zone=UTC)
-    assert found.zone.utcoffset(START) == zone.utcoffset(START)
+    assert add_up_in_threads(db, find_path(db), asked) == wanted
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
 
 
-@pytest.mark.parametrize("program", ["/bin/false", "/bin/true", "/nowhere/python"])
-def test_where_that_process_breaks_off_the_clicks_are_counted_all_the_same(
-    db: sqlite3.Connection, program: str, monkeypatch: pytest.MonkeyPatch
+def test_clicks_are_not_counted_by_what_they_lack(db: sqlite3.Connection) -> None:
+    asked = Asked(("network",))
+
+    assert add_up_in_threads(db, find_path(db), asked) == add_up(db, asked)
+
+
+def test_an_error_of_the_counting_thread_is_the_reports(
+    db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counting, "WORTHWHILE_CLICKS", 1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(sys, "executable", program)
+    def break_off(own: sqlite3.Connection, asked: Asked) -> Counter[Group]:
+        raise sqlite3.OperationalError("disk I/O error")
 
-    with counting.counting(db, find_path(db), BESIDE[0]) as count:
-        assert count() == count_clicks(db, BESIDE[0])
+    monkeypatch.setattr(reports, "count_clicks", break_off)
+
+    with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+        add_up_in_threads(db, find_path(db), BESIDE[0])
 
 
-@pytest.mark.parametrize(
-    ("cores", "clicks", "asked"),
-    [
-        ({0}, 1, BESIDE[0]),
-        ({0, 1}, 301, BESIDE[0]),
-        ({0, 1}, 1, Asked(("network",))),
-        ({0, 1}, 1, Asked(("day",), since=SINCE)),
-    ],
-)
-def test_no_process_is_started_where_it_spares_nothing(
-    db: sqlite3.Connection,
-    cores: set[int],
-    clicks: int,
-    asked: Asked,
-    monkeypatch: pytest.MonkeyPatch,
+ENDLESS = "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n"
+ONCE = "SELECT 1"
+
+
+@pytest.mark.parametrize("statement", [ENDLESS, ONCE], ids=["endless", "short ones"])
+def test_ctrl_c_ends_the_counting_thread(
+    db: sqlite3.Connection, statement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counting, "WORTHWHILE_CLICKS", clicks)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
-    monkeypatch.setattr(subprocess, "Popen", None)
+    has_begun = threading.Event()
 
-    with counting.counting(db, find_path(db), asked) as count:
-        assert not asked.counts_clicks or count() == count_clicks(db, asked)
+    def count_for_ever(own: sqlite3.Connection, asked: Asked) -> Counter[Group]:
+        has_begun.set()
+        while True:
+            own.execute(statement).fetchall()
+
+    monkeypatch.setattr(reports, "count_clicks", count_for_ever)
+    before = threading.active_count()
+
+    def press_ctrl_c() -> None:
+        with reports.counting(find_path(db), BESIDE[0]):
+            has_begun.wait()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        press_ctrl_c()
+
+    assert threading.active_count() == before
 
 
 def find_path(db: sqlite3.Connection) -> Path:
