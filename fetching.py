@@ -1,32 +1,31 @@
-"""The process that fetches: asks the sources side by side, and keeps what they say.
+"""One fetch of the rates: the sources are asked side by side, and their rates written down.
 
-Started by `rounds` with an errand on standard input; says what happened on standard output, a
-level and a sentence a line. Status 0: all went well; 1: some source failed or was not believed.
+`postback rates update` does it, at once or as the process that a worker has started.
 """
 
-import json
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
-from decimal import Decimal
-from pathlib import Path
+from datetime import datetime
 from time import monotonic
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import ratebook
-from database import DatabaseError
+from config import Settings
 from download import DownloadError, download
 from feeds import FEEDS, Sheet, UnreadableDocumentError, read_sheet
-from rounds import ALARM_SECONDS, ASKING_SECONDS, Errand, find_next_publication
+from rounds import ALARM_SECONDS, find_next_publication
 from rows import utc_text
 from sifting import Answer, Sifted, Yardstick, sift
-from storage import Storage, open_database
+from storage import Storage
 
 Say = Callable[[int, str], None]
+
+# How long all sources together may take; they are asked side by side. `download` bounds silence,
+# this bounds a source that drips.
+ASKING_SECONDS = 30.0
 
 # Refusals told one by one; a document that is wrong altogether has hundreds, all alike.
 REFUSALS_TOLD = 5
@@ -39,94 +38,92 @@ class LostLeaseError(Exception):
     """Somebody else fetches by now; nothing more may be written."""
 
 
-def main() -> int:
-    """Do the errand that stands on standard input."""
+def bound_this_process() -> None:
+    """Let this process end itself in time, and step back behind the ones that answer postbacks."""
     # Even a name lookup that hangs in the C library ends here.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(ALARM_SECONDS)
     os.nice(NICENESS)
-    errand = Errand(**json.load(sys.stdin))
-    try:
-        is_good = run_round(errand, datetime.now(UTC), _print)
-    except (DatabaseError, LostLeaseError) as error:
-        _print(logging.WARNING, f"fetched rates were not kept: {error}")
-        is_good = False
-    # Threads that still wait for a source are left behind with the process.
-    sys.stdout.flush()
-    os._exit(0 if is_good else 1)
 
 
-def _print(level: int, sentence: str) -> None:
-    print(logging.getLevelName(level), " ".join(sentence.split()))  # noqa: T201 read by `rounds`
+def fetch_rates(db: Storage, settings: Settings, token: str, now: datetime, say: Say) -> bool:
+    """Ask all sources and write down what they say; True where nothing is to be tried again.
 
-
-def run_round(errand: Errand, now: datetime, say: Say) -> bool:
-    """Ask all sources and keep what they say; True where nothing is to be tried again."""
-    answers = ask_all(errand, now)
-    yardstick = Yardstick(errand.tracker, Decimal(errand.max_change), now)
+    Raises LostLeaseError where the lease of `token` has passed to somebody else.
+    """
+    answers = ask_all(settings, now)
+    yardstick = Yardstick(settings.currency, settings.max_change, now)
     is_good = True
-    with open_database(Path(errand.db_path), errand.tracker, create=False) as db:
-        for place, answer in enumerate(answers):
-            with db.transaction():
-                _refuse_lost_lease(db, errand)
-                sifted = sift(db.db, answers, place, yardstick)
-            is_good &= not (answer.trouble or sifted.refused)
-            _tell(say, answer, sifted)
+    for place, answer in enumerate(answers):
         with db.transaction():
-            _refuse_lost_lease(db, errand)
-            _end_round(db, errand, now, is_good=is_good)
+            _refuse_lost_lease(db, token)
+            sifted = sift(db.db, answers, place, yardstick)
+        is_good &= not (answer.trouble or sifted.refused)
+        _tell(say, answer, sifted)
+    with db.transaction():
+        _refuse_lost_lease(db, token)
+        _end_round(db, settings, now, is_good=is_good)
     return is_good
 
 
-def ask_all(errand: Errand, now: datetime) -> list[Answer]:
+def ask_all(settings: Settings, now: datetime) -> list[Answer]:
     """Ask the sources side by side; one that takes too long is left behind."""
     late = f"gave no whole answer within {ASKING_SECONDS:g} seconds"
-    answers = {source: Answer(source, None, late) for source in errand.sources}
+    answers = {source: Answer(source, None, late) for source in settings.rate_sources}
 
     def ask(source: str) -> None:
-        answers[source] = ask_source(errand, source, now)
+        answers[source] = ask_source(settings, source, now)
 
     threads = [
-        threading.Thread(target=ask, args=(source,), daemon=True) for source in errand.sources
+        threading.Thread(target=ask, args=(source,), daemon=True)
+        for source in settings.rate_sources
     ]
     deadline = monotonic() + ASKING_SECONDS
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - monotonic()))
-    return [answers[source] for source in errand.sources]
+    return [answers[source] for source in settings.rate_sources]
 
 
-def ask_source(errand: Errand, source: str, now: datetime) -> Answer:
+def ask_source(settings: Settings, source: str, now: datetime) -> Answer:
     """Ask one source for its newest document and read it."""
     try:
-        document = download(_address(errand, source), FEEDS[source].content_types)
-        sheet = read_sheet(source, document, errand.tracker, now.date())
+        document = download(_address(settings, source), FEEDS[source].content_types)
+        sheet = read_sheet(source, document, settings.currency, now.date())
     except (DownloadError, UnreadableDocumentError) as error:
         return Answer(source, None, str(error))
     return Answer(source, sheet)
 
 
-def _address(errand: Errand, source: str) -> str:
-    url = errand.urls.get(source) or FEEDS[source].url
-    url = url.replace("{base}", errand.tracker)
+def _address(settings: Settings, source: str) -> str:
+    url = settings.rate_urls.get(source) or FEEDS[source].url
+    url = url.replace("{base}", settings.currency)
     parts = urlsplit(url)
-    if source != "openexchangerates" or not errand.app_id or "app_id=" in parts.query:
+    if source != "openexchangerates" or not settings.app_id or "app_id=" in parts.query:
         return url
-    query = "&".join(filter(None, (parts.query, f"app_id={quote(errand.app_id, safe='')}")))
+    query = "&".join(filter(None, (parts.query, f"app_id={quote(settings.app_id, safe='')}")))
     return urlunsplit(parts._replace(query=query))
 
 
-def _refuse_lost_lease(db: Storage, errand: Errand) -> None:
+def _refuse_lost_lease(db: Storage, token: str) -> None:
     # A process that slept through its lease (a suspended machine) must not write beside another.
-    if ratebook.read_round(db.db).holder != errand.token:
+    if ratebook.read_round(db.db).holder != token:
         raise LostLeaseError("another process has taken over meanwhile")
 
 
-def _end_round(db: Storage, errand: Errand, now: datetime, *, is_good: bool) -> None:
+def give_up_lease(db: Storage, token: str) -> None:
+    """Give the lease back unused: whoever wants to fetch next need not wait until it runs out."""
+    with db.transaction():
+        _refuse_lost_lease(db, token)
+        current = ratebook.read_round(db.db)
+        ratebook.write_round(db.db, current._replace(holder=None, held_until=None))
+
+
+def _end_round(db: Storage, settings: Settings, now: datetime, *, is_good: bool) -> None:
     ended = ratebook.read_round(db.db)._replace(holder=None, held_until=None)
     if is_good:
-        due_at = utc_text(find_next_publication(now, errand.sources))
+        due_at = utc_text(find_next_publication(now, settings.rate_sources))
         ended = ended._replace(due_at=due_at, tries=0)
     ratebook.write_round(db.db, ended)
 
@@ -154,7 +151,3 @@ def _describe(sheet: Sheet, sifted: Sifted) -> str:
     if sifted.taken == 0:
         return f"nothing new, its newest are of {sheet.day}"
     return f"{sifted.taken} of {sheet.day} taken"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,43 +1,20 @@
-"""When rates are fetched and by whom: the schedule, the lease, and a process of its own.
+"""When rates are fetched and by whom: the schedule and the lease. Reads and writes nothing."""
 
-A worker looks at the lease while it keeps house; the one that gets it starts a process
-(`fetching`) and waits for it in a thread. Nothing here speaks to a network.
-"""
-
-import json
-import logging
 import os
 import random
 import secrets
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, time, timedelta
 from hashlib import sha256
-from pathlib import Path
-from time import monotonic
-from typing import NamedTuple
 
-import ratebook
 from config import Settings
 from feeds import FEEDS
 from ratebook import Round
 from rows import utc_text
-from storage import Storage
 
-LOG = logging.getLogger("postback.rates")
-
-# How often at most a worker looks whether rates are due: one small read, in a transaction that is
-# there anyway.
-LOOK_SECONDS = 1.0
-
-# How long all sources together may take; they are asked side by side. `download` bounds silence,
-# this bounds a source that drips.
-ASKING_SECONDS = 30.0
-
-# The process ends itself after the first, whatever it hangs in; who started it kills it after the
-# second, and the lease runs out after the third: then it holds nothing, dead or alive.
+# The process that fetches ends itself after the first, whatever it hangs in; the worker that
+# started it kills it after the second, and the lease runs out after the third: then the process
+# holds nothing, dead or alive.
 ALARM_SECONDS = 50
 CHILD_SECONDS = 60.0
 LEASE_SECONDS = 90.0
@@ -54,31 +31,6 @@ RETRY_JITTER = 0.25
 
 # A due time farther off than the longest wait comes from a clock that was wrong.
 LONGEST_WAIT = timedelta(days=2)
-
-# What a process says at most; a line a source and a line a refused rate are far below.
-OUTPUT_LIMIT_CHARACTERS = 100_000
-
-
-class Errand(NamedTuple):
-    """All that the fetching process is told; the fields go to it as JSON, never as arguments."""
-
-    sources: Sequence[str]
-    urls: Mapping[str, str]
-    app_id: str
-    tracker: str
-    max_change: str
-    db_path: str
-    token: str
-
-
-class Report(NamedTuple):
-    """What the fetching process said: sentences with their level, and whether all went well."""
-
-    lines: tuple[tuple[int, str], ...]
-    is_good: bool
-
-
-# The schedule
 
 
 def fingerprint(settings: Settings) -> str:
@@ -144,137 +96,3 @@ def _next(now: datetime, at: time) -> datetime:
 def new_token() -> str:
     """Give a name for a holder of the lease that nobody else has."""
     return f"{os.getpid()}-{secrets.token_hex(8)}"
-
-
-def write_errand(settings: Settings, token: str) -> Errand:
-    """Say what the fetching process is to do."""
-    return Errand(
-        sources=settings.rate_sources,
-        urls=dict(settings.rate_urls),
-        app_id=settings.app_id,
-        tracker=settings.currency,
-        max_change=str(settings.max_change),
-        db_path=str(settings.db_path),
-        token=token,
-    )
-
-
-# The process
-
-
-class Runner:
-    """The fetching process, started, listened to, and killed where it takes too long."""
-
-    def __init__(self, errand: Errand) -> None:
-        """Take the errand; nothing is started yet."""
-        self._errand = errand
-        self._starting = threading.Lock()
-        self._is_stopped = False
-        self._process: subprocess.Popen[str] | None = None
-
-    def run(self) -> Report:
-        """Run it to its end and give what it said."""
-        with self._starting:
-            if self._is_stopped:
-                return Report((), is_good=False)
-            process = self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("fetching.py"))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                encoding="utf-8",
-                errors="replace",
-                env={**os.environ, "PYTHONUTF8": "1"},
-                # A ^C in the terminal is for the server, which ends this process itself.
-                start_new_session=True,
-            )
-        try:
-            said, broken = process.communicate(json.dumps(self._errand._asdict()), CHILD_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            return _fail(f"fetching rates was ended: it took more than {CHILD_SECONDS:g} seconds")
-        return self._read_report(process.returncode, said[:OUTPUT_LIMIT_CHARACTERS], broken)
-
-    def stop(self) -> None:
-        """End it, or keep it from starting."""
-        with self._starting:
-            self._is_stopped = True
-            if self._process is not None:
-                self._process.kill()
-
-    def _read_report(self, status: int, said: str, broken: str) -> Report:
-        if self._is_stopped:
-            return Report((), is_good=False)
-        lines = list(_read_lines(said))
-        if status not in (0, 1):
-            cause = self._mask(broken.strip()[-2000:]) or f"status {status}"
-            lines.append((logging.ERROR, f"fetching rates broke off: {cause}"))
-        return Report(tuple(lines), is_good=status == 0)
-
-    def _mask(self, text: str) -> str:
-        return text.replace(self._errand.app_id, "***") if self._errand.app_id else text
-
-
-def _fail(sentence: str) -> Report:
-    return Report(((logging.ERROR, sentence),), is_good=False)
-
-
-def _read_lines(said: str) -> Iterator[tuple[int, str]]:
-    """Read `LEVEL sentence` lines."""
-    levels = logging.getLevelNamesMapping()
-    for line in said.splitlines():
-        level, _, sentence = line.partition(" ")
-        if sentence:
-            yield levels.get(level, logging.ERROR), sentence
-
-
-class RateKeeper:
-    """One worker's part: looks at the lease, and runs the fetch when it is this worker's turn."""
-
-    def __init__(self) -> None:
-        """Begin with nothing under way."""
-        self._next_look = 0.0
-        self._token = ""
-        self._runner: Runner | None = None
-        self._thread: threading.Thread | None = None
-
-    def look(self, db: Storage, settings: Settings, now: datetime) -> None:
-        """Take the lease where rates are due; run where it is ours. Inside a transaction."""
-        if monotonic() < self._next_look:
-            return
-        self._next_look = monotonic() + LOOK_SECONDS
-        if not settings.rate_sources or (self._thread is not None and self._thread.is_alive()):
-            return
-        current = ratebook.read_round(db.db)
-        if self._token and current.holder == self._token:
-            # Seen in a later transaction than the one that took it: so the lease is on disk.
-            self._begin(write_errand(settings, self._token))
-            self._token = ""
-        elif is_due(current, settings, now):
-            self._token = new_token()
-            ratebook.write_round(db.db, take_lease(current, settings, now, self._token))
-
-    def close(self) -> None:
-        """End what is under way: a stop does not wait for a fetch."""
-        if self._runner is not None:
-            self._runner.stop()
-        if self._thread is not None:
-            self._thread.join(LOOK_SECONDS)
-
-    def _begin(self, errand: Errand) -> None:
-        self._runner = Runner(errand)
-        # Starting a process takes milliseconds, and the write lock is held here.
-        self._thread = threading.Thread(
-            target=_run_and_log, args=(self._runner,), name="rates", daemon=True
-        )
-        self._thread.start()
-
-
-def _run_and_log(runner: Runner) -> None:
-    try:
-        report = runner.run()
-    except OSError as error:
-        report = _fail(f"fetching rates could not be started: {error}")
-    for level, sentence in report.lines:
-        LOG.log(level, "%s", sentence)

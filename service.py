@@ -20,7 +20,7 @@ from config_watch import ConfigWatch
 from keyuses import KeyUses
 from proxies import anonymize, find_client
 from query import secrets_pattern
-from rounds import RateKeeper
+from runner import RateKeeper
 from storage import Storage, open_database
 from writer import Committer, Job, UnavailableError, Writer, attempt_all
 

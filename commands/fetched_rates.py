@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 
 import display
+import fetching
 import ratebook
 import recomputing
 import rounds
@@ -38,7 +39,7 @@ NOTHING = "Nothing would change."
 
 def add_parsers(family: Subparsers) -> None:
     """Add `rates update`, `rates accept` and `rates recompute`."""
-    add_command(
+    updating = add_command(
         family,
         "update",
         run_update,
@@ -46,6 +47,8 @@ def add_parsers(family: Subparsers) -> None:
         "postback rates update",
         more="Exit status 1 where a source failed, or said what is not believed.",
     )
+    # The service starts the command with the token of the lease that it holds.
+    updating.add_argument("--leased", metavar="TOKEN", help=argparse.SUPPRESS)
     accepting = add_command(
         family,
         "accept",
@@ -79,14 +82,24 @@ def run_update(args: argparse.Namespace) -> int:
     settings = load_keyless(args)
     if not settings.rate_sources:
         raise RefusedError('[rates] source is "none": name a source, such as "ecb,cbr"')
-    token = rounds.new_token()
-    with writing(settings) as storage:
-        _take_lease(storage, settings, token)
-        report = rounds.Runner(rounds.write_errand(settings, token)).run()
-        for level, sentence in report.lines:
-            (display.say if level < logging.WARNING else display.complain)(sentence)
-        _fill_in(storage)
-    return 0 if report.is_good else 1
+    if args.leased is not None:
+        fetching.bound_this_process()
+    with writing(settings, makes=args.leased is None) as storage:
+        token = args.leased or _take_lease(storage, settings)
+        try:
+            is_good = fetching.fetch_rates(storage, settings, token, datetime.now(UTC), _say)
+        except fetching.LostLeaseError as error:
+            raise RefusedError(f"the fetched rates were not stored: {error}") from error
+        except KeyboardInterrupt:
+            fetching.give_up_lease(storage, token)
+            raise
+        if args.leased is None:
+            _fill_in(storage)
+    return 0 if is_good else 1
+
+
+def _say(level: int, sentence: str) -> None:
+    (display.say if level < logging.WARNING else display.complain)(sentence)
 
 
 def describe_refusal(refusal: Refusal | None) -> str | None:
@@ -120,13 +133,15 @@ def describe_troubles(settings: Settings, states: Sequence[SourceState]) -> Iter
             yield f"{source}: {state.trouble}, {asked}; the rates at hand stay in force"
 
 
-def _take_lease(storage: Storage, settings: Settings, token: str) -> None:
+def _take_lease(storage: Storage, settings: Settings) -> str:
     now = datetime.now(UTC)
+    token = rounds.new_token()
     with storage.transaction():
         current = ratebook.read_round(storage.db)
         if rounds.is_under_way(current, now):
             raise RefusedError("rates are being fetched right now: see `postback rates show`")
         ratebook.write_round(storage.db, rounds.take_lease(current, settings, now, token))
+    return token
 
 
 def run_accept(args: argparse.Namespace) -> int:

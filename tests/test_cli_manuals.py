@@ -24,8 +24,9 @@ def list_commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, ...]]:
 
 
 def list_options(parser: argparse.ArgumentParser) -> set[str]:
-    """Every long option of every subcommand."""
-    found = {option for action in parser._actions for option in action.option_strings}
+    """Every long option of every subcommand, but for those that only the service uses."""
+    told = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+    found = {option for action in told for option in action.option_strings}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             found |= {o for subparser in action.choices.values() for o in list_options(subparser)}

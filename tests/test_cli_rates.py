@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cli_calls import Ran, call_process
+from cli_calls import Ran, Terminal, call_process
 from live import live_server, wait_until
 from stand_in import HTML, StandIn, document, ecb_document, hanging, stand_in_server
 
@@ -192,6 +192,29 @@ def test_two_updates_at_once_are_one(tracker: Tracker) -> None:
     assert ran.status == 1
     assert "rates are being fetched right now" in ran.err
     assert tracker.services.asked == ["/ecb"]
+
+
+def test_ctrl_c_gives_the_lease_back(tracker: Tracker) -> None:
+    tracker.services.serve("/ecb", hanging(tracker.services))
+    terminal = Terminal(tracker.directory, "rates", "update")
+    wait_until(lambda: tracker.services.asked == ["/ecb"], "the command to ask")
+
+    terminal.press_ctrl_c()
+
+    assert terminal.finish().status == 130
+    tracker.ecb_says(TODAY, USD="1.08")
+    assert tracker.call("rates", "update").status == 0
+
+
+def test_a_lease_that_somebody_else_holds_is_respected(tracker: Tracker) -> None:
+    tracker.ecb_says(TODAY, USD="1.08")
+    tracker.call("rates", "set", "GBP", "1.2")
+
+    ran = tracker.call("rates", "update", "--leased", "not-the-holder")
+
+    assert ran.status == 1
+    assert "the fetched rates were not stored: another process has taken over" in ran.err
+    assert "EUR" not in tracker.rates()
 
 
 def test_the_service_says_in_log_and_check_what_was_wrong_with_a_document(

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -32,9 +32,9 @@ import download
 import fetching
 import ratebook
 import sifting
+from config import Settings, load_keyless
 from ratebook import RefusedRate, Round
 from rates import decimal_text
-from rounds import Errand
 from sifting import count_days_in_row
 from storage import Storage, open_database
 
@@ -66,6 +66,19 @@ def short_asking(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(fetching, "ASKING_SECONDS", 1.5)
 
 
+def configure(
+    database: Path, sources: Sequence[str], urls: Mapping[str, str], app_id: str
+) -> Settings:
+    """Read a config file that names the sources and where they are."""
+    lines = [f'source = "{",".join(sources)}"', f'app_id = "{app_id}"']
+    lines += [f'{source}_url = "{url}"' for source, url in urls.items()]
+    path = database.with_name("config.ini.php")
+    path.write_text(
+        "\n".join([";<?php exit; ?>", "[db]", f'path = "{database}"', "[rates]", *lines, ""])
+    )
+    return load_keyless(path)
+
+
 class Fetch:
     """Fetches on a day, and keeps what was said."""
 
@@ -84,10 +97,12 @@ class Fetch:
         urls = {source: f"{self.services.url}/{source}" for source in self.sources}
         with self.db.transaction():
             ratebook.write_round(self.db.db, Round(TOKEN, None, None, None, 1))
-        errand = Errand(self.sources, urls, self.app_id, "USD", "1.5", str(self.db.path), TOKEN)
+        settings = configure(self.db.path, self.sources, urls, self.app_id)
         now = datetime(day.year, day.month, day.day, hour, tzinfo=UTC)
         self.said = []
-        return fetching.run_round(errand, now, lambda level, text: self.said.append(text))
+        return fetching.fetch_rates(
+            self.db, settings, TOKEN, now, lambda level, text: self.said.append(text)
+        )
 
     def ecb_says(self, day: date, **rates: str) -> bool:
         """Fetch on a day on which the ECB says how many dollars a euro buys, and others."""
@@ -468,12 +483,11 @@ def test_a_process_that_has_lost_its_lease_writes_nothing(fetch: Fetch) -> None:
     fetch.serve("ecb", document(ecb_document(MONDAY, {"USD": "1.08"})))
     with fetch.db.transaction():
         ratebook.write_round(fetch.db.db, Round("somebody else", None, None, None, 1))
-    errand = Errand(
-        ("ecb",), {"ecb": f"{fetch.services.url}/ecb"}, "", "USD", "1.5", str(fetch.db.path), TOKEN
-    )
+    settings = configure(fetch.db.path, ("ecb",), {"ecb": f"{fetch.services.url}/ecb"}, "")
+    now = datetime(2026, 3, 2, 17, tzinfo=UTC)
 
     with pytest.raises(fetching.LostLeaseError):
-        fetching.run_round(errand, datetime(2026, 3, 2, 17, tzinfo=UTC), logging.log)
+        fetching.fetch_rates(fetch.db, settings, TOKEN, now, logging.log)
 
     assert fetch.in_force("EUR") is None
     assert ratebook.read_round(fetch.db.db).holder == "somebody else"

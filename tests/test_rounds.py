@@ -1,6 +1,5 @@
 """Who fetches, and when: one of all workers, in a process of its own, whatever is killed."""
 
-import json
 import os
 import signal
 import sqlite3
@@ -9,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from stand_in import document as answer_with
 
 import ratebook
 import rounds
+import runner
 import writer
 from config import Settings, load
 from ratebook import Round
-from rounds import RateKeeper, find_next_publication, find_retry, is_due, take_lease
+from rounds import find_next_publication, find_retry, is_due, take_lease
 from rows import utc_text
+from runner import RateKeeper
 from storage import open_database
 
 KEY = "s3cret-key-of-the-tests"
@@ -171,7 +173,7 @@ class Worker:
 def new_worker(
     tmp_path: Path, services: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[], Worker]]:
-    monkeypatch.setattr(rounds, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.0)
     settings = write_config(tmp_path, services)
     made: list[Worker] = []
 
@@ -241,15 +243,15 @@ def test_a_fetch_that_hangs_is_killed_by_its_worker(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(rounds, "CHILD_SECONDS", 2.0)
+    monkeypatch.setattr(runner, "CHILD_SECONDS", 2.0)
     services.serve("/ecb", dripping(services))
     worker = new_worker()
     worker.look(times=2)
     wait_until(lambda: worker.keeper._runner is not None, "the runner")
-    runner = worker.keeper._runner
-    assert runner is not None
-    wait_until(lambda: runner._process is not None, "the process")
-    process = runner._process
+    started = worker.keeper._runner
+    assert started is not None
+    wait_until(lambda: started._process is not None, "the process")
+    process = started._process
     assert process is not None
 
     # Not even its own alarm rings while it is stopped.
@@ -262,14 +264,18 @@ def test_a_fetch_that_hangs_is_killed_by_its_worker(
 def test_a_fetch_whose_worker_is_gone_ends_itself(services: StandIn, tmp_path: Path) -> None:
     settings = write_config(tmp_path, services)
     services.serve("/ecb", dripping(services))
-    script = "import fetching, sys; fetching.ALARM_SECONDS = 1; sys.exit(fetching.main())"
-    errand = rounds.write_errand(settings, "token")
+    open_database(settings.db_path, "USD").close()
+    script = """
+import sys
+import cli, fetching
+fetching.ALARM_SECONDS = 1
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    words = runner.build_command(settings.path, "token")
     begun = time.monotonic()
 
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps(errand._asdict()),
-        text=True,
+        [sys.executable, "-c", script, *words[words.index("rates") :]],
         capture_output=True,
         check=False,
         cwd=tmp_path,
@@ -278,6 +284,68 @@ def test_a_fetch_whose_worker_is_gone_ends_itself(services: StandIn, tmp_path: P
     assert done.returncode == -signal.SIGALRM
     # Long before it would give the source up.
     assert time.monotonic() - begun < 25
+
+
+def test_neither_path_nor_the_directory_decides_which_program_fetches(
+    new_worker: Callable[[], Worker],
+    services: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve_todays_rates(services)
+    worker = new_worker()
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    for name in ("cli.py", "config.py", "commands.py", "json.py"):
+        (hostile / name).write_text("open('has-run', 'w')")
+    for name in ("postback", "python", "python3"):
+        (hostile / name).write_text("#!/bin/sh\ntouch has-run\n")
+        (hostile / name).chmod(0o755)
+    monkeypatch.chdir(hostile)
+    monkeypatch.setenv("PATH", str(hostile))
+
+    worker.look(times=2)
+    wait_until(lambda: ask(tmp_path, "SELECT count(*) FROM rates") == [(1,)], "the rate")
+
+    assert not (hostile / "has-run").exists()
+
+
+def test_a_config_that_was_broken_meanwhile_is_named_in_the_log(
+    new_worker: Callable[[], Worker],
+    services: StandIn,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = new_worker()
+    with (tmp_path / "config.ini.php").open("a") as config:
+        config.write('max_change = "much"\n')
+
+    worker.look(times=2)
+
+    wait_until(lambda: "max_change" in caplog.text, "the sentence")
+    assert "write a number above 1" in caplog.text
+    assert services.asked == []
+
+
+def test_a_fetch_that_breaks_off_is_one_error_without_the_app_id(
+    new_worker: Callable[[], Worker],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = [sys.executable, "-c", "print('asked'); raise RuntimeError('/?app_id=an-app-id')"]
+    monkeypatch.setattr(runner, "build_command", lambda *_: broken)
+    caplog.set_level("INFO")
+    worker = new_worker()
+    worker.settings = replace(worker.settings, app_id="an-app-id")
+
+    worker.look(times=2)
+    wait_until(lambda: len(caplog.records) == 2, "the report")
+
+    said, failed = caplog.records
+    assert (said.levelname, said.getMessage()) == ("INFO", "asked")
+    assert failed.levelname == "ERROR"
+    assert failed.getMessage().startswith("fetching rates broke off: Traceback")
+    assert failed.getMessage().endswith("RuntimeError: /?app_id=***")
 
 
 # The schedule
