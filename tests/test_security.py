@@ -122,7 +122,10 @@ def test_nothing_is_readable_for_other_users_whatever_the_umask(tmp_path: Path) 
 
 # What senders write, shown to people.
 
-HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt\x00\r\n\x7f=cmd|' /C calc'!A0[bold]"
+HOSTILE = (
+    "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt\x00\r\n\x7f=cmd|' /C calc'!A0[bold]"
+    "\u200b\u034f\u3164\ufe0f\U000e0101"
+)
 SHOWING = (
     ("log",),
     ("log", "--json"),
@@ -178,6 +181,7 @@ def test_no_command_lets_a_sender_move_the_cursor(
     assert status in {0, 1}
     assert "owned" in seen or words in {("check",), ("rates", "show"), ("report",)}
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", seen), seen
+    assert not re.search("[\u200b\u034f\u3164\ufe0f\U000e0101]", seen), ascii(seen)
     assert "Traceback" not in seen
 
 
