@@ -16,6 +16,7 @@ FLOORS = {
     "php_ini": 0,
     "escapes": 0,
     "proxies": 0,
+    "public_address": 0,
     "sheet": 1,
     "query": 1,
     "pasted": 1,
