@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_calls import build_environment, call_process
+from tree import read_distribution
 
 import cli
 from commands.manuals import DIRECTORY, SHELLS
@@ -50,6 +51,7 @@ def test_what_is_shipped_is_what_the_parsers_say_now(tmp_path: Path) -> None:
 
     assert (made.returncode, made.stderr) == (0, "")
     assert read_words(tmp_path) == read_words(DIRECTORY)
+    assert set(read_distribution().files) >= set(DIRECTORY.iterdir())
 
 
 def read_words(directory: Path) -> dict[str, list[str]]:

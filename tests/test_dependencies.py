@@ -3,14 +3,13 @@
 import configparser
 import re
 import tomllib
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tree import ROOT
 
-ROOT = next(path for path in Path(__file__).parents if (path / "setup.cfg").is_file())
 LOCK = ROOT / "requirements.lock"
 
 
