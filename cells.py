@@ -1,26 +1,19 @@
-"""What a column is, and what a cell may hold: nothing that moves a cursor, nothing that computes.
+"""What a column is, and what a cell may hold: nothing that a spreadsheet would compute."""
 
-Stored values come from anyone who knows a key. Whatever could move a cursor, change a colour or
-turn the order of letters is shown as an escape (`\\x1b`), in every form of output.
-"""
-
-import json
 import re
 from enum import Enum
 from typing import NamedTuple
 
-# C0, DEL, C1, what turns the writing direction, line ends of Unicode, what cannot be seen at all,
-# lone halves of surrogate pairs. The joiners stay: Persian and emoji need them.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
+from escapes import visible
 
 # What makes a spreadsheet take a cell for a formula (the wide signs do in East Asian editions), and
 # the apostrophe that keeps it from it. A cell that has apostrophes before such a sign gets one
 # more, so that `rearm` can take it off.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _DISARMED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+# An amount, with its currency or without: a sign before it is one of arithmetic.
+_AMOUNT = re.compile(r"-[0-9]+(?:\.[0-9]+)?(?: [A-Z0-9]{3,10})?")
 
 
 class Kind(Enum):
@@ -46,29 +39,16 @@ class Column(NamedTuple):
     spare: int = 0
 
 
-def visible(text: str) -> str:
-    """Show what a terminal would obey as an escape such as `\\x1b`."""
-    if text.isprintable():
-        # Nearly always, and told in a fifth of the time.
-        return text
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-def visible_in_json(line: str) -> str:
-    """Show the same as the escapes of JSON, in a line of it."""
-    return _UNSAFE.sub(_escape_for_json, line)
-
-
-def _escape_for_json(found: re.Match[str]) -> str:
-    # json.dumps has escaped C0 already; the rest is within strings only.
-    return json.dumps(found[0])[1:-1] if found[0] != "\x7f" else "\\u007f"
-
-
 def disarm(cell: str) -> str:
     """Write a cell so that no spreadsheet takes it for a formula."""
     return f"'{visible(cell)}" if _FORMULA.match(cell) else visible(cell)
 
 
+def disarm_but_amounts(cell: str) -> str:
+    """Write a cell of any column in the same way, but leave amounts below zero as they are."""
+    return cell if _AMOUNT.fullmatch(cell) else disarm(cell)
+
+
 def rearm(cell: str) -> str:
-    """Take off the apostrophe that `print_csv` put before what looks like a formula."""
+    """Take off the apostrophe that stands before what looks like a formula."""
     return cell[1:] if _DISARMED.match(cell) else cell

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Protocol, TextIO
 
-from cells import Column, disarm, visible, visible_in_json
+from cells import Column, disarm, disarm_but_amounts
+from escapes import visible, visible_in_json
 
 # Enough rows to find good widths, few enough to show the first without delay.
 ROWS_AT_ONCE = 500
@@ -201,7 +202,7 @@ class _TabSeparated:
 
     def print(self, rows: Sequence[Sequence[str]]) -> None:
         for row in rows:
-            sys.stdout.write("\t".join(map(visible, row)) + "\n")
+            sys.stdout.write("\t".join(map(disarm_but_amounts, row)) + "\n")
 
     def close(self) -> None:
         pass

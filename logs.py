@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from gunicorn.glogging import Logger
 
 from config import Settings, find_config, load
+from escapes import visible_lines
 from proxies import anonymize
 from query import HIDDEN, HIDEABLE_KEY_BYTES
 from sheet import ConfigError
@@ -23,9 +24,6 @@ from sheet import ConfigError
 # How `postback serve --log-format` tells the processes it becomes.
 FORMAT_VARIABLE = "POSTBACK_LOG_FORMAT"
 FORMATS = ("text", "json")
-
-# What a terminal obeys, but for the line end and the tab: C0, DEL, C1, turns of the direction.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 # What gunicorn says of a request it cannot read; the rest of the line quotes the request.
 _INVALID_REQUEST = re.compile(r"Invalid request from ip=(\S*): ")
@@ -51,7 +49,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format, mask, and indent what follows the first line."""
-        return _escape(mask_keys(self._wrapped.format(record))).replace("\n", "\n    ")
+        line = visible_lines(mask_keys(self._wrapped.format(record)))
+        return line.replace("\n", "\n    ")
 
 
 class JsonFormatter(logging.Formatter):
@@ -152,10 +151,6 @@ def _shown_address(address: str) -> str:
     if not _read_known().anonymizes or address == "-":
         return address
     return anonymize(address) or HIDDEN
-
-
-def _escape(text: str) -> str:
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class _Known(NamedTuple):

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from cells import Column, Kind, visible
+from cells import Column, Kind
+from escapes import visible
 
 # A column of text squeezed below this is unreadable: the table turns into blocks instead.
 NARROWEST = 8

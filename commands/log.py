@@ -1,6 +1,7 @@
 """`postback log`: what came in, and what came of it."""
 
 import argparse
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -18,6 +19,7 @@ from commands.options import (
 )
 from commands.tracker import load_keyless, reading
 from listings import Row, Wanted, of_click
+from query import PAYOUT_NAMES
 from questions import Questions
 from rates import decimal_text
 from statuses import Verdict
@@ -42,6 +44,17 @@ _HOLDS_TEXT = (
     "(instr(query, ?) OR instr(reason, ?) OR instr(warnings, ?)"
     " OR instr(coalesce(settled_reason, ''), ?))"
 )
+
+
+# A stored query may have 64 KiB; what cannot be part of the amount is not read. Letters of a name
+# may be escapes: those of ASCII letters begin with 4 to 7.
+_ESCAPED_LETTERS = ("%4", "%5", "%6", "%7")
+_AMOUNT_NAMES = (*PAYOUT_NAMES, "currency")
+_NO_FIELDS = re.compile(r"&{2,}")
+# No amount is that long.
+_LONG_VALUE = re.compile(r"(^|&)([^&=]{0,64}=)[^&]{1024,}")
+# Of fields that are shorter there are many, and none that is long enough to matter beside them.
+LONG_FIELD = 64
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -145,10 +158,32 @@ def build_cells(row: Row, terms: Terms) -> Sequence[str]:
 
 def describe_amount(query: str, terms: Terms) -> str:
     """Tell the amount that a stored query holds, in the currency it was sent in."""
-    incoming = reread(query, terms).incoming
+    if not _may_name(query, PAYOUT_NAMES):
+        return ""
+    incoming = reread(_leave_out(query), terms).incoming
     if incoming.amount is None:
         return ""
     return f"{decimal_text(incoming.amount)} {incoming.currency or '?'}"
+
+
+def _may_name(text: str, names: Iterable[str]) -> bool:
+    """Tell whether one of some names may be in a query, in whatever case and however escaped."""
+    lower = text.lower()
+    return any(sign in lower for sign in (*names, *_ESCAPED_LETTERS))
+
+
+def _leave_out(query: str) -> str:
+    """Leave out of a query what changes no amount: what follows the last name, long values."""
+    short = _NO_FIELDS.sub("&", query)
+    if len(short) > LONG_FIELD * (1 + short.count("&")):
+        return _LONG_VALUE.sub(_leave_out_value, short)
+    lower = short.lower()
+    end = short.find("&", max(map(lower.rfind, (*_AMOUNT_NAMES, *_ESCAPED_LETTERS))))
+    return short if end < 0 else short[:end]
+
+
+def _leave_out_value(found: re.Match[str]) -> str:
+    return found[0] if _may_name(found[2], _AMOUNT_NAMES) else f"{found[1]}{found[2]}"
 
 
 def describe_reason(row: Row) -> str:

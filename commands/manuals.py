@@ -1,17 +1,22 @@
-"""`postback completion` and `postback man`, both made from the parser of all subcommands."""
+"""`postback completion` and `postback man`: files made from the parser of all subcommands.
+
+`python -m tools.manuals` makes them.
+"""
 
 import argparse
-from importlib import metadata
+from pathlib import Path
 
 import display
 from commands.options import Subparsers, add_command
 
-# The libraries are imported where they are used: every other command would wait for them.
-
 SHELLS = ("bash", "zsh", "fish", "tcsh")
+PAGE = "postback.1"
+DIRECTORY = Path(__file__).parent / "generated"
 
-# What stands for a file's name in our usage lines.
-FILE_METAVAR = "FILE"
+
+def name_script(shell: str) -> str:
+    """Give the name of the file with a shell's completion."""
+    return f"postback.{shell}"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -39,30 +44,15 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_completion(args: argparse.Namespace) -> int:
     """Print the script of a shell."""
-    import shtab  # noqa: PLC0415  # see above
-
-    _name_files(args.root, shtab.FILE)
-    display.write(shtab.complete(args.root, args.shell))
-    return 0
+    return _print_file(name_script(args.shell))
 
 
 def run_man(args: argparse.Namespace) -> int:
     """Print the manual page."""
-    from argparse_manpage.manpage import Manpage  # noqa: PLC0415  # see above
+    del args
+    return _print_file(PAGE)
 
-    page = Manpage(args.root)
-    page.source = f"postback {metadata.version('postback')}"
-    page.manual = "Postback"
-    page.description = metadata.metadata("postback")["Summary"]
-    display.write(str(page))
+
+def _print_file(name: str) -> int:
+    display.write((DIRECTORY / name).read_text(encoding="utf-8"))
     return 0
-
-
-def _name_files(parser: argparse.ArgumentParser, files: object) -> None:
-    """Mark what takes a file's name, in a parser and in those of its subcommands."""
-    for action in parser._actions:  # argparse has no other way to them
-        if action.metavar == FILE_METAVAR:
-            action.complete = files  # type: ignore[attr-defined]  # shtab's own attribute
-        if isinstance(action, argparse._SubParsersAction):
-            for subparser in action.choices.values():
-                _name_files(subparser, files)

@@ -21,8 +21,9 @@ DEFAULT_LIMIT = 50
 
 FORMATS = (
     "On a terminal the answer is a table. Elsewhere (a pipe, a file) it is one line a row with tabs"
-    " between the\ncells, after a first line of titles. Control characters are shown as escapes"
-    " such as \\x1b."
+    " between the\ncells, after a first line of titles. Control characters and letters that nobody"
+    " sees are shown as\nescapes such as \\x1b. Off a terminal ' stands before what a spreadsheet"
+    " would take for a formula."
 )
 
 _AGO = re.compile(r"([0-9]{1,6})([smhdw])")

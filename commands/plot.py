@@ -9,8 +9,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cells import visible
 from commands.tracker import RefusedError
+from escapes import visible
 from reports import TIMES, Figures, Key
 from statuses import Status
 

@@ -34,10 +34,12 @@ FAMILIES = {
     "key": "key",
     "backup": "backup",
     "purge": "purge",
+    "completion": "manuals",
+    "man": "manuals",
 }
 
-# And, behind them, what is made from the parser of all.
-MODULES = (*FAMILIES.values(), "manuals")
+# Each once.
+MODULES = tuple(dict.fromkeys(FAMILIES.values()))
 
 DESCRIPTION = """\
 Receives the postbacks of affiliate networks and keeps the conversions.
@@ -61,8 +63,6 @@ def build_parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    # The manual page and the shells' completion are made from the whole of it.
-    parser.set_defaults(root=parser)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in modules:
         importlib.import_module(f"commands.{module}").add_parser(subparsers)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parent.parent
+from tree import ROOT
 
 # Long enough for any machine; nothing waits for it unless it hangs.
 PATIENCE_SECONDS = 60

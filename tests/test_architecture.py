@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tree import ROOT, read_distribution
 
 # Each room and the floor it stands on; a room imports rooms of lower floors only, and rooms of the
 # core import none. README.md names the rooms in the same order.
@@ -14,7 +14,9 @@ FLOORS = {
     "statuses": 0,
     "rates": 0,
     "php_ini": 0,
+    "escapes": 0,
     "proxies": 0,
+    "public_address": 0,
     "sheet": 1,
     "pasted": 1,
     "rows": 1,
@@ -66,12 +68,10 @@ FLOORS = {
 
 
 def rooms() -> dict[str, list[Path]]:
-    """Every room with its files: the modules at the top and the packages' modules."""
-    # Not gunicorn.conf.py: nobody can import a name with a dot in it.
-    found = {path.stem: [path] for path in ROOT.glob("*.py") if path.stem.isidentifier()}
-    for package in ROOT.glob("*/__init__.py"):
-        if package.parent.name in FLOORS:
-            found[package.parent.name] = sorted(package.parent.glob("*.py"))
+    """Every room that is installed, with its files: the modules at the top and the packages'."""
+    found: dict[str, list[Path]] = {}
+    for module, path in read_distribution().modules.items():
+        found.setdefault(module.partition(".")[0], []).append(path)
     return found
 
 
@@ -117,11 +117,25 @@ def test_arrows_point_down_only() -> None:
     assert upward == []
 
 
-def test_every_room_is_installed() -> None:
-    listed = (ROOT / "setup.cfg").read_text().partition("py_modules =")[2]
-    modules = listed.partition("\ninstall_requires")[0].split()
+def test_every_module_is_installed() -> None:
+    tops = [ROOT / path for paths in rooms().values() for path in paths if path.parent == ROOT]
+    packages = {path.parent for path in read_distribution().modules.values()} - {ROOT}
+    # Not gunicorn.conf.py: nobody can import a name with a dot in it.
+    there = [path for path in ROOT.glob("*.py") if path.stem.isidentifier()]
+    there += [path for package in packages for path in package.rglob("*.py")]
 
-    assert set(FLOORS) <= {*modules, "packages", "=", "commands"}
+    assert {*tops, *read_distribution().modules.values()} == set(there)
+
+
+def test_what_a_module_imports_of_the_tree_is_installed() -> None:
+    """Tests and benches may import what is not."""
+    installed = set(read_distribution().modules)
+    in_the_tree = {path.stem for path in ROOT.glob("*.py")}
+    in_the_tree |= {path.parent.name for path in ROOT.glob("*/*.py")}
+
+    for paths in rooms().values():
+        for path in paths:
+            assert imports_of(path) & in_the_tree <= installed, path
 
 
 def test_importing_the_application_opens_and_starts_nothing(tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 """`postback log`: what came in, and what came of it."""
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_calls import Terminal, call_on_terminal, call_process, without_styles
 from conftest import Client, ReceiverWith
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cli
 import listings
-from booking import read_terms
+from booking import Terms, read_terms, reread
 from commands.log import describe_amount
 from config import load
+from rates import decimal_text
 
 
 def call(client: Client, capsys: pytest.CaptureFixture[str], *words: str) -> list[list[str]]:
@@ -153,6 +158,74 @@ def test_the_amount_is_what_was_sent(client: Client, query: str, shown: str) -> 
     terms = read_terms(load(client.directory / "config.ini.php"))
 
     assert describe_amount(query, terms) == shown
+
+
+FIELDS = st.sampled_from(
+    [
+        *("payout=1", "PAYOUT=2", "p%61yout=3", "amp;payout=4", "+payout=5", "pay%6Fut=6"),
+        *("revenue=-7.5", "profit={profit}", "%70rofit=8", "payout=", "payout", "payout[]=9"),
+        *("currency=eur", "c%75rrency=RUB", "currency=", f"payout={'0' * 2000}10"),
+        *("", "", "a=b", "%00", "x%00=y", f"text={'%D0%BF' * 400}", f"payouts={'1' * 2000}"),
+        *(f"{'n' * 70}={'v' * 2000}", f"pay%6fut={'0' * 2000}11", "=1", "%", "%7"),
+    ]
+)
+
+
+@given(st.lists(FIELDS), st.lists(FIELDS), st.sampled_from([0, 1, 500]))
+def test_what_is_not_read_of_a_query_changes_no_amount(
+    before: list[str], after: list[str], junk: int
+) -> None:
+    terms = Terms("USD")
+    query = "&".join([*before, *["a%20=b"] * junk, *after])
+
+    whole = reread(query, terms).incoming
+
+    amount = "" if whole.amount is None else f"{decimal_text(whole.amount)} {whole.currency or '?'}"
+    assert describe_amount(query, terms) == amount
+
+
+HUGE_BODIES = {
+    "names that are none": "%00&" * 16_000,
+    "nothing": "&" * 65_000,
+    "nothing, and an amount behind it": "&" * 65_000 + "revenue=5",
+    "short fields": "a=1&" * 16_000,
+    "letters": "%D0%BF&" * 9_000,
+    "long values": f"text={'%41' * 2000}&" * 10,
+}
+
+
+@pytest.mark.parametrize("kind", HUGE_BODIES)
+def test_a_huge_query_costs_the_log_no_more_than_a_short_one(
+    client: Client, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    client.send("subid=c1&payout=5")
+    steps = count_steps(lambda: show_log(client))
+
+    client.post("subid=c1&payout=5", HUGE_BODIES[kind])
+
+    assert count_steps(lambda: show_log(client)) < steps + 1000
+    assert capsys.readouterr().out.count("\t5 USD\t") == 3
+
+
+def show_log(client: Client) -> None:
+    config = str(client.directory / "config.ini.php")
+    assert cli.main(["log", "--limit", "0", "--config", config]) == 0
+
+
+def count_steps(run: Callable[[], None]) -> int:
+    """Count the calls of functions, of ours and of Python's: the same on any machine."""
+    steps = 0
+
+    def note(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return steps
 
 
 def test_a_decimal_comma_is_read_as_the_config_says(

@@ -3,14 +3,16 @@
 import argparse
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_calls import call_process
+from cli_calls import build_environment, call_process
+from tree import read_distribution
 
 import cli
-from commands.manuals import SHELLS
+from commands.manuals import DIRECTORY, SHELLS
 from commands.program import build_parser
 
 
@@ -36,6 +38,48 @@ def list_options(parser: argparse.ArgumentParser) -> set[str]:
 def print_out(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert cli.main(list(words)) == 0
     return capsys.readouterr().out
+
+
+def test_what_is_shipped_is_what_the_parsers_say_now(tmp_path: Path) -> None:
+    """Else: `python -m tools.manuals`."""
+    made = subprocess.run(
+        [sys.executable, "-m", "tools.manuals", str(tmp_path)],
+        env=build_environment({}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (made.returncode, made.stderr) == (0, "")
+    assert read_words(tmp_path) == read_words(DIRECTORY)
+    assert set(read_distribution().files) >= set(DIRECTORY.iterdir())
+
+
+def read_words(directory: Path) -> dict[str, list[str]]:
+    """Read a directory's files: Python 3.13 breaks the same lines elsewhere."""
+    return {path.name: path.read_text().split() for path in directory.iterdir()}
+
+
+def test_the_command_needs_nothing_of_what_made_the_files(tmp_path: Path) -> None:
+    script = """
+import sys
+sys.modules["shtab"] = sys.modules["argparse_manpage"] = None
+import cli
+assert cli.main(["man"]) == cli.main(["completion", "zsh"]) == 0
+"""
+
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=build_environment({}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith(".TH POSTBACK")
+    assert "#compdef postback" in ran.stdout
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -25,7 +25,6 @@ import cli
 import database
 import questions
 import schema
-from cells import visible
 
 READERS = [
     ("log",),
@@ -471,23 +470,6 @@ def test_a_terminal_that_knows_little_still_gets_its_answer(client: Client) -> N
 
         assert (ran.status, ran.err) == (0, "")
         assert r"\u0427" in ran.out
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain Чай 茶 😀", "plain Чай 茶 😀"),
-        ("\x1b[31m", r"\x1b[31m"),
-        ("a\tb\nc\rd\0", r"a\tb\nc\rd\x00"),
-        ("\x9b31m\x7f", r"\x9b31m\x7f"),
-        ("\u202eevil\u2066", r"\u202eevil\u2066"),
-        ("\u200b\ufeff\u2028", r"\u200b\ufeff\u2028"),
-        ("\U000e0041", r"\U000e0041"),
-        ("می\u200cخواهم", "می\u200cخواهم"),
-    ],
-)
-def test_what_a_terminal_would_obey_is_made_visible(text: str, shown: str) -> None:
-    assert visible(text) == shown
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX"])

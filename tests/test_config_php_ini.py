@@ -1,24 +1,22 @@
 """config.ini.php is read as PHP reads it, and odd lines are named."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tree import find_data
 
 from php_ini import MAX_BRACKETS, IniError, is_plain, parse_ini
-
-HERE = Path(__file__).parent
 
 # Measured with PHP 8.2: parse_ini_string($text, true, INI_SCANNER_NORMAL). false: PHP refuses it.
 VECTORS = [
     pytest.param(vector["ini"], vector["php"], id=vector["name"])
-    for vector in json.loads((HERE / "php_ini_vectors.json").read_text("utf-8"))
+    for vector in json.loads(find_data("php_ini_vectors.json").read_text("utf-8"))
 ]
 # The same, for the odd corners; ${WHERE} was /here in the environment.
-MEASURED = json.loads((HERE / "php_ini_measured.json").read_text("utf-8"))
+MEASURED = json.loads(find_data("php_ini_measured.json").read_text("utf-8"))
 ENVIRON = {"WHERE": "/here"}
 
 

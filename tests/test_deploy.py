@@ -21,12 +21,12 @@ import pytest
 import yaml
 from cli_calls import build_command, build_environment, call_process
 from live import PATIENCE_SECONDS, LiveServer, live_server, wait_until
+from tree import ROOT, read_distribution
 
 import database
 import server
 import writer
 
-ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd" / "postback.service"
 NGINX = DEPLOY / "nginx" / "postback.conf"
@@ -243,13 +243,14 @@ def test_what_docker_is_handed_is_the_whole_package_and_no_key(tmp_path: Path) -
         copy = shutil.copytree if path.is_dir() else shutil.copy
         copy(path, tmp_path / path.name)
 
-    handed = {path.name for path in tmp_path.iterdir()}
+    handed = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    installed = read_distribution()
+    for path in (*installed.modules.values(), *installed.files):
+        assert str(path.relative_to(ROOT)) in handed
     setup = configparser.ConfigParser()
     setup.read(tmp_path / "setup.cfg")
-    options = setup["options"]
-    assert handed >= {f"{name}.py" for name in options["py_modules"].split()}
-    assert handed >= {*options["packages"].split(), "pyproject.toml", "LICENSE", "README.md"}
     assert handed >= set(setup["options.data_files"]["share/postback"].split())
+    assert handed >= {"pyproject.toml", "requirements.lock", "LICENSE", "README.md"}
     secret = ("config.ini.php", "postback.db", "postback.db-wal", ".git", ".venv", "copy.db")
     assert not [name for name in secret if is_handed(name)]
     ran = subprocess.run(

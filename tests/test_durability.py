@@ -13,8 +13,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tree import ROOT
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+# The harness is not installed.
+sys.path.append(str(ROOT))
 
 import storage
 from durability import overload, sabotage

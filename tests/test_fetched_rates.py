@@ -229,9 +229,15 @@ BAD_ANSWERS: dict[str, tuple[Callable[[StandIn], Reply], str]] = {
     ),
     "an entity bomb": (lambda _: document(BOMB), "declares entities or a DTD"),
     "an outage": (lambda _: document(GOOD, status=503), "status 503"),
-    "to a file": (lambda _: redirect("file:///etc/passwd"), "'file:///etc/passwd', which is no"),
+    "to a file": (lambda _: redirect("file:///etc/passwd"), "is 'file:///etc/passwd', which is no"),
     "to itself": (lambda _: redirect("/ecb"), "redirects more than 3 times"),
-    "to nowhere": (lambda _: redirect("http://[::1"), "redirects to what is no address"),
+    "to nowhere": (lambda _: redirect("http://[::1"), "the target of its redirect cannot be read"),
+    "into our network": (lambda _: redirect("http://10.0.0.1/latest"), "10.0.0.1 is no address of"),
+    "to this machine": (
+        lambda services: redirect(services.url.replace("127.0.0.1", "127.0.0.2") + "/ecb"),
+        "127.0.0.2 is no address of the public internet",
+    ),
+    "to a name that is none": (lambda _: redirect(f"http://{'x' * 70}.example/"), "be found"),
     "of the future": (
         lambda _: document(ecb_document(in_days(3), {"USD": "1.09"})),
         "which is yet to come",

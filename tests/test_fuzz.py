@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from tree import ROOT
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+# The harness is not installed.
+sys.path.append(str(ROOT))
 
 from durability import sabotage
 from durability.fuzz import fuzz

@@ -17,10 +17,12 @@ import pytest
 from cli_calls import call_process
 from conftest import POSTBACK_KEY, write_config
 from live import PATIENCE_SECONDS, LiveServer, live_server, wait_until
+from tree import ROOT
 
 import config
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+# The harness is not installed.
+sys.path.append(str(ROOT))
 
 from durability.servers import WORKER_CLASSES
 

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 from live import PATIENCE_SECONDS, LiveServer, find_free_port, live_server, read_all, wait_until
+from tree import ROOT
 
 # Debian keeps it where an ordinary user's PATH does not look.
 PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="nginx is not installed")
 
-SHIPPED = Path(__file__).parent.parent / "deploy" / "nginx"
+SHIPPED = ROOT / "deploy" / "nginx"
 
 KEY = "s3cret/key-of the-tests"
 KEY_IN_URL = "s3cret%2Fkey-of%20the-tests"

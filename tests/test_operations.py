@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import POSTBACK_KEY, write_config
+from tree import ROOT
 
 from commands.program import build_parser
 
-ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "operations.md"
 
 LINES = [

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cli_calls import ROOT, build_command, build_environment, without_styles
+from cli_calls import build_command, build_environment, without_styles
 from conftest import Client, Clock, write_config
+from tree import ROOT
 
 import cli
 import postback

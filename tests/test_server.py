@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from live import PATIENCE_SECONDS, LiveServer, live_server, read_all, wait_until
+from tree import ROOT
 
 KEY = "s3cret/key-of the-tests"
 KEY_IN_URL = "s3cret%2Fkey-of%20the-tests"
@@ -80,12 +81,10 @@ def test_a_query_that_was_not_escaped_is_a_postback(
 
 
 def test_gunicorn_by_itself_finds_the_settings_of_the_project() -> None:
-    root = Path(__file__).parent.parent
-
     shown = [
         subprocess.run(
             [sys.executable, "-m", "gunicorn", *options, "--print-config", "postback:application"],
-            cwd=root,
+            cwd=ROOT,
             capture_output=True,
             text=True,
             check=True,

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 from conftest import Client, ReceiverWith
 from live import live_server, wait_until
+from tree import find_data
 
 import cli
 import schema
 from storage import open_database
 
-DATABASES = Path(__file__).parent / "databases"
+DATABASES = find_data("databases")
 EARLIER = range(1, len(schema.MIGRATIONS))
 
 KEYS = {

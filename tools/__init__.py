@@ -1,0 +1,1 @@
+"""What only maintainers run, by hand: none of it is installed."""
