@@ -25,7 +25,7 @@ from gunicorn.http.errors import (
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import Unreader
 
-from postback import BODY_LIMIT_BYTES, Environ
+from body import BODY_LIMIT_BYTES, Environ
 
 # A request's whole head. nginx passes on at most 4 x 8 KiB; gunicorn's own bound, a hundred fields
 # of 8 KiB, would let 2,000 connections hold 1.6 GB.

@@ -23,8 +23,8 @@ from gunicorn import util
 from gunicorn.http import wsgi
 from gunicorn.workers.base import Worker
 
+from answers import Answer, unavailable_answer
 from connections import READ_BYTES, Call, Connection
-from postback import Answer, unavailable_answer
 from wire import Address, Headers, HeadReader, Response, Sink, make_peer, write_error
 from writer import BATCH_LIMIT, WAIT_LIMIT_SECONDS, UnavailableError
 

@@ -16,12 +16,14 @@ FLOORS = {
     "php_ini": 0,
     "proxies": 0,
     "sheet": 1,
+    "answers": 1,
     "query": 1,
     "pasted": 1,
     "rows": 1,
     "schema": 1,
     "feeds": 1,
     "download": 1,
+    "body": 2,
     "config": 2,
     "database": 2,
     "config_watch": 3,
@@ -115,6 +117,12 @@ def test_arrows_point_down_only() -> None:
     ]
 
     assert upward == []
+
+
+def test_the_server_imports_nothing_of_the_receiver() -> None:
+    """Any WSGI callable runs under the worker; only the settings name ours."""
+    for room in ("wire", "connections", "worker"):
+        assert "postback" not in imports_of(ROOT / f"{room}.py"), room
 
 
 def test_every_room_is_installed() -> None:

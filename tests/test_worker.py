@@ -27,7 +27,8 @@ import itertools, json, os, time
 from http import HTTPStatus
 from pathlib import Path
 import connections, wire, worker
-from postback import Answer, application
+from answers import Answer
+from postback import application
 for name, limit in json.loads(os.environ.get("LIMITS", "{}")).items():
     rooms = [room for room in (wire, connections, worker) if hasattr(room, name)]
     assert rooms, name
