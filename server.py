@@ -35,6 +35,8 @@ keepalive = 75
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190
+# With gunicorn's default, `auto`, installing gunicorn[fast] would change what is refused, and when.
+http_parser = "python"
 
 # The receiver is looked after by systemd and its own config file; a control socket in the home
 # directory would be one more thing that can be in the way.

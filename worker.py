@@ -94,6 +94,11 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
                     f"{cls.__name__} does not do {what}: let nginx do it in front of plain HTTP,"
                     " or choose --worker-class gthread"
                 )
+        if cfg.http_parser == "fast":
+            raise RuntimeError(
+                f"{cls.__name__} does not use http_parser = 'fast', it has a quick reader of its"
+                " own: leave the setting out, or choose --worker-class gthread"
+            )
 
     def run(self) -> None:
         """Serve until told to stop, then finish what was begun."""
@@ -116,9 +121,11 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         self._parting: dict[int, Connection] = {}
         allow_files(2 * self._connection_limit + SPARE_FILES)
         self._tells = is_told(self.cfg, self.log)
-        # http_parser = python or fast asks for gunicorn's own by name.
-        is_free = self.cfg.http_parser == "auto" and not self._tells
-        self._reader = HeadReader(self.cfg, reads_plain=is_free)
+        # Under `auto` gunicorn would ask another parser as soon as somebody installs one. What
+        # `_reader` refuses early, and how, is true of this one.
+        self.cfg.set("http_parser", "python")
+        # Logs and hooks want gunicorn's request objects, which only its own parser makes.
+        self._reader = HeadReader(self.cfg, reads_plain=not self._tells)
         self._errors = wsgi.WSGIErrorsWrapper(self.cfg)
         self._answer_all = getattr(self.wsgi, "answer_all", None)
         self._keep_house = getattr(self.wsgi, "keep_house", None)

@@ -280,12 +280,13 @@ def serving(directory: Path, app: str, *options: str, **limits: float) -> Iterat
         server.stop()
 
 
-# The plain heads read by the worker itself, and all of them read by gunicorn's parser.
-@pytest.fixture(scope="module", params=["auto", "python"])
+# The plain heads read by the worker itself; and all of them read by gunicorn's parser, since the
+# access log needs its request objects.
+@pytest.fixture(scope="module", params=[(), ("--access-logfile", "access.log")])
 def echo(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[WorkerServer]:
     """A server that answers with the environ it was called with."""
     directory = tmp_path_factory.mktemp("echo")
-    with serving(directory, "callables:echo", "--http-parser", request.param) as server:
+    with serving(directory, "callables:echo", *request.param) as server:
         yield server
 
 
@@ -690,13 +691,53 @@ def test_a_name_with_an_underscore_is_dropped(echo: WorkerServer) -> None:
     assert seen["HTTP_X_FORWARDED_FOR"] == "good"
 
 
-def test_tls_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    server = WorkerServer(tmp_path, "callables:echo", "--certfile", __file__)
+REFUSED_OPTIONS = {
+    ("--certfile", __file__): "does not do TLS (certfile, keyfile): let nginx",
+    ("--proxy-protocol", "auto"): "does not do proxy_protocol: let nginx",
+    ("--http-parser", "fast"): "does not use http_parser = 'fast', it has a quick reader",
+}
 
-    assert server.process.wait(PATIENCE_SECONDS) == 1
-    assert (
-        "Error: HoldingWorker does not do TLS (certfile, keyfile): let nginx" in server.read_log()
-    )
+
+@pytest.mark.parametrize("options", REFUSED_OPTIONS)
+def test_what_the_worker_does_not_do_is_refused_with_a_sentence(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "gunicorn_h1c.py").write_text(OTHER_PARSER)
+    server = WorkerServer(tmp_path, "callables:echo", *options)
+    try:
+        assert server.process.wait(PATIENCE_SECONDS) == 1
+    finally:
+        server.stop()
+    assert f"Error: HoldingWorker {REFUSED_OPTIONS[options]}" in server.read_log()
+
+
+# What `pip install 'gunicorn[fast]'` brings, as far as gunicorn looks at it; it refuses all.
+OTHER_PARSER = """\
+class ParseError(Exception): ...
+class IncompleteError(ParseError): ...
+class LimitRequestLine(ParseError): ...
+class LimitRequestHeaders(ParseError): ...
+class InvalidRequestMethod(ParseError): ...
+class InvalidHTTPVersion(ParseError): ...
+class InvalidHeaderName(ParseError): ...
+class InvalidHeader(ParseError): ...
+def parse_request(*_, **__): raise LimitRequestHeaders
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--http-parser", "auto")])
+def test_another_parser_that_is_installed_changes_no_answer(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "gunicorn_h1c.py").write_text(OTHER_PARSER)
+    with serving(tmp_path, "callables:echo", *options) as server:
+        # Left to gunicorn's parser.
+        reply = server.send(b"PUT / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+
+        assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
+        with server.connect() as line:
+            line.send(b"GET /" + b"x" * 8200)
+            assert line.read().status == 414
 
 
 # --- What the callable answers ---------------------------------------------------------------
