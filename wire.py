@@ -20,9 +20,11 @@ from gunicorn.http.errors import (
     ChunkMissingTerminator,
     InvalidChunkSize,
     InvalidHeader,
+    InvalidRequestLine,
+    InvalidRequestMethod,
     LimitRequestHeaders,
 )
-from gunicorn.http.message import Request
+from gunicorn.http.message import PP_V2_SIGNATURE, Request
 from gunicorn.http.unreader import Unreader
 
 from body import BODY_LIMIT_BYTES, Environ
@@ -52,6 +54,26 @@ Address = Any  # what accept() gives: a tuple, or for a unix socket a string
 
 class IncompleteError(Exception):
     """More bytes are needed."""
+
+
+class ForeignProtocolError(InvalidRequestLine):  # type: ignore[misc]  # gunicorn is untyped
+    """The first bytes are another protocol's: nobody there waits for a line of HTTP to end."""
+
+
+class TlsHandshakeError(ForeignProtocolError):
+    """A TLS handshake: https was asked of the port for plain HTTP."""
+
+
+class ProxyProtocolError(ForeignProtocolError):
+    """The PROXY protocol: a balancer is set to announce its clients, and we are not."""
+
+
+class SshBannerError(ForeignProtocolError):
+    """An SSH client."""
+
+
+class NoHostError(InvalidHeader):  # type: ignore[misc]  # gunicorn is untyped
+    """A request of HTTP/1.1 without a Host field. Source: RFC 9112, 3.2."""
 
 
 class Received(Unreader):  # type: ignore[misc]  # gunicorn is untyped
@@ -114,8 +136,9 @@ class Fields(NamedTuple):
 
     environ: dict[str, str]
     length: int
-    connection: str | None
     scheme: str | None
+    # In HTTP/1.0, in HTTP/1.1.
+    keeps_alive: tuple[bool, bool]
 
 
 # A request line that needs no second thought: an absolute path of printable ASCII.
@@ -135,6 +158,19 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 _ASCII = bytes(range(128))
 
+# How connections of other protocols begin. The first two: a TLS record of a handshake (RFC 8446,
+# 5.1), the PROXY protocol's versions 1 and 2 (HAProxy, proxy-protocol.txt, 2.1 and 2.2).
+_FOREIGN: dict[bytes, type[ForeignProtocolError]] = {
+    b"\x16\x03": TlsHandshakeError,
+    b"PROXY ": ProxyProtocolError,
+    PP_V2_SIGNATURE: ProxyProtocolError,
+    b"SSH-": SshBannerError,
+}
+
+# A method as gunicorn takes one, or what may become one; a request line that is whole and good.
+_METHOD_BEGIN = re.compile(rb"[!$%&'*+\-.^_`|~0-9A-Z]{3,20} |[!$%&'*+\-.^_`|~0-9A-Z]{0,20}\Z")
+_WHOLE_LINE = re.compile(rb"[^ ]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
+
 
 def escape_target(head: bytes) -> bytes:
     """Write bytes beyond ASCII in a request's target as escapes, which mean the same.
@@ -147,6 +183,19 @@ def escape_target(head: bytes) -> bytes:
     if target.isascii():
         return head
     return method + blank + quote(target, safe=_ASCII).encode("ascii") + line_end + fields
+
+
+def keeps_alive(connection: str, minor_version: int) -> bool:
+    """Tell by the Connection field whether further requests may come. Source: RFC 9112, 9.3."""
+    options = {option.strip(" \t").lower() for option in connection.split(",")}
+    return "close" not in options and (minor_version >= 1 or "keep-alive" in options)
+
+
+def refuse_foreign(received: bytes, start: int) -> None:
+    """Raise ForeignProtocolError where the first bytes are those of another protocol."""
+    for begin, error in _FOREIGN.items():
+        if received.startswith(begin, start):
+            raise error(begin)
 
 
 class HeadReader:
@@ -187,12 +236,29 @@ class HeadReader:
         length = len(received) - start
         if length > HEAD_LIMIT_BYTES:
             raise LimitRequestHeaders("the head is too long")
+        refuse_foreign(received, start)
         is_long = length > self.line_limit + 2 and (
             received.find(b"\r\n", start, start + self.line_limit + 2) < 0
         )
         if is_long or _BARE_LF.search(received, looked_to):
-            with suppress(IncompleteError):
-                Request(self._cfg, Received(received[start:]), peer.address)
+            self._ask_gunicorn(received[start:], peer)
+        # RFC 9112, 2.2: an empty line before a request is skipped.
+        begin = start + 2 if received.startswith(b"\r\n", start) else start
+        self._refuse_line(received, begin, peer)
+
+    def _refuse_line(self, received: bytes, begin: int, peer: Peer) -> None:
+        """Raise gunicorn's error where the first line, as far as it has come, is no request's."""
+        method = received[begin : begin + 21]
+        is_strict = not self._cfg.permit_unconventional_http_method
+        if is_strict and method != b"\r" and not _METHOD_BEGIN.match(method):
+            raise InvalidRequestMethod(method)
+        end = received.find(b"\r\n", begin)
+        if end >= 0 and not _WHOLE_LINE.fullmatch(received, begin, end):
+            self._ask_gunicorn(escape_target(received[begin:end] + b"\r\n\r\n"), peer)
+
+    def _ask_gunicorn(self, received: bytes, peer: Peer) -> None:
+        with suppress(IncompleteError):
+            Request(self._cfg, Received(received), peer.address)
 
     def _read_plain(self, received: bytes, start: int, end: int, peer: Peer) -> Head | None:
         line_end = received.find(b"\r\n", start)
@@ -207,6 +273,8 @@ class HeadReader:
         if fields is None:
             return None
         method, target, path, query, minor = line.groups()
+        if minor == "1" and "HTTP_HOST" not in fields.environ:
+            return None
         environ = peer.environ | fields.environ
         environ["REQUEST_METHOD"] = method
         environ["RAW_URI"] = target
@@ -218,10 +286,8 @@ class HeadReader:
             environ["wsgi.url_scheme"] = fields.scheme
         if isinstance(peer.server, str):
             _name_server(environ, peer.server)
-        keeps_alive = fields.connection == "keep-alive" or (
-            minor == "1" and fields.connection != "close"
-        )
-        return Head(environ, int(minor), keeps_alive, fields.length)
+        minor_version = int(minor)
+        return Head(environ, minor_version, fields.keeps_alive[minor_version], fields.length)
 
     def _read_block(self, block: bytes) -> Fields | None:
         lines = block.decode("latin-1").split("\r\n")[:-1]
@@ -248,11 +314,12 @@ class HeadReader:
         length = environ.get("CONTENT_LENGTH", "0")
         if not _PLAIN_LENGTH.fullmatch(length):
             return None
-        connection = next((value.lower() for name, value in pairs if name == "CONNECTION"), None)
+        connection = environ.get("HTTP_CONNECTION", "")
+        keeps = (keeps_alive(connection, 0), keeps_alive(connection, 1))
         scheme = None
         for name, value in scheme_pairs:
             scheme = "https" if value == schemes[name] else "http"
-        return Fields(environ, int(length), connection, scheme)
+        return Fields(environ, int(length), scheme, keeps)
 
     def _ask_for_trust(self, host: str | None) -> bool:
         """Ask gunicorn whether this peer may say that its own side was https."""
@@ -263,6 +330,7 @@ class HeadReader:
         return bool(asked.scheme == "https")
 
     def _read_unusual(self, received: bytes, peer: Peer) -> Head:
+        refuse_foreign(received, 0)
         try:
             request = Request(self._cfg, Received(received), peer.address)
         except IncompleteError:
@@ -274,11 +342,16 @@ class HeadReader:
         for name in _NOT_OURS:
             environ.pop(name, None)
         environ["wsgi.errors"] = peer.environ["wsgi.errors"]
+        minor_version = min(request.version[1], 1)
+        if minor_version and "HTTP_HOST" not in environ:
+            raise NoHostError("HOST", req=request)
+        # gunicorn looks at the first Connection field only, and only at a single word.
+        goes_on = keeps_alive(environ.get("HTTP_CONNECTION", ""), minor_version)
         reader = request.body.reader
         return Head(
             environ,
-            min(request.version[1], 1),
-            not request.should_close(),
+            minor_version,
+            goes_on and not request.must_close and request.method != "CONNECT",
             None if isinstance(reader, ChunkedReader) else reader.length,
             expects_continue=bool(interim.sent),
             request=request,

@@ -54,7 +54,8 @@ def test_a_head_is_told_what_a_get_would_be(directory: Path) -> None:
     with live_server(directory) as server:
         told = [
             server.send(
-                f"{method} /{KEY_IN_URL}/postback HTTP/1.1\r\nConnection: close\r\n\r\n".encode()
+                f"{method} /{KEY_IN_URL}/postback HTTP/1.1\r\nHost: h\r\n"
+                "Connection: close\r\n\r\n".encode()
             )
             for method in ("HEAD", "GET")
         ]
@@ -108,7 +109,7 @@ MALFORMED = {
     "the key in a broken header": f"GET / HTTP/1.1\r\nReferer /{KEY_IN_URL}/postback\r\n\r\n",
     "a request line too long": f"GET /{KEY_IN_URL}/postback?x={'y' * 9000} HTTP/1.1\r\n\r\n",
     "a header too long": f"GET /{KEY_IN_URL}/postback HTTP/1.1\r\nX: /{KEY}/{'y' * 9000}\r\n\r\n",
-    "too many headers": f"GET /{KEY_IN_URL}/postback HTTP/1.1\r\n"
+    "too many headers": f"GET /{KEY_IN_URL}/postback HTTP/1.1\r\nHost: h\r\n"
     + "".join(f"X-{number}: {KEY_IN_URL}\r\n" for number in range(200))
     + "\r\n",
     "a length that is none": f"POST /{KEY_IN_URL}/postback HTTP/1.1\r\nContent-Length: x\r\n\r\n",

@@ -16,6 +16,7 @@ from wire import (
     Head,
     HeadReader,
     IncompleteError,
+    NoHostError,
     Peer,
     Received,
     Sink,
@@ -127,6 +128,7 @@ VALUES = st.one_of(
             "Close",
             "keep-alive",
             "keep-alive, x",
+            "keep-alive ,close",
             "https",
             "http",
             "on",
@@ -147,13 +149,14 @@ COLONS = st.sampled_from([": ", ": ", ": ", ":", " : ", ":\t", ":  "])
 ENDS = st.sampled_from(["\r\n"] * 30 + ["\n", "\r", "\r\n ", ""])
 FIELDS = st.builds(lambda *parts: "".join(parts), NAMES, COLONS, VALUES, ENDS)
 HEADS = st.builds(
-    lambda begin, method, target, version, fields: (
-        f"{begin}{method} {target} {version}\r\n{''.join(fields)}\r\n".encode("latin-1")
+    lambda begin, method, target, version, host, fields: (
+        f"{begin}{method} {target} {version}\r\n{host}{''.join(fields)}\r\n".encode("latin-1")
     ),
     st.sampled_from([""] * 9 + ["\r\n"]),
     METHODS,
     TARGETS,
     VERSIONS,
+    st.sampled_from(["Host: h\r\n"] * 9 + [""]),
     st.lists(FIELDS, max_size=6),
 )
 
@@ -165,8 +168,11 @@ HEADS = st.builds(
 @example(b"GET /%20%e9?%20 HTTP/1.0\r\nA: 1\r\nB: 2\r\na: \t3 \r\n\r\n", TCP)
 @example("GET /é?é HTTP/1.1é\r\n\r\n".encode(), TCP)
 @example("GETé /é?é HTTP/1.1\r\n\r\n".encode(), TCP)
-@example(b"GET /?\xff%C3\xa9 HTTP/1.1\r\nA: \xe9\r\n\r\n", TCP)
-@example(b"POST / HTTP/1.1\r\nContent-Length: 007\r\nConnection: close\r\n\r\n", TCP)
+@example(b"GET /?\xff%C3\xa9 HTTP/1.1\r\nHost: h\r\nA: \xe9\r\n\r\n", TCP)
+@example(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: te\r\nConnection: a, Close\r\n\r\n", TCP)
+@example(b"GET / HTTP/1.0\r\nConnection: keep-alive, te\r\nX: y\r\n\r\n", TCP)
+@example(b"GET / HTTP/1.1\r\nX: y\r\n\r\n", TCP)
+@example(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 007\r\nConnection: close\r\n\r\n", TCP)
 @settings(max_examples=300)
 def test_a_head_is_read_as_gunicorn_reads_it(received: bytes, ends: Any) -> None:
     end = received.find(b"\r\n\r\n")
@@ -177,15 +183,36 @@ def test_a_head_is_read_as_gunicorn_reads_it(received: bytes, ends: Any) -> None
     for reads_plain in (True, False):
         head = read_or_refuse(HeadReader(cfg, reads_plain=reads_plain), received, end, peer)
 
+        if not isinstance(asked, type) and lacks_host(asked[0]):
+            assert head is NoHostError
+            continue
         if isinstance(asked, type) or isinstance(head, type):
             assert head is asked
             continue
         request, environ, expects_continue = asked
         assert without(head.environ) == environ
-        assert head.keeps_alive == (not request.should_close())
+        assert head.keeps_alive == ought_to_be_kept(request)
         assert head.minor_version == min(request.version[1], 1)
         assert head.expects_continue == expects_continue
         assert head.length == getattr(request.body.reader, "length", None)
+
+
+def lacks_host(request: Request) -> bool:
+    """Tell what gunicorn does not look at. Source: RFC 9112, 3.2."""
+    return request.version >= (1, 1) and "HOST" not in dict(request.headers)
+
+
+def ought_to_be_kept(request: Request) -> bool:
+    """Tell what gunicorn tells of a single word only. Source: RFC 9112, 9.3."""
+    options = [
+        option.strip(" \t").lower()
+        for name, value in request.headers
+        if name == "CONNECTION"
+        for option in value.split(",")
+    ]
+    if request.method == "CONNECT" or request.must_close or "close" in options:
+        return False
+    return request.version >= (1, 1) or "keep-alive" in options
 
 
 def read(received: bytes, ends: Any = TCP, **changes: object) -> Head:
@@ -210,12 +237,12 @@ def test_what_networks_and_nginx_send_is_plain() -> None:
 @pytest.mark.parametrize(
     "received",
     [
-        b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"GET / HTTP/1.1\r\nExpect: 100-continue\r\n\r\n",
-        b"GET / HTTP/1.1\r\nX_A: b\r\n\r\n",
-        b"GET //x HTTP/1.1\r\n\r\n",
-        b"GET http://h/ HTTP/1.1\r\n\r\n",
-        b"PUT / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\nX_A: b\r\n\r\n",
+        b"GET //x HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"GET http://h/ HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"PUT / HTTP/1.1\r\nHost: h\r\n\r\n",
     ],
 )
 def test_what_is_unusual_is_left_to_gunicorn(received: bytes) -> None:
@@ -226,7 +253,7 @@ def test_a_remembered_block_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("SCRIPT_NAME", raising=False)
     cfg = configure()
     reader = HeadReader(cfg, reads_plain=True)
-    request = b"GET / HTTP/1.1\r\nX-A: b\r\n\r\n"
+    request = b"GET / HTTP/1.1\r\nHost: h\r\nX-A: b\r\n\r\n"
     end = request.find(b"\r\n\r\n")
 
     reader.read(request, 0, end, make_peer(cfg, None, *TCP)).environ["HTTP_X_A"] = "changed"
@@ -237,9 +264,9 @@ def test_a_remembered_block_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("limit", "received"),
     [
-        ({"limit_request_line": 20}, b"GET /%s HTTP/1.1\r\n\r\n"),
-        ({"limit_request_line": 0}, b"GET /%s HTTP/1.1\r\n\r\n"),
-        ({"limit_request_field_size": 20}, b"GET / HTTP/1.1\r\nX: %s\r\n\r\n"),
+        ({"limit_request_line": 20}, b"GET /%s HTTP/1.1\r\nHost: h\r\n\r\n"),
+        ({"limit_request_line": 0}, b"GET /%s HTTP/1.1\r\nHost: h\r\n\r\n"),
+        ({"limit_request_field_size": 20}, b"GET / HTTP/1.1\r\nHost: h\r\nX: %s\r\n\r\n"),
     ],
 )
 @pytest.mark.parametrize("size", [5, 6, 7, 8, 15, 16, 17, 18])
@@ -260,7 +287,7 @@ def test_a_limit_is_gunicorns_to_the_byte(limit: Any, received: bytes, size: int
 
 # --- Chunked bodies --------------------------------------------------------------------------
 
-CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 SIZES = st.sampled_from(["0", "1", "3", "03", "a", "A", "0x1", "-1", "+1", "", "g", "1 ", " 1"])
 EXTENSIONS = st.sampled_from([""] * 6 + [";x", ";x=y", ' ; x="a b"', ";", ";\r", ";x=\0"])
 CHUNK_ENDS = st.sampled_from(["\r\n"] * 12 + ["\n", "", "\r"])
@@ -311,7 +338,7 @@ def read_in_pieces(body: bytes, cuts: list[int]) -> tuple[bytes, bytes] | None:
 @example(b"3\r\nabcXX0\r\n\r\n", [])
 @settings(max_examples=300)
 def test_a_chunked_body_is_read_as_gunicorn_reads_it(body: bytes, cuts: list[int]) -> None:
-    body += b"GET / HTTP/1.1\r\n\r\n"
+    body += b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 
     assert read_in_pieces(body, cuts) == read_as_gunicorn(body)
 
