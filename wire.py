@@ -136,7 +136,6 @@ class Fields(NamedTuple):
 
     environ: dict[str, str]
     length: int
-    scheme: str | None
     # In HTTP/1.0, in HTTP/1.1.
     keeps_alive: tuple[bool, bool]
 
@@ -158,6 +157,16 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 _ASCII = bytes(range(128))
 
+# Fields that say where a request ends and what becomes of its connection: exact, or refused.
+_FRAMING_FIELDS = frozenset(
+    {b"HOST", b"CONTENT-LENGTH", b"TRANSFER-ENCODING", b"CONNECTION", b"EXPECT", b"TRAILER", b"TE"}
+)
+# RFC 9110, 5.5: control characters in a value are invalid; CR, LF and NUL are dangerous too, since
+# others may see a line's end in them, and get 400. The rest becomes spaces.
+_CONTROLS = bytes(code for code in (*range(1, 32), 127) if code not in b"\t\n\r")
+_CONTROL = re.compile(b"[%s]" % re.escape(_CONTROLS))
+_AS_SPACES = bytes.maketrans(_CONTROLS, b" " * len(_CONTROLS))
+
 # How connections of other protocols begin. The first two: a TLS record of a handshake (RFC 8446,
 # 5.1), the PROXY protocol's versions 1 and 2 (HAProxy, proxy-protocol.txt, 2.1 and 2.2).
 _FOREIGN: dict[bytes, type[ForeignProtocolError]] = {
@@ -172,17 +181,33 @@ _METHOD_BEGIN = re.compile(rb"[!$%&'*+\-.^_`|~0-9A-Z]{3,20} |[!$%&'*+\-.^_`|~0-9
 _WHOLE_LINE = re.compile(rb"[^ ]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
 
 
-def escape_target(head: bytes) -> bytes:
-    """Write bytes beyond ASCII in a request's target as escapes, which mean the same.
+def escape_target(line: bytes) -> bytes:
+    """Write bytes beyond ASCII in a request line's target as escapes, which mean the same.
 
     Networks put a name or a status of theirs into the URL as it is; nginx passes that on, PHP reads
     it, and gunicorn would refuse the line: a lost postback.
     """
-    line, line_end, fields = head.partition(b"\r\n")
     method, blank, target = line.partition(b" ")
     if target.isascii():
-        return head
-    return method + blank + quote(target, safe=_ASCII).encode("ascii") + line_end + fields
+        return line
+    return method + blank + quote(target, safe=_ASCII).encode("ascii")
+
+
+def blank_controls(block: bytes) -> bytes:
+    """Write spaces for control characters in the values of fields that mean nothing to the framing.
+
+    A browser or a proxy that lets one into its User-Agent has still sent a postback.
+    """
+    if not _CONTROL.search(block):
+        return block
+    return b"\r\n".join(map(_blank_controls, block.split(b"\r\n")))
+
+
+def _blank_controls(field: bytes) -> bytes:
+    name, colon, value = field.partition(b":")
+    if name.upper() in _FRAMING_FIELDS:
+        return field
+    return name + colon + value.translate(_AS_SPACES)
 
 
 def keeps_alive(connection: str, minor_version: int) -> bool:
@@ -220,7 +245,8 @@ class HeadReader:
         self._field_limit = fields if 0 < fields <= 32768 else 32768
         self._field_size_limit = size if size > 0 else 8190
         self._remembered = lru_cache(REMEMBERED_BLOCKS)(self._read_block)
-        self._trusts = lru_cache(REMEMBERED_BLOCKS)(self._ask_for_trust)
+        # Ours name none; where somebody's settings do, gunicorn knows whom to believe.
+        self._unusual_fields = _UNUSUAL_FIELDS | frozenset(cfg.secure_scheme_headers)
 
     def read(self, received: bytes, start: int, end: int, peer: Peer) -> Head:
         """Read the head that ends with the empty line at `end`; raises gunicorn's errors."""
@@ -229,7 +255,7 @@ class HeadReader:
         head = self._read_plain(received, start, end, peer) if self._reads_plain else None
         if head is not None:
             return head
-        return self._read_unusual(escape_target(received[start : end + 4]), peer)
+        return self._read_unusual(received[start : end + 4], peer)
 
     def refuse_hopeless(self, received: bytes, start: int, looked_to: int, peer: Peer) -> None:
         """Raise gunicorn's error where no further byte could mend an unfinished head."""
@@ -254,7 +280,7 @@ class HeadReader:
             raise InvalidRequestMethod(method)
         end = received.find(b"\r\n", begin)
         if end >= 0 and not _WHOLE_LINE.fullmatch(received, begin, end):
-            self._ask_gunicorn(escape_target(received[begin:end] + b"\r\n\r\n"), peer)
+            self._ask_gunicorn(escape_target(received[begin:end]) + b"\r\n\r\n", peer)
 
     def _ask_gunicorn(self, received: bytes, peer: Peer) -> None:
         with suppress(IncompleteError):
@@ -282,8 +308,6 @@ class HeadReader:
         environ["QUERY_STRING"] = query or ""
         if minor == "0":
             environ["SERVER_PROTOCOL"] = "HTTP/1.0"
-        if fields.scheme is not None and self._trusts(_host_of(peer.address)):
-            environ["wsgi.url_scheme"] = fields.scheme
         if isinstance(peer.server, str):
             _name_server(environ, peer.server)
         minor_version = int(minor)
@@ -299,12 +323,8 @@ class HeadReader:
             return None
         pairs = [(name.upper(), value.strip(" \t")) for name, _, value in map(_split, lines)]
         names = [name for name, _ in pairs]
-        schemes = self._cfg.secure_scheme_headers
-        scheme_pairs = [pair for pair in pairs if pair[0] in schemes]
-        if (
-            len(scheme_pairs) > 1
-            or not _UNUSUAL_FIELDS.isdisjoint(names)
-            or any(names.count(name) > 1 for name in _SINGLE_FIELDS)
+        if not self._unusual_fields.isdisjoint(names) or any(
+            names.count(name) > 1 for name in _SINGLE_FIELDS
         ):
             return None
         environ: dict[str, str] = {}
@@ -315,24 +335,17 @@ class HeadReader:
         if not _PLAIN_LENGTH.fullmatch(length):
             return None
         connection = environ.get("HTTP_CONNECTION", "")
-        keeps = (keeps_alive(connection, 0), keeps_alive(connection, 1))
-        scheme = None
-        for name, value in scheme_pairs:
-            scheme = "https" if value == schemes[name] else "http"
-        return Fields(environ, int(length), scheme, keeps)
-
-    def _ask_for_trust(self, host: str | None) -> bool:
-        """Ask gunicorn whether this peer may say that its own side was https."""
-        name, value = next(iter(self._cfg.secure_scheme_headers.items()))
-        question = f"GET / HTTP/1.1\r\n{name}: {value}\r\n\r\n".encode("latin-1")
-        address = "" if host is None else (host, 0)
-        asked = Request(self._cfg, Received(question), address)
-        return bool(asked.scheme == "https")
+        return Fields(
+            environ, int(length), (keeps_alive(connection, 0), keeps_alive(connection, 1))
+        )
 
     def _read_unusual(self, received: bytes, peer: Peer) -> Head:
         refuse_foreign(received, 0)
+        # RFC 9112, 2.2: an empty line before a request is skipped.
+        line, line_end, block = received.removeprefix(b"\r\n").partition(b"\r\n")
+        mended = escape_target(line) + line_end + blank_controls(block)
         try:
-            request = Request(self._cfg, Received(received), peer.address)
+            request = Request(self._cfg, Received(mended), peer.address)
         except IncompleteError:
             # gunicorn looks for more behind the empty line where we saw the end: no two readers
             # may see different requests in the same bytes.
@@ -392,10 +405,6 @@ def _split(line: str) -> tuple[str, str, str]:
 
 def _unquote(path: str) -> str:
     return unquote_to_bytes(path).decode("latin-1")
-
-
-def _host_of(address: Address) -> str | None:
-    return None if isinstance(address, str) else address[0]
 
 
 def _name_server(environ: Environ, server: str) -> None:
@@ -483,7 +492,7 @@ class ChunkedBody:
             raise LimitRequestHeaders("the trailers are too long")
         if end < 0:
             raise IncompleteError
-        self._request.parse_headers(received[start:end], from_trailer=True)
+        self._request.parse_headers(blank_controls(received[start:end]), from_trailer=True)
         self._step = None
         return end + 4
 
