@@ -39,6 +39,7 @@ from query import (
     read_subid,
     store_query,
 )
+from refusals import Kind
 from rows import ClickRow, utc_text
 from service import Clock, Orders, Service, read_clock
 from sheet import ConfigError
@@ -122,6 +123,10 @@ class Receiver:
     def keep_house(self) -> None:
         """Do what is due beside the requests; for a server that uses `answer_all`."""
         self._find_service().keep_house()
+
+    def note_refusal(self, status: int, reason: str, address: str) -> None:
+        """Count a request that the server refused by itself; `postback check` shows the counts."""
+        self._find_service().note_refusal(Kind(status, reason), address)
 
     def close(self) -> None:
         """Commit and answer what was taken, and let the database go."""

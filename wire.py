@@ -18,11 +18,18 @@ from gunicorn.http import wsgi
 from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import (
     ChunkMissingTerminator,
+    ExpectationFailed,
+    InvalidChunkExtension,
     InvalidChunkSize,
     InvalidHeader,
+    InvalidHeaderName,
+    InvalidHTTPVersion,
     InvalidRequestLine,
     InvalidRequestMethod,
     LimitRequestHeaders,
+    LimitRequestLine,
+    ObsoleteFolding,
+    UnsupportedTransferCoding,
 )
 from gunicorn.http.message import PP_V2_SIGNATURE, Request
 from gunicorn.http.unreader import Unreader
@@ -74,6 +81,36 @@ class SshBannerError(ForeignProtocolError):
 
 class NoHostError(InvalidHeader):  # type: ignore[misc]  # gunicorn is untyped
     """A request of HTTP/1.1 without a Host field. Source: RFC 9112, 3.2."""
+
+
+# Why a request is refused, in words that quote nothing of it.
+_MALFORMED_FIELD = "a field of the head is malformed"
+_MALFORMED_CHUNK = "malformed chunks"
+_REASONS: dict[type[Exception], str] = {
+    TlsHandshakeError: "TLS, where plain HTTP is spoken",
+    ProxyProtocolError: "the PROXY protocol, where plain HTTP is spoken",
+    SshBannerError: "SSH, where plain HTTP is spoken",
+    NoHostError: "HTTP/1.1 without a Host field",
+    InvalidRequestLine: "the first line is no request line",
+    InvalidRequestMethod: "the first word is no method",
+    InvalidHTTPVersion: "no version of HTTP/1",
+    LimitRequestLine: "the request line is too long",
+    LimitRequestHeaders: "the head is too long or has too many fields",
+    InvalidHeader: _MALFORMED_FIELD,
+    InvalidHeaderName: _MALFORMED_FIELD,
+    ObsoleteFolding: _MALFORMED_FIELD,
+    ExpectationFailed: "an unknown expectation",
+    UnsupportedTransferCoding: "an unknown transfer coding",
+    InvalidChunkSize: _MALFORMED_CHUNK,
+    ChunkMissingTerminator: _MALFORMED_CHUNK,
+    InvalidChunkExtension: _MALFORMED_CHUNK,
+}
+
+
+def describe_refusal(error: Exception) -> str:
+    """Say why a request was refused, without quoting it."""
+    known = (kind for kind in type(error).__mro__ if kind in _REASONS)
+    return _REASONS.get(next(known, Exception), "reading it broke off, see the log of the service")
 
 
 class Received(Unreader):  # type: ignore[misc]  # gunicorn is untyped

@@ -36,6 +36,7 @@ FLOORS = {
     "writer": 4,
     "ratebook": 4,
     "keyuses": 4,
+    "refusals": 4,
     "reports": 4,
     "listings": 4,
     "traffic": 4,
