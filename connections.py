@@ -5,7 +5,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from postback import BODY_LIMIT_BYTES, Environ
+from body import BODY_LIMIT_BYTES, Environ
 from wire import (
     CLOSE,
     CONTINUE,

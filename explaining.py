@@ -17,13 +17,14 @@ from urllib.parse import unquote_to_bytes
 import booking
 import hints
 import parts
+from answers import Answer
 from booking import Terms, read_terms, reread
 from config import OldKey, Settings
 from hints import Missed
 from listings import Row, Wanted, of_click
 from parts import Part
 from pasted import Pasted
-from postback import Answer, Receiver, split_path
+from postback import Receiver, split_path
 from query import HIDDEN, Postback, hide_secrets, secrets_pattern, store_query
 from questions import Questions
 from rehearsal import LAST_REAL_ID, Rehearsal

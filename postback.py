@@ -17,18 +17,29 @@ from typing import Any, NamedTuple
 
 import booking
 import clicks
+from answers import (
+    CORS,
+    EXPOSED,
+    NO_STORE,
+    RETRY_AFTER,
+    Answer,
+    Headers,
+    text_answer,
+    unavailable_answer,
+)
+from body import BODY_LIMIT_BYTES, Body, CutShortError, Environ, TooLargeError, read_body
 from booking import Arrival, Intake, Outcome
 from config import Settings, find_config, load
 from query import (
     HIDDEN,
     hide_secrets,
-    quote_value,
     read_cookies,
     read_fields,
     read_postback,
     read_subid,
     store_query,
 )
+from refusals import Kind
 from rows import ClickRow, utc_text
 from service import Clock, Orders, Service, read_clock
 from sheet import ConfigError
@@ -38,13 +49,6 @@ from writer import Job, UnavailableError
 
 LOG = logging.getLogger("postback")
 
-# The longest body that is read. Source: the contract; a postback is a few hundred bytes.
-BODY_LIMIT_BYTES = 64 * 1024
-FORM_TYPE = "application/x-www-form-urlencoded"
-
-# How soon a sender may try again: long enough for a locked database to be free again.
-RETRY_AFTER_SECONDS = 5
-
 REASON_LIMIT_CHARACTERS = 200
 
 # The transparent pixel: 1x1, two colours, the first of them transparent. Source: GIF89a.
@@ -52,38 +56,8 @@ PIXEL = bytes.fromhex(
     "47494638396101000100800000000000ffffff21f90401000000002c00000000010001000002024401003b"
 )
 
-Environ = dict[str, Any]
-Headers = list[tuple[str, str]]
 StartResponse = Callable[..., Any]
 
-
-class Answer(NamedTuple):
-    """A response before it is sent."""
-
-    status: HTTPStatus
-    headers: Headers
-    body: bytes = b""
-
-
-class TooLargeError(Exception):
-    """The body is longer than we read."""
-
-
-class IncompleteError(Exception):
-    """The sender hung up before its body was whole."""
-
-
-class Body(NamedTuple):
-    """A form body as it came (each character one byte), or a warning that it was left unread."""
-
-    form: str = ""
-    warnings: tuple[str, ...] = ()
-
-
-CORS = ("Access-Control-Allow-Origin", "*")
-# Without it a script of another origin reads the body of an answer, and none of our headers.
-EXPOSED = ("Access-Control-Expose-Headers", "X-Postback-Result, X-Postback-Reason")
-NO_STORE = ("Cache-Control", "no-store")
 METHODS = "GET, HEAD, POST, OPTIONS"
 # What a browser asks before a script of a landing page may call us.
 _PREFLIGHT = [
@@ -150,6 +124,10 @@ class Receiver:
         """Do what is due beside the requests; for a server that uses `answer_all`."""
         self._find_service().keep_house()
 
+    def note_refusal(self, status: int, reason: str, address: str) -> None:
+        """Count a request that the server refused by itself; `postback check` shows the counts."""
+        self._find_service().note_refusal(Kind(status, reason), address)
+
     def close(self) -> None:
         """Commit and answer what was taken, and let the database go."""
         if self._service is not None:
@@ -212,7 +190,7 @@ Run = Callable[[Sequence[Job[Any]]], list[Any]]
 def _read(environ: Environ, turn: Turn) -> Answer | Pending:
     try:
         return _route(environ, turn)
-    except IncompleteError:
+    except CutShortError:
         return unavailable_answer()
     except Exception as error:  # the one edge: the sender must know to send again
         return _break_off(error, turn)
@@ -262,7 +240,7 @@ def _route(environ: Environ, turn: Turn) -> Answer | Pending:
             if route.name == name and route.key in held:
                 turn.service.key_uses.seen[key] = turn.now
                 return _read_under_key(route, environ, turn, orders)
-    return _text(HTTPStatus.NOT_FOUND, "Not found")
+    return text_answer(HTTPStatus.NOT_FOUND, "Not found")
 
 
 def _read_under_key(
@@ -273,12 +251,12 @@ def _read_under_key(
         return Answer(HTTPStatus.NO_CONTENT, [*_PREFLIGHT, CORS, NO_STORE])
     if method not in {"GET", "POST", "HEAD"}:
         allow = ("Allow", METHODS)
-        return _text(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", CORS, allow)
+        return text_answer(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", CORS, allow)
     try:
         return route.read(environ, turn, orders)
     except TooLargeError:
         text = f"The body is longer than {BODY_LIMIT_BYTES} bytes: send less."
-        return _text(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text, CORS)
+        return text_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text, CORS)
 
 
 def split_path(path: bytes) -> tuple[bytes, bytes]:
@@ -305,7 +283,7 @@ def _read_postback(environ: Environ, turn: Turn, orders: Orders) -> Pending:
         body = _RETURNED_BODY if returned is None else returned
         if outcome.verdict in _UNUSABLE:
             body = outcome.reason.summary
-        return _text(HTTPStatus.OK, body, CORS, *_verdict_headers(outcome))
+        return text_answer(HTTPStatus.OK, body, CORS, *_verdict_headers(outcome))
 
     return _pend(environ, orders, arrival, answer)
 
@@ -391,7 +369,7 @@ def _preview_click(db: Storage, row: ClickRow) -> Intake:
 
 def _answer_click(verdict: Verdict, body: str, reasons: Headers) -> Answer:
     told = ("X-Postback-Result", verdict.value)
-    return _text(HTTPStatus.OK, body, CORS, EXPOSED, told, *reasons)
+    return text_answer(HTTPStatus.OK, body, CORS, EXPOSED, told, *reasons)
 
 
 class Route(NamedTuple):
@@ -415,13 +393,15 @@ def _read_health(environ: Environ, turn: Turn) -> Answer | Pending:
     if turn.orders is None:
         return _answer_unwell("no usable key is in force")
     if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
-        return _text(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", ("Allow", "GET, HEAD"))
+        return text_answer(
+            HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", ("Allow", "GET, HEAD")
+        )
     if turn.service.was_healthy_lately:
-        return _text(HTTPStatus.OK, "ok")
+        return text_answer(HTTPStatus.OK, "ok")
 
     def answer(_: None) -> Answer:
         turn.service.note_health()
-        return _text(HTTPStatus.OK, "ok")
+        return text_answer(HTTPStatus.OK, "ok")
 
     return Pending(
         lambda db: db.note_health_check(turn.received_at),
@@ -431,7 +411,7 @@ def _read_health(environ: Environ, turn: Turn) -> Answer | Pending:
 
 
 def _answer_unwell(ailment: str) -> Answer:
-    return _text(HTTPStatus.SERVICE_UNAVAILABLE, ailment, _RETRY_AFTER)
+    return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, ailment, RETRY_AFTER)
 
 
 def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
@@ -461,7 +441,7 @@ def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
 def _read_sent(environ: Environ, orders: Orders) -> tuple[dict[str, str], str, tuple[str, ...]]:
     """Read query and body: the fields, the two as one stored query, warnings."""
     query = hide_secrets(environ.get("QUERY_STRING", ""), orders.secrets)
-    body = _read_body(environ) if environ["REQUEST_METHOD"] == "POST" else Body()
+    body = read_body(environ) if environ["REQUEST_METHOD"] == "POST" else Body()
     # What is kept is what is read: a parked postback is read from there again.
     stored = store_query(query, hide_secrets(body.form, orders.secrets))
     return read_fields(stored), stored, tuple(_mask(w, orders) for w in body.warnings)
@@ -472,37 +452,6 @@ def _read_cookies(environ: Environ, orders: Orders) -> dict[str, str]:
     if not header or environ["REQUEST_METHOD"] == "POST":
         return {}
     return read_cookies(hide_secrets(header, orders.secrets))
-
-
-def _read_body(environ: Environ) -> Body:
-    """Read a form body; other types stay unread, a longer one is refused."""
-    length = _read_length(environ)
-    if length > BODY_LIMIT_BYTES:
-        raise TooLargeError
-    is_chunked = bool(environ.get("wsgi.input_terminated")) and not environ.get("CONTENT_LENGTH")
-    if length == 0 and not is_chunked:
-        return Body()
-    content_type = environ.get("CONTENT_TYPE", "")
-    if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
-        if is_chunked and not environ["wsgi.input"].read(1):
-            return Body()
-        return Body(
-            warnings=(
-                f"the body is {quote_value(content_type)} and was left unread: send {FORM_TYPE}",
-            )
-        )
-    body = environ["wsgi.input"].read(BODY_LIMIT_BYTES + 1 if is_chunked else length)
-    if len(body) > BODY_LIMIT_BYTES:
-        raise TooLargeError
-    if len(body) < length:
-        # "payout=100" cut to "payout=10" would be misread money.
-        raise IncompleteError
-    return Body(body.decode("latin-1"))
-
-
-def _read_length(environ: Environ) -> int:
-    text = environ.get("CONTENT_LENGTH") or "0"
-    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _is_image_request(environ: Environ) -> bool:
@@ -535,22 +484,6 @@ def _reason_headers(reasons: Sequence[str]) -> Headers:
     text = "; ".join(reasons).encode("ascii", "replace").decode("ascii")
     printable = "".join(letter if letter.isprintable() else "?" for letter in text)
     return [("X-Postback-Reason", printable[:REASON_LIMIT_CHARACTERS])]
-
-
-def _text(status: HTTPStatus, body: str, *headers: tuple[str, str]) -> Answer:
-    plain = ("Content-Type", "text/plain; charset=utf-8")
-    # nosniff: `return=<script>` stays text.
-    no_sniff = ("X-Content-Type-Options", "nosniff")
-    return Answer(status, [plain, no_sniff, NO_STORE, *headers], body.encode())
-
-
-_RETRY_AFTER = ("Retry-After", str(RETRY_AFTER_SECONDS))
-
-
-def unavailable_answer() -> Answer:
-    """Ask the sender to send it again: nothing was kept."""
-    text = "Not accepted at present: send it again."
-    return _text(HTTPStatus.SERVICE_UNAVAILABLE, text, CORS, _RETRY_AFTER)
 
 
 def _mask(text: str, orders: Orders | None) -> str:

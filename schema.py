@@ -367,8 +367,25 @@ CREATE TABLE key_uses (
 ) STRICT, WITHOUT ROWID;
 """
 
+_MIGRATION_4 = """
+-- Requests that the server refused before the receiver saw them (400, 408, 414, 431 ...), counted
+-- by the hour (`2026-11-22T10`, UTC) and by each process for itself (`process` is a random word).
+-- `reason` is one of a fixed list, never anything that was sent. `last_address` is the other end of
+-- the connection as far as it may be kept, '' for a unix socket. Rows go after seven days.
+CREATE TABLE refused_requests (
+    hour TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    process TEXT NOT NULL,
+    requests INTEGER NOT NULL,
+    last_at TEXT NOT NULL,
+    last_address TEXT NOT NULL,
+    PRIMARY KEY (hour, status, reason, process)
+) STRICT, WITHOUT ROWID;
+"""
+
 # One script per version, in order; a script that has shipped is never edited again.
-MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3)
+MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4)
 # From here on the tracker's row, which is written behind the scripts, has a salt of its own.
 _FIRST_WITH_SALT = 3
 

@@ -33,8 +33,18 @@ keepalive = 75
 
 # A postback's whole request line. Source: the contract.
 limit_request_line = 8190
-limit_request_fields = 100
-limit_request_field_size = 8190
+# Nothing is refused for a long Cookie or Referer, or for what a chain of proxies adds: the worker
+# above takes a head of 64 KiB, however it is made up. For gunicorn's own workers the product is
+# what a connection may have them hold.
+limit_request_fields = 256
+limit_request_field_size = 64 * 1024
+# Whether a proxy says https means nothing here, so a contradiction of two of these fields, or a
+# value that gunicorn does not expect, is no reason to refuse a postback.
+secure_scheme_headers: dict[str, str] = {}
+# Nor may a client of this machine name another SCRIPT_NAME or PATH_INFO.
+forwarder_headers = ""
+# With gunicorn's default, `auto`, installing gunicorn[fast] would change what is refused, and when.
+http_parser = "python"
 
 # The receiver is looked after by systemd and its own config file; a control socket in the home
 # directory would be one more thing that can be in the way.

@@ -20,6 +20,7 @@ from config_watch import ConfigWatch
 from keyuses import KeyUses
 from proxies import anonymize, find_client
 from query import secrets_pattern
+from refusals import Kind, Refusals
 from runner import RateKeeper
 from storage import Storage, open_database
 from writer import Committer, Job, UnavailableError, Writer, attempt_all
@@ -82,6 +83,7 @@ class Service:
         self._writer = Writer(self._committer)
         self._rate_keeper = RateKeeper()
         self.key_uses = KeyUses()
+        self._refusals = Refusals()
         self._filled_to_rate_id = -1
         self._has_opened = False
         self._healthy_until = 0.0
@@ -90,25 +92,27 @@ class Service:
     def close(self) -> None:
         """Commit and answer what was taken, and stop."""
         atexit.unregister(self.close)
-        self._write_last_key_uses()
+        self._write_last_news()
         self._writer.close()
         if not self._writer.has_run:
             self._committer.leave_storage()
         self._rate_keeper.close()
 
-    def _write_last_key_uses(self) -> None:
+    def _write_last_news(self) -> None:
         news = self.key_uses.list_news(precision=timedelta())
-        if news:
-            # Whoever stops a service does not wait for this.
-            with suppress(UnavailableError):
-                job = partial(self._write_key_uses, news=news)
-                if self._writer.has_run:
-                    self._writer.run(job, seconds=1)
-                else:
-                    self._committer.commit([job])
+        if not news and not self._refusals.has_any:
+            return
 
-    def _write_key_uses(self, db: Storage, news: dict[bytes, datetime]) -> None:
-        self.key_uses.write(db.db, news)
+        def write(db: Storage) -> None:
+            self.key_uses.write(db.db, news)
+            self._refusals.write(db.db, self._clock(), precision=timedelta())
+
+        # Whoever stops a service does not wait for this.
+        with suppress(UnavailableError):
+            if self._writer.has_run:
+                self._writer.run(write, seconds=1)
+            else:
+                self._committer.commit([write])
 
     def start(self) -> None:
         """Begin the housekeeping without waiting for a request, where a config is in force."""
@@ -165,6 +169,13 @@ class Service:
         """Tell whether the database has just taken a write check."""
         return monotonic() < self._healthy_until
 
+    def note_refusal(self, kind: Kind, address: str) -> None:
+        """Count a request that the server refused; the housekeeping writes the count."""
+        orders = self.find_orders()
+        # Before a config has said how much of an address may be kept, nothing of it is.
+        client = None if orders is None else orders.find_client(address, "")
+        self._refusals.note(kind, client or "", self._clock())
+
     def note_health(self) -> None:
         """Remember that the database has taken one now."""
         self._healthy_until = monotonic() + HEALTH_SECONDS
@@ -193,7 +204,8 @@ class Service:
             partial(_settle_some, now=now, terms=orders.terms),
             partial(self._fill_in, now=now),
             partial(self._rate_keeper.look, settings=orders.settings, now=now),
-            lambda db: self._write_key_uses(db, self.key_uses.list_news()),
+            lambda db: self.key_uses.write(db.db, self.key_uses.list_news()),
+            lambda db: self._refusals.write(db.db, now),
         ]
         # One that breaks does not keep the others from their turn.
         more, *others = attempt_all(db, steps)

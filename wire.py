@@ -18,14 +18,23 @@ from gunicorn.http import wsgi
 from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import (
     ChunkMissingTerminator,
+    ExpectationFailed,
+    InvalidChunkExtension,
     InvalidChunkSize,
     InvalidHeader,
+    InvalidHeaderName,
+    InvalidHTTPVersion,
+    InvalidRequestLine,
+    InvalidRequestMethod,
     LimitRequestHeaders,
+    LimitRequestLine,
+    ObsoleteFolding,
+    UnsupportedTransferCoding,
 )
-from gunicorn.http.message import Request
+from gunicorn.http.message import PP_V2_SIGNATURE, Request
 from gunicorn.http.unreader import Unreader
 
-from postback import BODY_LIMIT_BYTES, Environ
+from body import BODY_LIMIT_BYTES, Environ
 
 # A request's whole head. nginx passes on at most 4 x 8 KiB; gunicorn's own bound, a hundred fields
 # of 8 KiB, would let 2,000 connections hold 1.6 GB.
@@ -52,6 +61,56 @@ Address = Any  # what accept() gives: a tuple, or for a unix socket a string
 
 class IncompleteError(Exception):
     """More bytes are needed."""
+
+
+class ForeignProtocolError(InvalidRequestLine):  # type: ignore[misc]  # gunicorn is untyped
+    """The first bytes are another protocol's: nobody there waits for a line of HTTP to end."""
+
+
+class TlsHandshakeError(ForeignProtocolError):
+    """A TLS handshake: https was asked of the port for plain HTTP."""
+
+
+class ProxyProtocolError(ForeignProtocolError):
+    """The PROXY protocol: a balancer is set to announce its clients, and we are not."""
+
+
+class SshBannerError(ForeignProtocolError):
+    """An SSH client."""
+
+
+class NoHostError(InvalidHeader):  # type: ignore[misc]  # gunicorn is untyped
+    """A request of HTTP/1.1 without a Host field. Source: RFC 9112, 3.2."""
+
+
+# Why a request is refused, in words that quote nothing of it.
+_MALFORMED_FIELD = "a field of the head is malformed"
+_MALFORMED_CHUNK = "malformed chunks"
+_REASONS: dict[type[Exception], str] = {
+    TlsHandshakeError: "TLS, where plain HTTP is spoken",
+    ProxyProtocolError: "the PROXY protocol, where plain HTTP is spoken",
+    SshBannerError: "SSH, where plain HTTP is spoken",
+    NoHostError: "HTTP/1.1 without a Host field",
+    InvalidRequestLine: "the first line is no request line",
+    InvalidRequestMethod: "the first word is no method",
+    InvalidHTTPVersion: "no version of HTTP/1",
+    LimitRequestLine: "the request line is too long",
+    LimitRequestHeaders: "the head is too long or has too many fields",
+    InvalidHeader: _MALFORMED_FIELD,
+    InvalidHeaderName: _MALFORMED_FIELD,
+    ObsoleteFolding: _MALFORMED_FIELD,
+    ExpectationFailed: "an unknown expectation",
+    UnsupportedTransferCoding: "an unknown transfer coding",
+    InvalidChunkSize: _MALFORMED_CHUNK,
+    ChunkMissingTerminator: _MALFORMED_CHUNK,
+    InvalidChunkExtension: _MALFORMED_CHUNK,
+}
+
+
+def describe_refusal(error: Exception) -> str:
+    """Say why a request was refused, without quoting it."""
+    known = (kind for kind in type(error).__mro__ if kind in _REASONS)
+    return _REASONS.get(next(known, Exception), "reading it broke off, see the log of the service")
 
 
 class Received(Unreader):  # type: ignore[misc]  # gunicorn is untyped
@@ -114,8 +173,8 @@ class Fields(NamedTuple):
 
     environ: dict[str, str]
     length: int
-    connection: str | None
-    scheme: str | None
+    # In HTTP/1.0, in HTTP/1.1.
+    keeps_alive: tuple[bool, bool]
 
 
 # A request line that needs no second thought: an absolute path of printable ASCII.
@@ -135,18 +194,70 @@ _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 _ASCII = bytes(range(128))
 
+# Fields that say where a request ends and what becomes of its connection: exact, or refused.
+_FRAMING_FIELDS = frozenset(
+    {b"HOST", b"CONTENT-LENGTH", b"TRANSFER-ENCODING", b"CONNECTION", b"EXPECT", b"TRAILER", b"TE"}
+)
+# RFC 9110, 5.5: control characters in a value are invalid; CR, LF and NUL are dangerous too, since
+# others may see a line's end in them, and get 400. The rest becomes spaces.
+_CONTROLS = bytes(code for code in (*range(1, 32), 127) if code not in b"\t\n\r")
+_CONTROL = re.compile(b"[%s]" % re.escape(_CONTROLS))
+_AS_SPACES = bytes.maketrans(_CONTROLS, b" " * len(_CONTROLS))
 
-def escape_target(head: bytes) -> bytes:
-    """Write bytes beyond ASCII in a request's target as escapes, which mean the same.
+# How connections of other protocols begin. The first two: a TLS record of a handshake (RFC 8446,
+# 5.1), the PROXY protocol's versions 1 and 2 (HAProxy, proxy-protocol.txt, 2.1 and 2.2).
+_FOREIGN: dict[bytes, type[ForeignProtocolError]] = {
+    b"\x16\x03": TlsHandshakeError,
+    b"PROXY ": ProxyProtocolError,
+    PP_V2_SIGNATURE: ProxyProtocolError,
+    b"SSH-": SshBannerError,
+}
+
+# A method as gunicorn takes one, or what may become one; a request line that is whole and good.
+_METHOD_BEGIN = re.compile(rb"[!$%&'*+\-.^_`|~0-9A-Z]{3,20} |[!$%&'*+\-.^_`|~0-9A-Z]{0,20}\Z")
+_WHOLE_LINE = re.compile(rb"[^ ]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
+
+
+def escape_target(line: bytes) -> bytes:
+    """Write bytes beyond ASCII in a request line's target as escapes, which mean the same.
 
     Networks put a name or a status of theirs into the URL as it is; nginx passes that on, PHP reads
     it, and gunicorn would refuse the line: a lost postback.
     """
-    line, line_end, fields = head.partition(b"\r\n")
     method, blank, target = line.partition(b" ")
     if target.isascii():
-        return head
-    return method + blank + quote(target, safe=_ASCII).encode("ascii") + line_end + fields
+        return line
+    return method + blank + quote(target, safe=_ASCII).encode("ascii")
+
+
+def blank_controls(block: bytes) -> bytes:
+    """Write spaces for control characters in the values of fields that mean nothing to the framing.
+
+    A browser or a proxy that lets one into its User-Agent has still sent a postback.
+    """
+    if not _CONTROL.search(block):
+        return block
+    return b"\r\n".join(map(_blank_controls, block.split(b"\r\n")))
+
+
+def _blank_controls(field: bytes) -> bytes:
+    name, colon, value = field.partition(b":")
+    if name.upper() in _FRAMING_FIELDS:
+        return field
+    return name + colon + value.translate(_AS_SPACES)
+
+
+def keeps_alive(connection: str, minor_version: int) -> bool:
+    """Tell by the Connection field whether further requests may come. Source: RFC 9112, 9.3."""
+    options = {option.strip(" \t").lower() for option in connection.split(",")}
+    return "close" not in options and (minor_version >= 1 or "keep-alive" in options)
+
+
+def refuse_foreign(received: bytes, start: int) -> None:
+    """Raise ForeignProtocolError where the first bytes are those of another protocol."""
+    for begin, error in _FOREIGN.items():
+        if received.startswith(begin, start):
+            raise error(begin)
 
 
 class HeadReader:
@@ -171,7 +282,8 @@ class HeadReader:
         self._field_limit = fields if 0 < fields <= 32768 else 32768
         self._field_size_limit = size if size > 0 else 8190
         self._remembered = lru_cache(REMEMBERED_BLOCKS)(self._read_block)
-        self._trusts = lru_cache(REMEMBERED_BLOCKS)(self._ask_for_trust)
+        # Ours name none; where somebody's settings do, gunicorn knows whom to believe.
+        self._unusual_fields = _UNUSUAL_FIELDS | frozenset(cfg.secure_scheme_headers)
 
     def read(self, received: bytes, start: int, end: int, peer: Peer) -> Head:
         """Read the head that ends with the empty line at `end`; raises gunicorn's errors."""
@@ -180,19 +292,36 @@ class HeadReader:
         head = self._read_plain(received, start, end, peer) if self._reads_plain else None
         if head is not None:
             return head
-        return self._read_unusual(escape_target(received[start : end + 4]), peer)
+        return self._read_unusual(received[start : end + 4], peer)
 
     def refuse_hopeless(self, received: bytes, start: int, looked_to: int, peer: Peer) -> None:
         """Raise gunicorn's error where no further byte could mend an unfinished head."""
         length = len(received) - start
         if length > HEAD_LIMIT_BYTES:
             raise LimitRequestHeaders("the head is too long")
+        refuse_foreign(received, start)
         is_long = length > self.line_limit + 2 and (
             received.find(b"\r\n", start, start + self.line_limit + 2) < 0
         )
         if is_long or _BARE_LF.search(received, looked_to):
-            with suppress(IncompleteError):
-                Request(self._cfg, Received(received[start:]), peer.address)
+            self._ask_gunicorn(received[start:], peer)
+        # RFC 9112, 2.2: an empty line before a request is skipped.
+        begin = start + 2 if received.startswith(b"\r\n", start) else start
+        self._refuse_line(received, begin, peer)
+
+    def _refuse_line(self, received: bytes, begin: int, peer: Peer) -> None:
+        """Raise gunicorn's error where the first line, as far as it has come, is no request's."""
+        method = received[begin : begin + 21]
+        is_strict = not self._cfg.permit_unconventional_http_method
+        if is_strict and method != b"\r" and not _METHOD_BEGIN.match(method):
+            raise InvalidRequestMethod(method)
+        end = received.find(b"\r\n", begin)
+        if end >= 0 and not _WHOLE_LINE.fullmatch(received, begin, end):
+            self._ask_gunicorn(escape_target(received[begin:end]) + b"\r\n\r\n", peer)
+
+    def _ask_gunicorn(self, received: bytes, peer: Peer) -> None:
+        with suppress(IncompleteError):
+            Request(self._cfg, Received(received), peer.address)
 
     def _read_plain(self, received: bytes, start: int, end: int, peer: Peer) -> Head | None:
         line_end = received.find(b"\r\n", start)
@@ -207,6 +336,8 @@ class HeadReader:
         if fields is None:
             return None
         method, target, path, query, minor = line.groups()
+        if minor == "1" and "HTTP_HOST" not in fields.environ:
+            return None
         environ = peer.environ | fields.environ
         environ["REQUEST_METHOD"] = method
         environ["RAW_URI"] = target
@@ -214,14 +345,10 @@ class HeadReader:
         environ["QUERY_STRING"] = query or ""
         if minor == "0":
             environ["SERVER_PROTOCOL"] = "HTTP/1.0"
-        if fields.scheme is not None and self._trusts(_host_of(peer.address)):
-            environ["wsgi.url_scheme"] = fields.scheme
         if isinstance(peer.server, str):
             _name_server(environ, peer.server)
-        keeps_alive = fields.connection == "keep-alive" or (
-            minor == "1" and fields.connection != "close"
-        )
-        return Head(environ, int(minor), keeps_alive, fields.length)
+        minor_version = int(minor)
+        return Head(environ, minor_version, fields.keeps_alive[minor_version], fields.length)
 
     def _read_block(self, block: bytes) -> Fields | None:
         lines = block.decode("latin-1").split("\r\n")[:-1]
@@ -233,12 +360,8 @@ class HeadReader:
             return None
         pairs = [(name.upper(), value.strip(" \t")) for name, _, value in map(_split, lines)]
         names = [name for name, _ in pairs]
-        schemes = self._cfg.secure_scheme_headers
-        scheme_pairs = [pair for pair in pairs if pair[0] in schemes]
-        if (
-            len(scheme_pairs) > 1
-            or not _UNUSUAL_FIELDS.isdisjoint(names)
-            or any(names.count(name) > 1 for name in _SINGLE_FIELDS)
+        if not self._unusual_fields.isdisjoint(names) or any(
+            names.count(name) > 1 for name in _SINGLE_FIELDS
         ):
             return None
         environ: dict[str, str] = {}
@@ -248,23 +371,18 @@ class HeadReader:
         length = environ.get("CONTENT_LENGTH", "0")
         if not _PLAIN_LENGTH.fullmatch(length):
             return None
-        connection = next((value.lower() for name, value in pairs if name == "CONNECTION"), None)
-        scheme = None
-        for name, value in scheme_pairs:
-            scheme = "https" if value == schemes[name] else "http"
-        return Fields(environ, int(length), connection, scheme)
-
-    def _ask_for_trust(self, host: str | None) -> bool:
-        """Ask gunicorn whether this peer may say that its own side was https."""
-        name, value = next(iter(self._cfg.secure_scheme_headers.items()))
-        question = f"GET / HTTP/1.1\r\n{name}: {value}\r\n\r\n".encode("latin-1")
-        address = "" if host is None else (host, 0)
-        asked = Request(self._cfg, Received(question), address)
-        return bool(asked.scheme == "https")
+        connection = environ.get("HTTP_CONNECTION", "")
+        return Fields(
+            environ, int(length), (keeps_alive(connection, 0), keeps_alive(connection, 1))
+        )
 
     def _read_unusual(self, received: bytes, peer: Peer) -> Head:
+        refuse_foreign(received, 0)
+        # RFC 9112, 2.2: an empty line before a request is skipped.
+        line, line_end, block = received.removeprefix(b"\r\n").partition(b"\r\n")
+        mended = escape_target(line) + line_end + blank_controls(block)
         try:
-            request = Request(self._cfg, Received(received), peer.address)
+            request = Request(self._cfg, Received(mended), peer.address)
         except IncompleteError:
             # gunicorn looks for more behind the empty line where we saw the end: no two readers
             # may see different requests in the same bytes.
@@ -274,11 +392,16 @@ class HeadReader:
         for name in _NOT_OURS:
             environ.pop(name, None)
         environ["wsgi.errors"] = peer.environ["wsgi.errors"]
+        minor_version = min(request.version[1], 1)
+        if minor_version and "HTTP_HOST" not in environ:
+            raise NoHostError("HOST", req=request)
+        # gunicorn looks at the first Connection field only, and only at a single word.
+        goes_on = keeps_alive(environ.get("HTTP_CONNECTION", ""), minor_version)
         reader = request.body.reader
         return Head(
             environ,
-            min(request.version[1], 1),
-            not request.should_close(),
+            minor_version,
+            goes_on and not request.must_close and request.method != "CONNECT",
             None if isinstance(reader, ChunkedReader) else reader.length,
             expects_continue=bool(interim.sent),
             request=request,
@@ -319,10 +442,6 @@ def _split(line: str) -> tuple[str, str, str]:
 
 def _unquote(path: str) -> str:
     return unquote_to_bytes(path).decode("latin-1")
-
-
-def _host_of(address: Address) -> str | None:
-    return None if isinstance(address, str) else address[0]
 
 
 def _name_server(environ: Environ, server: str) -> None:
@@ -410,7 +529,7 @@ class ChunkedBody:
             raise LimitRequestHeaders("the trailers are too long")
         if end < 0:
             raise IncompleteError
-        self._request.parse_headers(received[start:end], from_trailer=True)
+        self._request.parse_headers(blank_controls(received[start:end]), from_trailer=True)
         self._step = None
         return end + 4
 

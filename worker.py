@@ -23,9 +23,18 @@ from gunicorn import util
 from gunicorn.http import wsgi
 from gunicorn.workers.base import Worker
 
+from answers import Answer, unavailable_answer
 from connections import READ_BYTES, Call, Connection
-from postback import Answer, unavailable_answer
-from wire import Address, Headers, HeadReader, Response, Sink, make_peer, write_error
+from wire import (
+    Address,
+    Headers,
+    HeadReader,
+    Response,
+    Sink,
+    describe_refusal,
+    make_peer,
+    write_error,
+)
 from writer import BATCH_LIMIT, WAIT_LIMIT_SECONDS, UnavailableError
 
 # How much of one connection goes into one batch: with the rest of the batch left to others, one
@@ -94,6 +103,11 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
                     f"{cls.__name__} does not do {what}: let nginx do it in front of plain HTTP,"
                     " or choose --worker-class gthread"
                 )
+        if cfg.http_parser == "fast":
+            raise RuntimeError(
+                f"{cls.__name__} does not use http_parser = 'fast', it has a quick reader of its"
+                " own: leave the setting out, or choose --worker-class gthread"
+            )
 
     def run(self) -> None:
         """Serve until told to stop, then finish what was begun."""
@@ -116,12 +130,15 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         self._parting: dict[int, Connection] = {}
         allow_files(2 * self._connection_limit + SPARE_FILES)
         self._tells = is_told(self.cfg, self.log)
-        # http_parser = python or fast asks for gunicorn's own by name.
-        is_free = self.cfg.http_parser == "auto" and not self._tells
-        self._reader = HeadReader(self.cfg, reads_plain=is_free)
+        # Under `auto` gunicorn would ask another parser as soon as somebody installs one. What
+        # `_reader` refuses early, and how, is true of this one.
+        self.cfg.set("http_parser", "python")
+        # Logs and hooks want gunicorn's request objects, which only its own parser makes.
+        self._reader = HeadReader(self.cfg, reads_plain=not self._tells)
         self._errors = wsgi.WSGIErrorsWrapper(self.cfg)
         self._answer_all = getattr(self.wsgi, "answer_all", None)
         self._keep_house = getattr(self.wsgi, "keep_house", None)
+        self._note_refusal = getattr(self.wsgi, "note_refusal", None)
         self._now = time.monotonic()
         self._next_tick = self._next_notice = self._next_complaint = 0.0
         self._date, self._date_second = b"", 0
@@ -267,11 +284,19 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             self.handle_error(None, sink, connection.peer.address, error)
             connection.refuse()
             # gunicorn's page quotes the request, and so perhaps the key: only its status is sent.
-            _, status, reason = sink.sent.partition(b"\r\n")[0].decode("latin-1").split(" ", 2)
-            return Call(connection, answer=write_error(int(status), reason))
+            _, status, phrase = sink.sent.partition(b"\r\n")[0].decode("latin-1").split(" ", 2)
+            self._count_refusal(connection, int(status), describe_refusal(error))
+            return Call(connection, answer=write_error(int(status), phrase))
         if call is not None and call.environ is not None:
             self._admit(call)
         return call
+
+    def _count_refusal(self, connection: Connection, status: int, reason: str) -> None:
+        """Tell the callable, where it wants to know, what it never gets to see."""
+        if self._note_refusal is not None:
+            address = connection.peer.address
+            host = address if isinstance(address, str) else address[0]
+            self._note_refusal(status, reason, host)
 
     def _admit(self, call: Call) -> None:
         """Count a request, and decide whether its connection goes on after it."""
@@ -479,6 +504,7 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             self._close(connection)
         elif connection.is_amid_request:
             connection.refuse()
+            self._count_refusal(connection, 408, "not whole in time")
             connection.outbox = write_error(408, "Request Timeout")
             connection.flush()
             self._settle(connection)

@@ -20,6 +20,7 @@ from commands.tracker import RefusedError, find_config_path, load_keyless, load_
 from config import Settings
 from database import DatabaseError
 from questions import Questions, Tally
+from refusals import list_tallies
 from rows import utc_text
 from sheet import ConfigError
 
@@ -122,6 +123,7 @@ def _check_files(args: argparse.Namespace, settings: Settings, now: datetime) ->
                 yield from _check_agreement(questions)
             yield _check_disk(questions, settings.db_path, now)
             yield from _check_traffic(questions, now)
+            yield from _check_refusals(questions, now)
             yield from check_networks(questions, now)
             yield from _check_rates(questions, settings, now)
     except (DatabaseError, RefusedError) as error:
@@ -289,6 +291,21 @@ def _check_traffic(questions: Questions, now: datetime) -> Iterator[Finding]:
         f"a status without a meaning: {words}; name them in the Postback URL, see"
         " `postback url --help`",
     )
+
+
+def _check_refusals(questions: Questions, now: datetime) -> Iterator[Finding]:
+    tallies = list_tallies(questions.db, now)
+    for tally in tallies:
+        at = datetime.fromisoformat(tally.last_at)
+        message = (
+            f"requests answered {tally.status} before they were read as postbacks, in 24 hours:"
+            f" {tally.requests} ({tally.reason}), the last at {at:%Y-%m-%d %H:%M} UTC from"
+            f" {tally.last_address or 'a unix socket'}"
+        )
+        # Any stranger can bring these about: they are told, and are no reason for an alarm.
+        yield Finding(Level.OK, "refused", message)
+    if not tallies:
+        yield Finding(Level.OK, "refused", "no request in 24 hours before it was read")
 
 
 def _judge_tally(check: str, tally: Tally, sentence: str) -> Finding:

@@ -18,6 +18,7 @@ FLOORS = {
     "proxies": 0,
     "public_address": 0,
     "sheet": 1,
+    "answers": 1,
     "pasted": 1,
     "rows": 1,
     "schema": 1,
@@ -26,6 +27,7 @@ FLOORS = {
     "query": 2,
     "config": 2,
     "database": 2,
+    "body": 3,
     "config_watch": 3,
     "config_edit": 3,
     "logs": 3,
@@ -36,6 +38,7 @@ FLOORS = {
     "booking": 4,
     "writer": 4,
     "keyuses": 4,
+    "refusals": 4,
     "reports": 4,
     "listings": 4,
     "traffic": 4,
@@ -115,6 +118,12 @@ def test_arrows_point_down_only() -> None:
     ]
 
     assert upward == []
+
+
+def test_the_server_imports_nothing_of_the_receiver() -> None:
+    """Any WSGI callable runs under the worker; only the settings name ours."""
+    for room in ("wire", "connections", "worker"):
+        assert "postback" not in imports_of(ROOT / f"{room}.py"), room
 
 
 def test_every_module_is_installed() -> None:

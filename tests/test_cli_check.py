@@ -58,7 +58,7 @@ def test_a_tracker_in_order_has_nothing_to_mend(
     assert {message.partition(":")[0] for said in found.values() for message in said} == {"ok"}
     assert list(found) == [
         *("config", "key", "files", "database", "currency", "integrity", "disk"),
-        *("postbacks", "parked", "unmapped", "silence", "trend", "rates"),
+        *("postbacks", "parked", "unmapped", "refused", "silence", "trend", "rates"),
     ]
 
 

@@ -191,6 +191,74 @@ def test_a_postback_is_kept_with_the_address_that_nginx_saw(
     assert find_rows(receiver.directory, sql) == [("127.0.0.7",)]
 
 
+def test_a_postback_with_much_that_means_nothing_is_kept(
+    nginx: Nginx, receiver: LiveServer
+) -> None:
+    much = (
+        *(f"X-{number}: y" for number in range(150)),
+        *("X-Forwarded-Ssl: on", "X-Forwarded-Protocol: ssl", "User-Agent: a\x01b"),
+        *(f"Cookie: subid=much; a={'x' * 12000}", f"Referer: http://h/{'x' * 12000}"),
+    )
+
+    assert b"Success" in nginx.send(write_get("", *much))
+    assert count_kept(receiver, "much") == 1
+
+
+def test_only_what_the_receiver_reads_is_passed_on(tmp_path: Path) -> None:
+    """Each field that the receiver asks for, and no other."""
+    fields = (
+        *("Cookie: a=b", "Cookie: subid=c1", "Accept: image/*", "Sec-Fetch-Dest: image"),
+        *("Content-Type: text/x", "Content-Encoding: gzip", "X-Forwarded-For: 198.51.100.7"),
+        *("User-Agent: a\x01b", "X-Forwarded-Ssl: on", "Expect: 100-continue", "X-A: b", "TE: x"),
+        *("Transfer-Encoding: chunked", "Origin: http://h", f"Referer: http://h/{'x' * 16000}"),
+    )
+    passed: list[str] = []
+    with (
+        socket.create_server(("127.0.0.1", 0)) as upstream,
+        running_nginx(tmp_path, f"127.0.0.1:{upstream.getsockname()[1]}") as nginx,
+    ):
+        taking = threading.Thread(target=take_fields, args=(upstream, passed), daemon=True)
+        taking.start()
+        lines = ("POST /x HTTP/1.1", "Host: track.example.com", "Connection: close", *fields)
+        answer = nginx.send("\r\n".join([*lines, "", "3", "a=b", "0", "", ""]).encode())
+        taking.join(PATIENCE_SECONDS)
+
+    assert b" 204 " in answer
+    assert sorted(passed) == sorted(
+        [
+            *("host: track.example.com", "content-length: 3", "x-forwarded-for: 127.0.0.1"),
+            *("accept: image/*", "cookie: a=b; subid=c1", "sec-fetch-dest: image"),
+            *("content-type: text/x", "content-encoding: gzip"),
+        ]
+    )
+
+
+def take_fields(upstream: socket.socket, passed: list[str]) -> None:
+    """Answer one request, and note its fields."""
+    upstream.settimeout(PATIENCE_SECONDS)
+    connection, _ = upstream.accept()
+    with connection:
+        received = b""
+        while not received.endswith(b"a=b"):
+            received += connection.recv(65536)
+        head = received.partition(b"\r\n\r\n")[0].decode()
+        for line in head.split("\r\n")[1:]:
+            name, _, value = line.partition(": ")
+            passed.append(f"{name.lower()}: {value}")
+        connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+
+def test_each_field_that_the_receiver_asks_for_is_passed_on() -> None:
+    shipped = (SHIPPED / "postback.conf").read_text()
+    rooms = [*ROOT.glob("*.py"), *ROOT.glob("postbackd/**/*.py")]
+    asked = {name for path in rooms for name in re.findall(r"\bHTTP_([A-Z_]+)", path.read_text())}
+
+    assert asked >= {"COOKIE", "ACCEPT", "X_FORWARDED_FOR"}
+    for name in (*asked, "CONTENT_TYPE"):
+        field = name.replace("_", "-")
+        assert re.search(rf"(?mi)^ *proxy_set_header {field} ", shipped), field
+
+
 def test_connections_to_the_receiver_are_kept(nginx: Nginx, receiver: LiveServer) -> None:
     before = count_connections(receiver.port)
 

@@ -27,7 +27,8 @@ import itertools, json, os, time
 from http import HTTPStatus
 from pathlib import Path
 import connections, wire, worker
-from postback import Answer, application
+from answers import Answer
+from postback import application
 for name, limit in json.loads(os.environ.get("LIMITS", "{}")).items():
     rooms = [room for room in (wire, connections, worker) if hasattr(room, name)]
     assert rooms, name
@@ -279,12 +280,13 @@ def serving(directory: Path, app: str, *options: str, **limits: float) -> Iterat
         server.stop()
 
 
-# The plain heads read by the worker itself, and all of them read by gunicorn's parser.
-@pytest.fixture(scope="module", params=["auto", "python"])
+# The plain heads read by the worker itself; and all of them read by gunicorn's parser, since the
+# access log needs its request objects.
+@pytest.fixture(scope="module", params=[(), ("--access-logfile", "access.log")])
 def echo(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[WorkerServer]:
     """A server that answers with the environ it was called with."""
     directory = tmp_path_factory.mktemp("echo")
-    with serving(directory, "callables:echo", "--http-parser", request.param) as server:
+    with serving(directory, "callables:echo", *request.param) as server:
         yield server
 
 
@@ -312,11 +314,16 @@ def test_a_connection_is_kept_for_further_requests(echo: WorkerServer) -> None:
 
 
 CLOSING = [
-    b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
-    b"GET / HTTP/1.1\r\nConnection: Close\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: Close\r\n\r\n",
     b"GET / HTTP/1.0\r\n\r\n",
     b"GET / HTTP/1.0\r\nConnection: close\r\n\r\n",
     b"GET / HTTP/1.0\r\nConnection: upgrade\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, close\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\t,\tCLOSE ,\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: h\r\nConnection: te\r\nX: y\r\nConnection: close\r\n\r\n",
+    b"PUT / HTTP/1.1\r\nHost: h\r\nConnection: keep-alive\r\nConnection: close\r\n\r\n",
+    b"GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n",
 ]
 
 
@@ -333,22 +340,34 @@ def test_a_connection_is_closed_for_those_who_want_that(
         assert line.is_closed()
 
 
-def test_an_http_1_0_connection_is_kept_where_it_asks_for_that(echo: WorkerServer) -> None:
+@pytest.mark.parametrize(
+    "options", [b"Keep-Alive", b"te, keep-alive", b"te\r\nConnection: keep-alive"]
+)
+def test_an_http_1_0_connection_is_kept_where_it_asks_for_that(
+    echo: WorkerServer, options: bytes
+) -> None:
     with echo.connect() as line:
         for number in range(2):
-            line.send(b"GET /%d HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n" % number)
+            line.send(b"GET /%d HTTP/1.0\r\nConnection: %s\r\n\r\n" % (number, options))
             reply = line.read()
 
             assert (path_of(reply), reply.keeps_alive) == (f"/{number}", True)
             assert reply.version == "HTTP/1.0"
 
 
+def test_a_word_that_only_looks_like_close_closes_nothing(echo: WorkerServer) -> None:
+    with echo.connect() as line:
+        assert line.get("/1", "Connection: closed, x-close").keeps_alive
+        assert line.get("/2").status == 200
+
+
 def test_pipelined_requests_are_answered_in_order(echo: WorkerServer) -> None:
     with echo.connect() as line:
-        requests = [b"GET /%d HTTP/1.1\r\n\r\n" % number for number in range(100)]
-        requests[50] = b"POST /50 HTTP/1.1\r\nContent-Length: 4\r\n\r\nGET "
+        requests = [b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number for number in range(100)]
+        requests[50] = b"POST /50 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nGET "
         requests[60] = (
-            b"POST /60 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n\r\n\r\r\n0\r\n\r\n"
+            b"POST /60 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3\r\n\r\n\r\r\n0\r\n\r\n"
         )
         line.send(b"".join(requests))
         replies = [line.read() for _ in requests]
@@ -359,8 +378,8 @@ def test_pipelined_requests_are_answered_in_order(echo: WorkerServer) -> None:
 
 def test_nothing_is_served_behind_a_request_that_closes(echo: WorkerServer) -> None:
     answer = echo.send(
-        b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\nConnection: close\r\n\r\n"
-        b"GET /3 HTTP/1.1\r\n\r\n"
+        b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\nGET /2 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        b"GET /3 HTTP/1.1\r\nHost: h\r\n\r\n"
     )
 
     assert answer.count(b"HTTP/1.1 200 OK") == 2
@@ -396,8 +415,8 @@ def test_no_connection_is_kept_where_the_settings_say_so(tmp_path: Path) -> None
     "request_bytes",
     [
         b"GET /slow?x=1 HTTP/1.1\r\nHost: h\r\nX-A: b\r\n\r\n",
-        b"\r\nPOST /slow?x=1 HTTP/1.1\r\nContent-Length: 5\r\n\r\na\r\n\r\n",
-        b"POST /slow?x=1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"\r\nPOST /slow?x=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\na\r\n\r\n",
+        b"POST /slow?x=1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"3\r\na\r\n\r\n002;x=y\r\n\r\n\r\n0\r\nX-Trailer: t\r\n\r\n",
     ],
 )
@@ -415,7 +434,9 @@ def test_a_request_may_come_byte_by_byte(echo: WorkerServer, request_bytes: byte
 
 def test_a_client_that_sends_no_more_is_still_answered(echo: WorkerServer) -> None:
     with echo.connect() as line:
-        line.send(b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\nGET /half HT")
+        line.send(
+            b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\nGET /2 HTTP/1.1\r\nHost: h\r\n\r\nGET /half HT"
+        )
         line.sock.shutdown(socket.SHUT_WR)
 
         assert [path_of(line.read()), path_of(line.read())] == ["/1", "/2"]
@@ -433,7 +454,7 @@ def test_a_request_must_be_whole_in_time(tmp_path: Path) -> None:
         for line in (kept, begun):
             assert line.get().status == 200
         begun.send(b"GET / HTTP")
-        slow.send(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")
+        slow.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nabc")
 
         for line in (slow, begun):
             assert line.read().status == 408
@@ -453,7 +474,7 @@ def test_a_client_that_does_not_read_is_dropped(tmp_path: Path) -> None:
         deaf.sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
             # 8 GB of answers, were they all called for.
-            deaf.send(b"GET /big?8000 HTTP/1.1\r\n\r\n" * 1_000_000)
+            deaf.send(b"GET /big?8000 HTTP/1.1\r\nHost: h\r\n\r\n" * 1_000_000)
 
         assert server.get("/others").body == b"/others"
         with pytest.raises(OSError, match=r"reset|Broken"):
@@ -475,7 +496,7 @@ def has_hung_up(line: Line) -> bool:
 
 
 def test_who_sends_faster_than_is_served_is_held_up(tmp_path: Path) -> None:
-    request = b"GET / HTTP/1.1\r\nX: " + b"x" * 80 + b"\r\n\r\n"
+    request = b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 80 + b"\r\n\r\n"
     with serving(tmp_path, "callables:odd") as server, server.connect() as line:
         server.get()
         before = memory_kib(server)
@@ -506,7 +527,9 @@ def memory_kib(server: WorkerServer) -> int:
 
 def test_a_big_answer_reaches_a_slow_reader_whole(odd: WorkerServer) -> None:
     with odd.connect() as line:
-        line.send(b"GET /big?15000000 HTTP/1.1\r\n\r\nGET /next HTTP/1.1\r\n\r\n")
+        line.send(
+            b"GET /big?15000000 HTTP/1.1\r\nHost: h\r\n\r\nGET /next HTTP/1.1\r\nHost: h\r\n\r\n"
+        )
         # More than the kernel holds: the worker keeps the rest, and serves others.
         assert odd.get("/others").body == b"/others"
 
@@ -519,7 +542,9 @@ def test_a_big_answer_reaches_a_slow_reader_whole(odd: WorkerServer) -> None:
 
 def test_an_expectant_client_is_told_to_go_on(echo: WorkerServer) -> None:
     with echo.connect() as line:
-        line.send(b"POST /1 HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        line.send(
+            b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        )
         assert line.read().status == 100
         line.send(b"abc")
         reply = line.read()
@@ -530,7 +555,9 @@ def test_an_expectant_client_is_told_to_go_on(echo: WorkerServer) -> None:
 
 def test_an_expectant_client_is_not_told_what_it_did_not_wait_for(echo: WorkerServer) -> None:
     with echo.connect() as line:
-        line.send(b"POST / HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabc")
+        line.send(
+            b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabc"
+        )
 
         assert line.read().json()["body"] == "abc"
 
@@ -552,7 +579,7 @@ TOO_LONG = [
 @pytest.mark.parametrize("rest", TOO_LONG)
 def test_a_callable_never_takes_a_part_for_the_whole(odd: WorkerServer, rest: bytes) -> None:
     with odd.connect() as line:
-        line.send(b"POST /reads HTTP/1.1\r\n" + rest)
+        line.send(b"POST /reads HTTP/1.1\r\nHost: h\r\n" + rest)
         reply = line.read()
 
         assert (reply.status, reply.keeps_alive) == (500, False)
@@ -560,7 +587,9 @@ def test_a_callable_never_takes_a_part_for_the_whole(odd: WorkerServer, rest: by
 
 def test_a_long_expected_body_is_not_asked_for(odd: WorkerServer) -> None:
     with odd.connect() as line:
-        line.send(b"POST /x HTTP/1.1\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n")
+        line.send(
+            b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n"
+        )
         reply = line.read()
 
         assert (reply.status, reply.keeps_alive) == (200, False)
@@ -573,20 +602,27 @@ POST = b"POST / HTTP/1.1\r\nHost: h\r\n"
 # Refused as gunicorn's own workers do.
 REFUSED = {
     "no request at all": (400, b"hello\r\n\r\n"),
-    "an empty line too many": (400, b"\r\n\r\nGET / HTTP/1.1\r\n\r\n"),
+    "an empty line too many": (400, b"\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n"),
     "no version": (400, b"GET /\r\n\r\n"),
     "another version": (400, b"GET / HTTP/3.0\r\n\r\n"),
-    "a method in lower case": (400, b"get / HTTP/1.1\r\n\r\n"),
-    "a control character in the target": (400, b"GET /\x01 HTTP/1.1\r\n\r\n"),
-    "a space in the target": (400, b"GET /a b HTTP/1.1\r\n\r\n"),
+    "a method in lower case": (400, b"get / HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "a control character in the target": (400, b"GET /\x01 HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "a space in the target": (400, b"GET /a b HTTP/1.1\r\nHost: h\r\n\r\n"),
     "a letter beyond ASCII in the version": (400, b"GET / HTTP/1.1\xe9\r\n\r\n"),
     "lines that end without CR": (400, b"GET / HTTP/1.1\nHost: h\n\n"),
     "a header line that ends without CR": (400, b"GET / HTTP/1.1\r\nHost: h\nX: y\r\n\r\n"),
-    "a header without a name": (400, b"GET / HTTP/1.1\r\n: x\r\n\r\n"),
-    "a header without a colon": (400, b"GET / HTTP/1.1\r\nhost\r\n\r\n"),
+    "a header without a name": (400, b"GET / HTTP/1.1\r\nHost: h\r\n: x\r\n\r\n"),
+    "a header without a colon": (400, b"GET / HTTP/1.1\r\nHost: h\r\nhost\r\n\r\n"),
     "a space before the colon": (400, POST + b"Content-Length : 1\r\n\r\nx"),
-    "a folded header": (400, b"GET / HTTP/1.1\r\nX: y\r\n z\r\n\r\n"),
-    "a NUL in a value": (400, b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n"),
+    "a folded header": (400, b"GET / HTTP/1.1\r\nHost: h\r\nX: y\r\n z\r\n\r\n"),
+    "a CR in a value": (400, b"GET / HTTP/1.1\r\nHost: h\r\nX: a\rb\r\n\r\n"),
+    "a control character in a length": (400, POST + b"Content-Length: \x0b1\r\n\r\nx"),
+    "a control character in a coding": (400, POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n"),
+    "a control character in a host": (400, b"GET / HTTP/1.1\r\nHost: a\x0bb\r\n\r\n"),
+    "a control character in a name": (400, POST + b"X\x0b: y\r\n\r\n"),
+    "a NUL in a value": (400, b"GET / HTTP/1.1\r\nHost: h\r\nX: a\0b\r\n\r\n"),
+    "no host in HTTP/1.1": (400, b"GET / HTTP/1.1\r\nX: y\r\n\r\n"),
+    "no host, with a body": (400, b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"),
     "two hosts": (400, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
     "two lengths": (400, POST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx"),
     "two lengths in one": (400, POST + b"Content-Length: 1, 1\r\n\r\nx"),
@@ -625,13 +661,16 @@ REFUSED = {
     "an unknown expectation": (417, POST + b"Expect: cake\r\n\r\n"),
     "a line too long": (414, b"GET /" + b"x" * 8200 + b" HTTP/1.1\r\n\r\n"),
     "a line too long, without end": (414, b"GET /" + b"x" * 8200),
-    "a header too long": (431, b"GET / HTTP/1.1\r\nX: " + b"x" * 8190 + b"\r\n\r\n"),
-    "too many headers": (431, b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 101 + b"\r\n"),
+    "a header too long": (431, b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 65536 + b"\r\n\r\n"),
+    "too many headers": (431, b"GET / HTTP/1.1\r\nHost: h\r\n" + b"X: y\r\n" * 256 + b"\r\n"),
     "a head too long": (
         431,
-        b"GET / HTTP/1.1\r\n" + (b"X: " + b"x" * 8000 + b"\r\n") * 9 + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: h\r\n" + (b"X: " + b"x" * 8000 + b"\r\n") * 9 + b"\r\n",
     ),
-    "a head too long, without end": (431, b"GET / HTTP/1.1\r\n" + (b"X: " + b"x" * 8000) * 9),
+    "a head too long, without end": (
+        431,
+        b"GET / HTTP/1.1\r\nHost: h\r\n" + (b"X: " + b"x" * 8000) * 9,
+    ),
 }
 
 
@@ -641,7 +680,7 @@ def test_a_malformed_request_is_refused_and_the_connection_closed(
 ) -> None:
     status, request_bytes = REFUSED[what]
     with echo.connect() as line:
-        line.send(b"GET /first HTTP/1.1\r\n\r\n" + request_bytes)
+        line.send(b"GET /first HTTP/1.1\r\nHost: h\r\n\r\n" + request_bytes)
 
         assert path_of(line.read()) == "/first"
         reply = line.read()
@@ -649,12 +688,81 @@ def test_a_malformed_request_is_refused_and_the_connection_closed(
         assert line.is_closed()
 
 
+# Good requests, whatever stands in fields that nobody here reads.
+MEANINGLESS: dict[str, tuple[str, ...]] = {
+    "another word for https": ("X-Forwarded-Ssl: on",),
+    "one more word for https": ("X-Forwarded-Protocol: ssl",),
+    "words that contradict each other": ("X-Forwarded-Proto: http", "X-Forwarded-Ssl: on"),
+    "a word for https twice": ("X-Forwarded-Proto: https", "X-Forwarded-Proto: http"),
+    "a control character": ("User-Agent: a\x01b\x7f", "X-A: \x1b[31m", "X-B: \x0b"),
+    "letters beyond ASCII": ("User-Agent: \xd0\xb6", "X-A: \x80\xff"),
+    "a long Cookie": (f"Cookie: a={'x' * 30000}",),
+    "a long Referer": (f"Referer: http://h/{'x' * 60000}",),
+    "many fields": tuple(f"X-{number}: y" for number in range(250)),
+    "another SCRIPT_NAME": ("SCRIPT_NAME: /x", "PATH_INFO: /x"),
+}
+
+
+@pytest.mark.parametrize("what", MEANINGLESS)
+def test_nothing_is_refused_for_fields_that_mean_nothing(echo: WorkerServer, what: str) -> None:
+    with echo.connect() as line:
+        reply = line.get("/here", *MEANINGLESS[what])
+
+        assert (reply.status, path_of(reply)) == (200, "/here")
+        seen = reply.json()
+        assert (seen["wsgi.url_scheme"], seen["SCRIPT_NAME"]) == ("http", "")
+        assert line.get("/next").status == 200
+
+
+def test_control_characters_of_a_field_become_spaces(echo: WorkerServer) -> None:
+    with echo.connect() as line:
+        seen = line.get("/", "User-Agent: a\x01b\x0bc", "Cookie: subid=c1\x7f; x=y").json()
+
+    assert (seen["HTTP_USER_AGENT"], seen["HTTP_COOKIE"]) == ("a b c", "subid=c1 ; x=y")
+
+
+def test_control_characters_of_a_trailer_are_no_reason_to_refuse(echo: WorkerServer) -> None:
+    with echo.connect() as line:
+        line.send(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: \x01\r\n\r\n")
+
+        assert line.read().json()["body"] == "a"
+
+
+# How clients of other protocols begin; they wait for our turn then, and not for a line's end.
+OTHER_PROTOCOLS = {
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "one byte of TLS": b"\x16",
+    "PROXY, version 1": b"PROXY TCP4 203.0.113.9 127.0.0.1 5000 80\r\n",
+    "PROXY, version 1, cut short": b"PROXY ",
+    "PROXY, version 2": b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c",
+    "SSH": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "SSH, cut short": b"SSH-",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n",
+    "SMTP": b"EHLO mail.example\r\n",
+    "redis": b"*1\r\n$4\r\nPING\r\n",
+    "letters that are no method": b"hello",
+    "a word too long for a method": b"A" * 21,
+    "an empty line, then nonsense": b"\r\nnonsense",
+}
+
+
+@pytest.mark.parametrize("what", OTHER_PROTOCOLS)
+def test_another_protocol_is_refused_at_its_first_bytes(echo: WorkerServer, what: str) -> None:
+    with echo.connect() as line:
+        line.send(OTHER_PROTOCOLS[what])
+        reply = line.read()
+
+        # After 20 seconds of silence it would be a 408.
+        assert (reply.status, reply.headers["connection"]) == (400, "close")
+        assert line.is_closed()
+
+
 @pytest.mark.parametrize(
     "begin",
     [
         b"nonsense\r\n\r\n",
-        b"POST /x HTTP/1.1\r\nContent-Length: 999999\r\n\r\n",
-        b"POST /x HTTP/1.1\r\nConnection: close\r\nContent-Length: 999999\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 999999\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 999999\r\n\r\n",
     ],
 )
 def test_who_is_not_read_on_may_finish_sending_and_reads_the_answer(
@@ -689,13 +797,53 @@ def test_a_name_with_an_underscore_is_dropped(echo: WorkerServer) -> None:
     assert seen["HTTP_X_FORWARDED_FOR"] == "good"
 
 
-def test_tls_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    server = WorkerServer(tmp_path, "callables:echo", "--certfile", __file__)
+REFUSED_OPTIONS: dict[tuple[str, ...], str] = {
+    ("--certfile", __file__): "does not do TLS (certfile, keyfile): let nginx",
+    ("--proxy-protocol", "auto"): "does not do proxy_protocol: let nginx",
+    ("--http-parser", "fast"): "does not use http_parser = 'fast', it has a quick reader",
+}
 
-    assert server.process.wait(PATIENCE_SECONDS) == 1
-    assert (
-        "Error: HoldingWorker does not do TLS (certfile, keyfile): let nginx" in server.read_log()
-    )
+
+@pytest.mark.parametrize("options", REFUSED_OPTIONS)
+def test_what_the_worker_does_not_do_is_refused_with_a_sentence(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "gunicorn_h1c.py").write_text(OTHER_PARSER)
+    server = WorkerServer(tmp_path, "callables:echo", *options)
+    try:
+        assert server.process.wait(PATIENCE_SECONDS) == 1
+    finally:
+        server.stop()
+    assert f"Error: HoldingWorker {REFUSED_OPTIONS[options]}" in server.read_log()
+
+
+# What `pip install 'gunicorn[fast]'` brings, as far as gunicorn looks at it; it refuses all.
+OTHER_PARSER = """\
+class ParseError(Exception): ...
+class IncompleteError(ParseError): ...
+class LimitRequestLine(ParseError): ...
+class LimitRequestHeaders(ParseError): ...
+class InvalidRequestMethod(ParseError): ...
+class InvalidHTTPVersion(ParseError): ...
+class InvalidHeaderName(ParseError): ...
+class InvalidHeader(ParseError): ...
+def parse_request(*_, **__): raise LimitRequestHeaders
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--http-parser", "auto")])
+def test_another_parser_that_is_installed_changes_no_answer(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "gunicorn_h1c.py").write_text(OTHER_PARSER)
+    with serving(tmp_path, "callables:echo", *options) as server:
+        # Left to gunicorn's parser.
+        reply = server.send(b"PUT / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+
+        assert reply.startswith(b"HTTP/1.1 200 OK\r\n")
+        with server.connect() as line:
+            line.send(b"GET /" + b"x" * 8200)
+            assert line.read().status == 414
 
 
 # --- What the callable answers ---------------------------------------------------------------
@@ -704,8 +852,10 @@ def test_tls_is_refused_with_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/raises", "/silent", "/short", "/splits", "/text"])
 def test_a_callable_that_fails_fails_alone(odd: WorkerServer, path: str) -> None:
     with odd.connect() as line:
-        line.send(b"GET /1 HTTP/1.1\r\n\r\nGET %s HTTP/1.1\r\n\r\n" % path.encode())
-        line.send(b"GET /2 HTTP/1.1\r\n\r\n")
+        line.send(
+            b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\nGET %s HTTP/1.1\r\nHost: h\r\n\r\n" % path.encode()
+        )
+        line.send(b"GET /2 HTTP/1.1\r\nHost: h\r\n\r\n")
         replies = [line.read() for _ in range(3)]
 
     assert [reply.status for reply in replies] == [200, 500, 200]
@@ -728,7 +878,7 @@ def test_an_answer_may_be_taken_back_before_it_is_sent(odd: WorkerServer) -> Non
 
 def test_an_answer_without_body_has_none(odd: WorkerServer) -> None:
     with odd.connect() as line:
-        line.send(b"HEAD /path HTTP/1.1\r\n\r\n")
+        line.send(b"HEAD /path HTTP/1.1\r\nHost: h\r\n\r\n")
         head = line.read(is_head=True)
         none = line.get("/none")
         get = line.get("/path")
@@ -760,8 +910,8 @@ def test_a_unix_socket_has_no_address(tmp_path: Path) -> None:
         seen = Line(sock).get("/", "X-Forwarded-Proto: https").json()
 
     assert seen["REMOTE_ADDR"] == ""
-    assert (seen["SERVER_NAME"], seen["SERVER_PORT"]) == ("h", "443")
-    assert seen["wsgi.url_scheme"] == "https"
+    assert (seen["SERVER_NAME"], seen["SERVER_PORT"]) == ("h", "80")
+    assert seen["wsgi.url_scheme"] == "http"
 
 
 def test_the_access_log_and_the_hooks_are_served(tmp_path: Path) -> None:
@@ -791,9 +941,9 @@ def test_nothing_is_sent_before_the_commit(tmp_path: Path) -> None:
         server.connect() as one,
         server.connect() as other,
     ):
-        one.send(b"GET /1 HTTP/1.1\r\n\r\n")
+        one.send(b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\n")
         wait_until((tmp_path / "called").exists, "the call")
-        other.send(b"GET /2 HTTP/1.1\r\n\r\nGET /3 HTTP/1.1\r\n\r\n")
+        other.send(b"GET /2 HTTP/1.1\r\nHost: h\r\n\r\nGET /3 HTTP/1.1\r\nHost: h\r\n\r\n")
         one.sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
             one.sock.recv(1)
@@ -810,7 +960,9 @@ def test_every_answer_of_a_failed_commit_is_a_503(tmp_path: Path, trouble: str) 
     (tmp_path / "go").touch()
     (tmp_path / trouble).touch()
     with serving(tmp_path, "callables:held") as server, server.connect() as line:
-        line.send(b"GET /1 HTTP/1.1\r\n\r\nHEAD /2 HTTP/1.1\r\n\r\nhello\r\n\r\n")
+        line.send(
+            b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\nHEAD /2 HTTP/1.1\r\nHost: h\r\n\r\nhello\r\n\r\n"
+        )
         first, second, third = line.read(), line.read(is_head=True), line.read()
 
         assert [first.status, second.status, third.status] == [503, 503, 400]
@@ -828,7 +980,7 @@ def test_a_hook_that_fails_fails_its_own_request_alone(tmp_path: Path) -> None:
     )
     options = ("--config", "hooks.py")
     with serving(tmp_path, "callables:held", *options) as server, server.connect() as line:
-        line.send(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % number for number in (1, 2, 3)))
+        line.send(b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number for number in (1, 2, 3)))
         replies = [line.read() for _ in range(3)]
 
     assert [reply.status for reply in replies] == [200, 503, 200]
@@ -842,10 +994,10 @@ def test_a_commit_is_shared_by_a_bounded_number(tmp_path: Path) -> None:
         # Held up by the first, all others are ready together.
         (tmp_path / "go").unlink()
         (tmp_path / "called").unlink(missing_ok=True)
-        lines[0].send(b"GET /0 HTTP/1.1\r\n\r\n")
+        lines[0].send(b"GET /0 HTTP/1.1\r\nHost: h\r\n\r\n")
         wait_until((tmp_path / "called").exists, "the call")
         for number, line in enumerate(lines[1:], 1):
-            line.send(b"GET /%d HTTP/1.1\r\n\r\n" % number)
+            line.send(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % number)
         (tmp_path / "go").touch()
 
         bodies = [line.read().body for line in lines]
@@ -860,8 +1012,8 @@ def test_one_that_pipelines_lets_others_through(tmp_path: Path) -> None:
         with server.connect() as greedy, server.connect() as modest:
             modest.get("/here")
             (tmp_path / "go").unlink()
-            greedy.send(b"GET /greedy HTTP/1.1\r\n\r\n" * 1000)
-            modest.send(b"GET /modest HTTP/1.1\r\n\r\n")
+            greedy.send(b"GET /greedy HTTP/1.1\r\nHost: h\r\n\r\n" * 1000)
+            modest.send(b"GET /modest HTTP/1.1\r\nHost: h\r\n\r\n")
             (tmp_path / "go").touch()
 
             assert modest.read().body == b"/modest"
@@ -877,10 +1029,10 @@ def test_who_waited_too_long_is_told_to_send_again(tmp_path: Path) -> None:
         server.connect() as other,
         server.connect() as third,
     ):
-        one.send(b"GET /1 HTTP/1.1\r\n\r\n")
+        one.send(b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\n")
         wait_until((tmp_path / "called").exists, "the call")
-        other.send(b"GET /2 HTTP/1.1\r\n\r\n")
-        third.send(b"GET /3 HTTP/1.1\r\n\r\n")
+        other.send(b"GET /2 HTTP/1.1\r\nHost: h\r\n\r\n")
+        third.send(b"GET /3 HTTP/1.1\r\nHost: h\r\n\r\n")
         (tmp_path / "go").touch()
 
         assert one.read().status == 200

@@ -278,7 +278,7 @@ def test_a_graceful_stop_finishes_what_was_begun(tmp_path: Path) -> None:
         with server.connect() as idle, server.connect() as kept, server.connect() as amid:
             idle.get()
             kept.get()
-            amid.send(b"POST /amid HTTP/1.1\r\nContent-Length: 5\r\n\r\nab")
+            amid.send(b"POST /amid HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nab")
             assert server.get().status == 200
             server.tell(signal.SIGTERM)
             wait_until(lambda: "Handling signal: term" in server.read_log(), "the signal")
@@ -300,7 +300,7 @@ def test_a_graceful_stop_ends_in_time(tmp_path: Path) -> None:
         serving(tmp_path, "callables:echo", "--graceful-timeout", "2") as server,
         server.connect() as amid,
     ):
-        amid.send(b"POST /amid HTTP/1.1\r\nContent-Length: 5\r\n\r\nab")
+        amid.send(b"POST /amid HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nab")
         assert server.get().status == 200
         server.tell(signal.SIGTERM)
 
@@ -311,7 +311,7 @@ def test_a_graceful_stop_ends_in_time(tmp_path: Path) -> None:
 
 def test_a_graceful_stop_waits_for_the_commit(tmp_path: Path) -> None:
     with serving(tmp_path, "callables:held") as server, server.connect() as line:
-        line.send(b"GET /held HTTP/1.1\r\n\r\n")
+        line.send(b"GET /held HTTP/1.1\r\nHost: h\r\n\r\n")
         wait_until((tmp_path / "called").exists, "the call")
         server.tell(signal.SIGTERM)
         wait_until(lambda: "Handling signal: term" in server.read_log(), "the signal")
@@ -323,7 +323,7 @@ def test_a_graceful_stop_waits_for_the_commit(tmp_path: Path) -> None:
 
 def test_a_quick_stop_acknowledges_nothing(tmp_path: Path) -> None:
     with serving(tmp_path, "callables:held") as server, server.connect() as line:
-        line.send(b"GET /held HTTP/1.1\r\n\r\n")
+        line.send(b"GET /held HTTP/1.1\r\nHost: h\r\n\r\n")
         wait_until((tmp_path / "called").exists, "the call")
         began = time.monotonic()
         server.tell(signal.SIGQUIT)
@@ -383,7 +383,7 @@ def test_a_slow_batch_is_no_reason_to_be_killed(tmp_path: Path) -> None:
     # the callable is no part of it.
     options = ("--timeout", "2", "--preload")
     with serving(tmp_path, "callables:odd", *options) as server, server.connect() as line:
-        line.send(b"GET /slow?0.1 HTTP/1.1\r\n\r\n" * 32)
+        line.send(b"GET /slow?0.1 HTTP/1.1\r\nHost: h\r\n\r\n" * 32)
 
         assert [line.read().body for _ in range(32)] == [b"slow"] * 32
     assert "WORKER TIMEOUT" not in server.read_log()
@@ -396,9 +396,9 @@ def test_more_connections_than_allowed_wait_their_turn(tmp_path: Path) -> None:
     with serving(tmp_path, "callables:echo", "--worker-connections", "4") as server:
         lines = [server.connect() for _ in range(4)]
         for line in lines[:3]:
-            line.send(b"GET / HTTP/1.1\r\n")
+            line.send(b"GET / HTTP/1.1\r\nHost: h\r\n")
         with server.connect() as fifth:
-            fifth.send(b"GET /fifth HTTP/1.1\r\n\r\n")
+            fifth.send(b"GET /fifth HTTP/1.1\r\nHost: h\r\n\r\n")
             fifth.sock.settimeout(0.3)
             with pytest.raises(TimeoutError):
                 fifth.read()
@@ -469,7 +469,13 @@ def test_garbage_of_any_kind_does_not_stop_it(tmp_path: Path) -> None:
     # Seeded: what fails today fails tomorrow.
     dice = random.Random(20261122)  # noqa: S311
     pieces = [
-        *(b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\n", b"Content-Length: 5\r\n", b"\r\n", b"\n"),
+        *(
+            b"GET / HTTP/1.1\r\nHost: h\r\n",
+            b"POST / HTTP/1.1\r\nHost: h\r\n",
+            b"Content-Length: 5\r\n",
+            b"\r\n",
+            b"\n",
+        ),
         *(b"Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n", b"0\r\n", b"\0\xff", b"hello"),
         *(b"Expect: 100-continue\r\n", b"Connection: close\r\n", b"x" * 9000, b": ", b"GET "),
     ]
