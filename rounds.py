@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, time, timedelta
 from hashlib import sha256
 from pathlib import Path
-from time import monotonic
 from typing import NamedTuple
 
 import ratebook
@@ -234,16 +233,17 @@ class RateKeeper:
 
     def __init__(self) -> None:
         """Begin with nothing under way."""
-        self._next_look = 0.0
+        self._looked_at: datetime | None = None
         self._token = ""
         self._runner: Runner | None = None
         self._thread: threading.Thread | None = None
 
     def look(self, db: Storage, settings: Settings, now: datetime) -> None:
         """Take the lease where rates are due; run where it is ours. Inside a transaction."""
-        if monotonic() < self._next_look:
+        # A clock that was set back is not waited for.
+        if self._looked_at and _is_within(now - self._looked_at, LOOK_SECONDS):
             return
-        self._next_look = monotonic() + LOOK_SECONDS
+        self._looked_at = now
         if not settings.rate_sources or (self._thread is not None and self._thread.is_alive()):
             return
         current = ratebook.read_round(db)
@@ -269,6 +269,10 @@ class RateKeeper:
             target=_run_and_log, args=(self._runner,), name="rates", daemon=True
         )
         self._thread.start()
+
+
+def _is_within(passed: timedelta, seconds: float) -> bool:
+    return 0 <= passed.total_seconds() < seconds
 
 
 def _run_and_log(runner: Runner) -> None:
