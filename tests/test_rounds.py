@@ -211,6 +211,19 @@ def test_nothing_is_fetched_where_the_source_is_none(
     assert services.asked == []
 
 
+def test_a_source_that_is_taken_away_before_its_turn_is_not_asked(
+    new_worker: Callable[[], Worker], services: StandIn, tmp_path: Path
+) -> None:
+    worker = new_worker()
+    worker.look()
+    assert read_round(worker.path).holder is not None
+
+    worker.settings = write_config(tmp_path, services, "none")
+    worker.look(times=3)
+
+    assert worker.keeper._runner is None
+
+
 def test_a_worker_looks_once_a_second_and_not_only_when_its_clock_is_right_again(
     new_worker: Callable[[], Worker], clock: Clock
 ) -> None:
