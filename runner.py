@@ -9,9 +9,8 @@ import os
 import subprocess
 import sys
 import threading
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from time import monotonic
 from typing import NamedTuple
 
 import ratebook
@@ -127,16 +126,17 @@ class RateKeeper:
 
     def __init__(self) -> None:
         """Begin with nothing under way."""
-        self._next_look = 0.0
+        self._looked_at: datetime | None = None
         self._token = ""
         self._runner: Runner | None = None
         self._thread: threading.Thread | None = None
 
     def look(self, db: Storage, settings: Settings, now: datetime) -> None:
         """Take the lease where rates are due; run where it is ours. Inside a transaction."""
-        if monotonic() < self._next_look:
+        # A clock that was set back is not waited for.
+        if self._looked_at and _is_within(now - self._looked_at, LOOK_SECONDS):
             return
-        self._next_look = monotonic() + LOOK_SECONDS
+        self._looked_at = now
         if not settings.rate_sources or (self._thread is not None and self._thread.is_alive()):
             return
         current = ratebook.read_round(db.db)
@@ -162,6 +162,10 @@ class RateKeeper:
             target=_run_and_log, args=(runner,), name="rates", daemon=True
         )
         self._thread.start()
+
+
+def _is_within(passed: timedelta, seconds: float) -> bool:
+    return 0 <= passed.total_seconds() < seconds
 
 
 def _run_and_log(runner: Runner) -> None:

@@ -15,10 +15,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,13 +136,12 @@ def fuzz(directory: Path, setup: Setup, requests: int, seed: int, senders: int) 
         wait_until(lambda: len(server.find_workers()) == setup.workers, PATIENCE_SECONDS, enough)
         workers = server.find_workers()
         began = time.monotonic()
-        with ProcessPoolExecutor(senders) as pool:
-            numbers = range(-(-requests // share))
-            send = partial(send_piece, server.port, seed, share)
-            running = pool.map(send, numbers)
-            first = next(running)
-            before = max(map(peak_memory_mib, workers))
-            pieces = [first, *running]
+        running = send_pieces(
+            partial(send_piece, server.port, seed, share), -(-requests // share), senders
+        )
+        first = next(running)
+        before = max(map(peak_memory_mib, workers))
+        pieces = [first, *running]
         seconds = time.monotonic() - began
         flaws = list(_look_at_server(server, workers))
         growth = 0.0 if flaws else max(map(peak_memory_mib, workers)) - before
@@ -159,6 +159,40 @@ def fuzz(directory: Path, setup: Setup, requests: int, seed: int, senders: int) 
         seconds,
         flaws,
     )
+
+
+Send = Callable[[int], Piece]
+
+
+def send_pieces(send: Send, count: int, senders: int) -> Iterator[Piece]:
+    """Send so many pieces from so many processes, each as it is done.
+
+    Over pipes: an executor's queues need semaphores in /dev/shm, where not everybody may write.
+    """
+    spawning = get_context("spawn")
+    numbers = iter(range(count))
+    links: list[Connection] = []
+    for number in itertools.islice(numbers, senders):
+        link, end = spawning.Pipe()
+        spawning.Process(target=_be_sender, args=(send, end), daemon=True).start()
+        end.close()
+        link.send(number)
+        links.append(link)
+    while links:
+        ready = wait(links)
+        for link in [link for link in links if link in ready]:
+            # EOFError: the sender broke off, and has printed why.
+            piece: Piece = link.recv()
+            following = next(numbers, None)
+            link.send(following)
+            if following is None:
+                links.remove(link)
+            yield piece
+
+
+def _be_sender(send: Send, link: Connection) -> None:
+    while (number := link.recv()) is not None:
+        link.send(send(number))
 
 
 def send_piece(port: int, seed: int, share: int, number: int) -> Piece:

@@ -26,6 +26,8 @@ class LiveServer:
         self._options = options
         # A program to start it through, such as one that takes privileges away.
         self.prefix: tuple[str, ...] = ()
+        # Another callable, such as one that lowers a limit first.
+        self.application = "postback:application"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -33,7 +35,7 @@ class LiveServer:
         command = [
             *self.prefix,
             *(sys.executable, "-m", "gunicorn", "--config", "python:server"),
-            *("--bind", f"127.0.0.1:{self.port}", *self._options, "postback:application"),
+            *("--bind", f"127.0.0.1:{self.port}", *self._options, self.application),
         ]
         environment = {k: v for k, v in os.environ.items() if k != "POSTBACK_CONFIG"}
         with self.log.open("ab") as log:
@@ -106,11 +108,24 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = PATIENCE_S
         time.sleep(0.01)
 
 
+# The service with a housekeeping that tests need not wait for.
+BUSY_HOUSE = """\
+import rounds, writer
+writer.TICK_SECONDS, rounds.LOOK_SECONDS = 0.1, 0.05
+from postback import application
+"""
+
+
 @contextmanager
-def live_server(directory: Path, *options: str, prefix: Sequence[str] = ()) -> Iterator[LiveServer]:
+def live_server(
+    directory: Path, *options: str, prefix: Sequence[str] = (), keeps_house_often: bool = False
+) -> Iterator[LiveServer]:
     """Run a server for the time of a test."""
     server = LiveServer(directory, *options)
     server.prefix = tuple(prefix)
+    if keeps_house_often:
+        (directory / "busy_house.py").write_text(BUSY_HOUSE)
+        server.application = "busy_house:application"
     try:
         server.start()
         yield server

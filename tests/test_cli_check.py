@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -406,6 +408,71 @@ def test_of_a_large_database_the_newest_rows_are_read(
 
     assert quick == ["ok: the newest rows can be read; `postback check --deep` reads them all"]
     assert deep == ["ok: the database is undamaged"]
+
+
+@pytest.fixture
+def large(
+    good: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Client:
+    """A tracker whose database counts as large, all of it in the file itself."""
+    subids = [f"b{number}" for number in range(400)]
+    (good.directory / "clicks.csv").write_text("\n".join(["subid", *subids]))
+    (good.directory / "lines.csv").write_text("\n".join(f"{subid},1,t" for subid in subids))
+    config = str(good.directory / "config.ini.php")
+    for words in (("clicks", "import", "clicks.csv"), ("import", "lines.csv")):
+        path = str(good.directory / words[-1])
+        assert cli.main([*words[:-1], path, "--config", config]) == 0
+    capsys.readouterr()
+    good.receiver.close()
+    monkeypatch.setattr(audit, "SMALL_FILE_BYTES", 0)
+    monkeypatch.setattr(audit, "NEWEST_ROWS", 20)
+    return good
+
+
+def damage_page(client: Client, tree: str, *, newest: bool) -> None:
+    """Write nonsense over the last or the first leaf of a table or an index."""
+    with closing(sqlite3.connect(client.database)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [tree]).fetchone()
+        (size,) = db.execute("PRAGMA page_size").fetchone()
+    content = bytearray(client.database.read_bytes())
+    # Source: https://www.sqlite.org/fileformat.html, "B-tree Pages": interior pages begin with 2 or
+    # 5, the last child's number is at 8, the place of the first cell at 12; that begins with its
+    # child's number.
+    while content[start := (page - 1) * size] in (2, 5):
+        first = start + int.from_bytes(content[start + 12 : start + 14])
+        at = start + 8 if newest else first
+        page = int.from_bytes(content[at : at + 4])
+    content[start : start + size] = b"\xff" * size
+    client.database.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "tree", ["postbacks", "postbacks_by_time", "conversions", "conversion_history", "clicks"]
+)
+def test_damage_among_the_newest_rows_of_a_large_database_is_a_problem(
+    large: Client, capsys: pytest.CaptureFixture[str], tree: str
+) -> None:
+    damage_page(large, tree, newest=True)
+
+    status, found = call(large.directory, capsys)
+
+    assert status == 1
+    assert "integrity" not in found
+    assert "malformed" in found["database"][-1]
+
+
+def test_damage_among_old_rows_of_a_large_database_is_seen_by_a_deep_look_only(
+    large: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage_page(large, "conversion_history", newest=False)
+
+    quick = call(large.directory, capsys)
+    deep = call(large.directory, capsys, "--deep")
+
+    assert quick[1]["integrity"][0].startswith("ok: the newest rows can be read")
+    assert (quick[0], deep[0]) == (0, 1)
+    assert "restore the latest backup" in str(deep[1])
 
 
 def test_no_key_stands_among_the_examples_by_chance() -> None:

@@ -2,11 +2,10 @@
 
 import csv
 import io
-import itertools
 import signal
 import sqlite3
 import subprocess
-import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -20,8 +19,10 @@ from live import PATIENCE_SECONDS
 import cli
 from booking import Terms
 from cells import disarm, rearm
+from commands import conversion_import
 from commands.conversion_import import LineImporter
 from commands.conversion_lines import LineReader, Said
+from database import LOCK_POLL_SECONDS
 from storage import open_database
 
 
@@ -247,27 +248,27 @@ def test_a_terminal_shows_the_lines_that_need_a_hand(tracker: Client) -> None:
 
 
 def test_live_postbacks_are_let_through(
-    tracker: Client, capsys: pytest.CaptureFixture[str]
+    tracker: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = "".join(f"n{number},5,t{number}\n" for number in range(3000))
+    """Between two pieces the import waits, without the lock, for longer than waiters look again."""
     answers: list[str | None] = []
-    done = threading.Event()
+    pauses: list[float] = []
 
-    def send() -> None:
-        while not done.is_set():
-            answers.append(tracker.send("subid=c1&status=lead").verdict)
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        # From the receiver's own thread: held up for as long as the import holds the lock.
+        answers.append(tracker.send("subid=c1&status=lead").verdict)
 
-    sending = threading.Thread(target=send)
-    sending.start()
-    ran = take_in(tracker, capsys, content)
-    done.set()
-    sending.join(PATIENCE_SECONDS)
+    monkeypatch.setattr(conversion_import, "WORK_SECONDS", 0)
+    monkeypatch.setattr(time, "sleep", pause)
+
+    ran = take_in(tracker, capsys, "".join(f"n{number},5,t{number}\n" for number in range(8)))
 
     assert ran.status == 0
-    assert set(answers) == {"recorded", "repeated"}
-    sources = tracker.rows("SELECT source FROM postbacks ORDER BY id")
-    turns = [source for source, _ in itertools.groupby(row["source"] for row in sources)]
-    assert turns.count("import") > 3
+    assert answers == ["recorded", *["repeated"] * 7]
+    assert min(pauses) > LOCK_POLL_SECONDS
+    sources = [row["source"] for row in tracker.rows("SELECT source FROM postbacks ORDER BY id")]
+    assert sources == ["import", "http"] * 8
 
 
 @pytest.mark.parametrize("seconds", [0, 0.03])
@@ -275,7 +276,7 @@ def test_a_line_is_told_when_it_is_on_disk(
     tracker: Client, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     # No time at all: the machine does something else.
-    monkeypatch.setattr("commands.conversion_import.WORK_SECONDS", seconds)
+    monkeypatch.setattr(conversion_import, "WORK_SECONDS", seconds)
     terms = Terms("USD")
     reader = LineReader(terms, {})
     lines = [reader.read(number, Said(f"n{number}")) for number in range(100)]

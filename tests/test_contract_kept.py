@@ -1,12 +1,12 @@
 """What is kept (section 7 of the contract), and that eight processes keep it together."""
 
-import multiprocessing
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
 import pytest
+from at_once import run_at_once
 from conftest import (
     NOON,
     POSTBACK_KEY,
@@ -293,42 +293,32 @@ PROCESSES = 8
 EACH = 25
 
 
-def send_all(config_path: Path, queries: list[str], start: Any, answers: Any) -> None:
+def send_all(config_path: Path, queries: list[str], link: Connection) -> None:
     """Be one worker process: a receiver of its own, on the same config and database."""
     receiver = postback.Receiver(config_path)
     client = Client(config_path.parent, config_path.parent / "postback.db", receiver, Clock())
     client.get("/health")
-    start.wait(timeout=180)
+    link.send("ready")
+    link.recv()
+    answers = []
     for query in queries:
         answer = client.send(query)
         while answer.status == 503:
             # Eight want the lock, and a busy machine may keep one from it for long: nothing of
             # this one is kept, and as any sender does, we send it again.
             answer = client.send(query)
-        answers.put((answer.status, answer.verdict))
+        answers.append((answer.status, answer.verdict))
     receiver.close()
+    link.send(answers)
 
 
 def send_from_eight_processes(
     client: Client, shares: list[list[str]]
 ) -> list[tuple[int, str | None]]:
     """Let eight processes send their share, all at once, and collect what they were answered."""
-    spawning = multiprocessing.get_context("spawn")
-    start, answers = spawning.Barrier(len(shares)), spawning.Queue()
     config_path = client.directory / "config.ini.php"
-    workers = [
-        spawning.Process(target=send_all, args=(config_path, share, start, answers))
-        for share in shares
-    ]
-    for worker in workers:
-        worker.start()
-    collected = [answers.get(timeout=180) for share in shares for _ in share]
-    for worker in workers:
-        worker.join(timeout=180)
-    assert [worker.exitcode for worker in workers] == [0] * len(shares)
-    answers.close()
-    answers.join_thread()
-    return collected
+    answers = run_at_once(send_all, [(config_path, share) for share in shares])
+    return [answer for share in answers for answer in share]
 
 
 def test_eight_processes_with_the_same_postback_record_it_once(client: Client) -> None:

@@ -4,6 +4,7 @@ The harness is in `durability/`; `python -m durability` runs its kill rounds by 
 """
 
 import errno
+import os
 import sqlite3
 import sys
 import tempfile
@@ -48,9 +49,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def left_over() -> Iterator[Path]:
-    """Where to put what power cuts leave: in memory where there is such a place, it is much."""
+    """Where to put what power cuts leave: in memory where there is room for us, it is much."""
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as directory:
+    is_ours = os.access(memory, os.W_OK | os.X_OK)
+    with tempfile.TemporaryDirectory(dir=memory if is_ours else None) as directory:
         yield Path(directory)
 
 

@@ -110,9 +110,17 @@ def run(home: Path, command: str) -> str:
         printed = run_here(home, shlex.split(command)[1:])
     else:
         printed = run_in_shell(home, command)
-    seen = CONTROLS.sub("", without_styles(printed))
+    seen = unfold(CONTROLS.sub("", without_styles(printed)), home)
     # A progress bar that has gone leaves an empty line.
     return "".join(f"{line.rstrip()}\n" for line in seen.splitlines() if line.strip())
+
+
+def unfold(text: str, home: Path) -> str:
+    """Put paths together that are so long that a line ends within them."""
+    for name in ("config.ini.php", "postback.db", "copy.db"):
+        path = f"{home}/{name}"
+        text = re.sub(r"\s*".join(map(re.escape, path)), path, text)
+    return text
 
 
 def run_here(home: Path, words: list[str]) -> str:

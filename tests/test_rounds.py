@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from conftest import Clock
 from live import live_server, wait_until
 from stand_in import StandIn, dripping, ecb_document, stand_in_server
 from stand_in import document as answer_with
@@ -20,7 +21,6 @@ from stand_in import document as answer_with
 import ratebook
 import rounds
 import runner
-import writer
 from config import Settings, load
 from ratebook import Round
 from rounds import find_next_publication, find_retry, is_due, take_lease
@@ -29,9 +29,6 @@ from runner import RateKeeper
 from storage import open_database
 
 KEY = "s3cret-key-of-the-tests"
-# A worker looks with every tick of its housekeeping, takes the lease, and starts at the next.
-SECONDS_TO_START = 2 * writer.TICK_SECONDS + 1
-
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
@@ -69,13 +66,11 @@ def ask(directory: Path, question: str) -> list[tuple[object, ...]]:
 # In the service
 
 
-def test_the_service_fetches_once_for_all_workers_and_converts_what_waited(
-    tmp_path: Path, services: StandIn
-) -> None:
+def test_the_service_fetches_and_converts_what_waited(tmp_path: Path, services: StandIn) -> None:
     serve_todays_rates(services)
     write_config(tmp_path, services)
 
-    with live_server(tmp_path, "--workers", "3") as server:
+    with live_server(tmp_path, "--workers", "3", keeps_house_often=True) as server:
         server.get(f"/{KEY}/postback?subid=c1&payout=10&currency=eur")
         wait_until(
             lambda: (
@@ -84,8 +79,6 @@ def test_the_service_fetches_once_for_all_workers_and_converts_what_waited(
             ),
             "the amount to be converted",
         )
-        # Every worker has looked again by then, and some more than once.
-        time.sleep(SECONDS_TO_START)
 
     assert services.asked == ["/ecb"]
     assert "rates from ecb: 1 of " in server.read_log()
@@ -96,16 +89,13 @@ def test_the_service_fetches_once_for_all_workers_and_converts_what_waited(
     )
 
 
-def test_nothing_is_fetched_where_the_source_is_none_until_the_config_names_one(
+def test_a_source_that_the_config_names_while_the_service_runs_is_asked(
     tmp_path: Path, services: StandIn
 ) -> None:
     serve_todays_rates(services)
     write_config(tmp_path, services, "none")
 
-    with live_server(tmp_path) as server:
-        time.sleep(SECONDS_TO_START)
-        assert services.asked == []
-
+    with live_server(tmp_path, keeps_house_often=True) as server:
         write_config(tmp_path, services, "ecb")
         wait_until(lambda: services.asked == ["/ecb"], "the source to be asked")
         wait_until(lambda: "1 of " in server.read_log(), "the rate to be taken")
@@ -117,7 +107,7 @@ def test_postbacks_are_answered_and_the_service_stops_while_a_source_hangs(
     services.serve("/ecb", dripping(services))
     write_config(tmp_path, services)
 
-    with live_server(tmp_path) as server:
+    with live_server(tmp_path, keeps_house_often=True) as server:
         wait_until(lambda: services.asked == ["/ecb"], "the source to be asked")
         answer = server.get(f"/{KEY}/postback?subid=c1&payout=10&currency=eur")
         begun = time.monotonic()
@@ -134,7 +124,8 @@ def test_a_bare_gunicorn_fetches_too(tmp_path: Path, services: StandIn) -> None:
     serve_todays_rates(services)
     write_config(tmp_path, services)
 
-    with live_server(tmp_path, "--worker-class", "sync", "--config", os.devnull) as server:
+    bare = ("--worker-class", "sync", "--config", os.devnull)
+    with live_server(tmp_path, *bare, keeps_house_often=True) as server:
         server.get(f"/{KEY}/postback?subid=c1&payout=10&currency=eur")
         wait_until(lambda: services.asked == ["/ecb"], "the source to be asked")
 
@@ -157,28 +148,32 @@ def works_in(process: Path, directory: Path) -> bool:
 class Worker:
     """A worker's keeper and its own look at the database."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, path: Path, settings: Settings, clock: Clock) -> None:
         self.keeper = RateKeeper()
         self.path = path
         self.settings = settings
+        self.clock = clock
 
     def look(self, times: int = 1) -> None:
-        with open_database(self.path, "USD") as db:
-            for _ in range(times):
-                with db.transaction():
-                    self.keeper.look(db, self.settings, datetime.now(UTC))
+        """Look so many times, each time when it is time to look again."""
+        for _ in range(times):
+            self.clock.forward(seconds=runner.LOOK_SECONDS)
+            self.look_now()
+
+    def look_now(self) -> None:
+        with open_database(self.path, "USD") as db, db.transaction():
+            self.keeper.look(db, self.settings, self.clock())
 
 
 @pytest.fixture
-def new_worker(
-    tmp_path: Path, services: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[], Worker]]:
-    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.0)
+def new_worker(tmp_path: Path, services: StandIn, clock: Clock) -> Iterator[Callable[[], Worker]]:
+    # The process that fetches has the machine's clock.
+    clock.now = datetime.now(UTC)
     settings = write_config(tmp_path, services)
     made: list[Worker] = []
 
     def make() -> Worker:
-        made.append(Worker(tmp_path / "postback.db", settings))
+        made.append(Worker(tmp_path / "postback.db", settings, clock))
         return made[-1]
 
     yield make
@@ -206,15 +201,55 @@ def test_of_two_workers_one_fetches(
     assert services.asked == ["/ecb"]
 
 
+def test_nothing_is_fetched_where_the_source_is_none(
+    new_worker: Callable[[], Worker], services: StandIn, tmp_path: Path
+) -> None:
+    worker = new_worker()
+    worker.settings = write_config(tmp_path, services, "none")
+
+    worker.look(times=9)
+
+    assert read_round(worker.path).holder is None
+    assert services.asked == []
+
+
+def test_a_source_that_is_taken_away_before_its_turn_is_not_asked(
+    new_worker: Callable[[], Worker], services: StandIn, tmp_path: Path
+) -> None:
+    worker = new_worker()
+    worker.look()
+    assert read_round(worker.path).holder is not None
+
+    worker.settings = write_config(tmp_path, services, "none")
+    worker.look(times=3)
+
+    assert worker.keeper._runner is None
+
+
+def test_a_worker_looks_once_a_second_and_not_only_when_its_clock_is_right_again(
+    new_worker: Callable[[], Worker], clock: Clock
+) -> None:
+    worker = new_worker()
+    worker.look()
+    holder = read_round(worker.path).holder
+
+    clock.forward(seconds=runner.LOOK_SECONDS / 2)
+    worker.look_now()
+    assert read_round(worker.path).holder == holder
+    assert worker.keeper._runner is None
+
+    clock.forward(days=-9)
+    worker.look_now()
+    assert worker.keeper._runner is not None
+
+
 def test_a_fetch_that_is_killed_leaves_a_lease_that_runs_out(
     new_worker: Callable[[], Worker],
     services: StandIn,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(rounds, "LEASE_SECONDS", 2.0)
-    monkeypatch.setattr(rounds, "FIRST_RETRY_SECONDS", 0.1)
     services.serve("/ecb", dripping(services))
     worker, other = new_worker(), new_worker()
     worker.look(times=2)
@@ -226,15 +261,13 @@ def test_a_fetch_that_is_killed_leaves_a_lease_that_runs_out(
     serve_todays_rates(services)
     other.look(times=3)
     assert services.asked == ["/ecb"]
+    assert read_round(tmp_path / "postback.db").holder is not None
 
-    wait_until(lambda: looks_until_rates(other, tmp_path), "another worker to take over")
+    clock.forward(seconds=max(rounds.LEASE_SECONDS, 2 * rounds.FIRST_RETRY_SECONDS))
+    other.look(times=2)
+    wait_until(lambda: ask(tmp_path, "SELECT count(*) FROM rates") == [(1,)], "the rate")
     assert services.asked == ["/ecb", "/ecb"]
-    assert "fetching rates broke off: status -9" in caplog.text
-
-
-def looks_until_rates(worker: Worker, directory: Path) -> bool:
-    worker.look()
-    return ask(directory, "SELECT count(*) FROM rates") == [(1,)]
+    wait_until(lambda: "fetching rates broke off: status -9" in caplog.text, "the sentence")
 
 
 def test_a_fetch_that_hangs_is_killed_by_its_worker(

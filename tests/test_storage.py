@@ -1,6 +1,5 @@
 """The file itself: transactions that hold, indexes that are used, trouble that is told plainly."""
 
-import multiprocessing
 import os
 import sqlite3
 import stat
@@ -8,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from decimal import Decimal
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
+from at_once import run_at_once
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -217,28 +218,15 @@ def test_a_lock_that_another_program_holds_is_waited_for_and_then_told(
         db.set_offer("O1", allow_rebills=True)
 
 
-def open_at_once(path: str, ready: Any, results: Any) -> None:
-    ready.wait()
-    try:
-        open_database(Path(path), "USD").close()
-        results.put("opened")
-    except Exception as error:  # told to the test, which fails on it
-        results.put(repr(error))
+def open_when_told(path: Path, link: Connection) -> None:
+    link.send("ready")
+    link.recv()
+    open_database(path, "USD").close()
+    link.send("opened")
 
 
 def test_workers_that_start_at_once_migrate_once(path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready, results = context.Barrier(4), context.Queue()
-    workers = [
-        context.Process(target=open_at_once, args=(str(path), ready, results)) for _ in range(4)
-    ]
-    for worker in workers:
-        worker.start()
-    told = [results.get(timeout=180) for _ in workers]
-    for worker in workers:
-        worker.join()
-
-    assert told == ["opened"] * 4
+    assert run_at_once(open_when_told, [(path,)] * 4) == ["opened"] * 4
 
 
 def test_a_migration_that_breaks_changes_nothing(
