@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from config import Settings
-from query import Postback, read_fields, read_postback
+from query import Postback, read_fields, read_postback, warn_of_unread
 from rates import Priced, Rate, price_at
 from rows import (
     ClickRow,
@@ -347,9 +347,11 @@ def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: Terms) -> N
 
 def reread(query: str, terms: Terms) -> Postback:
     """Read a stored query again, under the terms of today."""
-    return read_postback(
+    postback = read_postback(
         read_fields(query),
         {},
         tracker_currency=terms.currency,
         decimal_comma=terms.decimal_comma,
     )
+    unread = warn_of_unread(query)
+    return postback._replace(warnings=unread + postback.warnings) if unread else postback

@@ -36,6 +36,8 @@ class Call:
     keeps_alive: bool = False
     began_at: float = 0.0
     request: Any = None
+    # Bytes of its target and its body: what reading it and storing it cost.
+    size: int = 0
     answer: bytes = b""
     status: str = ""
     headers: Headers = ()
@@ -114,6 +116,12 @@ class Connection:
         return True
 
     @property
+    def unserved_bytes(self) -> int:
+        """Tell how much has come of requests that are not served yet."""
+        decoded = 0 if self.chunked is None else len(self.chunked.content)
+        return len(self.inbox) - self.start + decoded
+
+    @property
     def is_amid_request(self) -> bool:
         """Tell whether a part of a request has come."""
         return self.head is not None or self.start < len(self.inbox)
@@ -152,6 +160,7 @@ class Connection:
             head.keeps_alive and not is_cut,
             self.queued_at,
             head.request,
+            len(environ["RAW_URI"]) + body.getbuffer().nbytes,
         )
 
     def _take_head(self, reader: HeadReader) -> Head | None:

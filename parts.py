@@ -15,6 +15,8 @@ from query import (
     SUBID_NAMES,
     Postback,
     read_fields,
+    read_pairs,
+    warn_of_unread,
 )
 from rows import SUB_ID_NAMES
 from statuses import Status, read_word
@@ -83,7 +85,7 @@ def read_parts(query: str, terms: Terms) -> list[Part]:
 
     The query is one of the log or of an address: each character one byte.
     """
-    pairs = [pair for pair in query.split("&") if pair]
+    pairs = [pair for pair in read_pairs(query) if pair]
     last = {name: place for place, pair in enumerate(pairs) for name in read_fields(pair)}
     parts = []
     for place, pair in enumerate(pairs):
@@ -96,6 +98,7 @@ def read_parts(query: str, terms: Terms) -> list[Part]:
             else:
                 meaning = "left out: the name comes again, and the last one counts"
             parts.append(Part(name, value, meaning))
+    parts += [Part("…", None, warning) for warning in warn_of_unread(query)]
     return [*parts, *_describe_absent(query, terms)]
 
 
@@ -134,7 +137,7 @@ def _read_meaning(name: str, pair: str, query: str, terms: Terms) -> str:
 
 def _find_winner(use: _Use, query: str, terms: Terms) -> str | None:
     """Tell which of the names counts: the first that gives something by itself."""
-    pairs = {name: pair for pair in query.split("&") for name in read_fields(pair)}
+    pairs = {name: pair for pair in read_pairs(query) for name in read_fields(pair)}
     for name in use.names:
         if name in pairs and use.read(reread(pairs[name], terms)) is not None:
             return name

@@ -38,6 +38,7 @@ from query import (
     read_postback,
     read_subid,
     store_query,
+    warn_of_unread,
 )
 from refusals import Kind
 from rows import ClickRow, utc_text
@@ -444,7 +445,8 @@ def _read_sent(environ: Environ, orders: Orders) -> tuple[dict[str, str], str, t
     body = read_body(environ) if environ["REQUEST_METHOD"] == "POST" else Body()
     # What is kept is what is read: a parked postback is read from there again.
     stored = store_query(query, hide_secrets(body.form, orders.secrets))
-    return read_fields(stored), stored, tuple(_mask(w, orders) for w in body.warnings)
+    warnings = (*(_mask(w, orders) for w in body.warnings), *warn_of_unread(stored))
+    return read_fields(stored), stored, warnings
 
 
 def _read_cookies(environ: Environ, orders: Orders) -> dict[str, str]:

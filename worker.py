@@ -41,6 +41,13 @@ from writer import BATCH_LIMIT, WAIT_LIMIT_SECONDS, UnavailableError
 # that pipelines cannot make them wait, and its unread answers stay within what it sent.
 PIPELINE_LIMIT = 32
 
+# How many bytes of requests go into one batch: 256 postbacks have some 100 KiB; five of the longest
+# bodies fill it, and take up to 20 ms each. A full batch takes no more connections that hold much:
+# a sender of long bodies has the others wait for one batch only.
+TURN_LIMIT_BYTES = 256 * 1024
+# Twice the longest request line: no GET waits for the next batch.
+MUCH_BYTES = 16 * 1024
+
 # A request must be whole so long after its first byte (the first one: after the connection was
 # opened). 64 KiB on a bad mobile line take 13 seconds; a graceful stop has 30.
 REQUEST_LIMIT_SECONDS = 20.0
@@ -260,11 +267,16 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         """Take whole requests for one commit, one of each connection in turn."""
         batch: list[Call] = []
         others: list[Connection] = []
+        size = 0
         while self._queue and len(batch) < BATCH_LIMIT:
             connection = self._queue.popleft()
+            if size >= TURN_LIMIT_BYTES and connection.unserved_bytes > MUCH_BYTES:
+                others.append(connection)
+                continue
             call = None if connection.outbox else self._take_call(connection)
             if call is not None:
                 batch.append(call)
+                size += call.size
                 connection.calls += 1
                 if not connection.is_closing and connection.is_amid_request:
                     is_done = connection.calls >= PIPELINE_LIMIT

@@ -49,6 +49,7 @@ STREAM = [
     "subid=c1&status=test&ignore=test",
     "subid=c1&status={status}&tid=[tid]",
     "subid=c2&payout=3&currency=zzz&tid=t9",
+    f"subid=c2&tid=t10&{'x&' * 998}&&payout=3",
 ]
 TIMES = {"created_at", "updated_at", "sale_at"}
 
@@ -106,6 +107,17 @@ def test_it_writes_nothing(client: Client, capsys: pytest.CaptureFixture[str]) -
         tell(client, capsys, pasted)
 
     assert read_files(client) == before
+
+
+def test_what_is_left_unread_is_told(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+    client.click("c1")
+
+    told = tell(client, capsys, f"subid=c1&{'x&' * 1100}payout=3")
+
+    parts = {part["name"]: part["meaning"] for part in told["parts"]}
+    assert parts["…"] == "102 parameters after the first 1000 are left unread, as by PHP"
+    assert parts["payout"] == "did not come: the amount is unknown"
+    assert told["warnings"] == [parts["…"]]
 
 
 def test_the_steps_are_lines_that_a_script_can_read_too(

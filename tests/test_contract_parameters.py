@@ -27,6 +27,31 @@ def the_conversion(client: Client, query: str, subid: str = "c1") -> Conversion:
 # --- Names, as PHP reads them ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_comes_after_a_thousand_parameters_is_kept_and_left_unread(
+    client: Client, postbacks: Postbacks, method: str
+) -> None:
+    many = "&".join(f"x{number}={number}" for number in range(1200))
+    query = f"subid=c1&{many}&payout=5"
+    client.click("c1")
+
+    answer = client.send(query) if method == "GET" else client.post("", query)
+
+    assert (answer.verdict, answer.reason) == ("recorded", "warnings: 1, see the log")
+    assert [c.amount for c in client.conversions("c1")] == [None]
+    [kept] = postbacks()
+    assert kept.query == query
+    assert kept.warnings == ["202 parameters after the first 1000 are left unread, as by PHP"]
+
+
+def test_what_is_left_unread_is_left_when_a_click_comes_too(client: Client) -> None:
+    client.send(f"subid=c1&payout=1&{'x&' * 1200}payout=5")
+
+    client.click("c1")
+
+    assert [c.amount for c in client.conversions("c1")] == ["1"]
+
+
 @pytest.mark.parametrize(
     "query",
     [

@@ -1,5 +1,8 @@
 """Names, values and escapes are read as PHP reads them; what is stored reads back the same."""
 
+import sys
+from urllib.parse import unquote_to_bytes
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +17,7 @@ from query import (
     read_postback,
     secrets_pattern,
     store_query,
+    warn_of_unread,
 )
 
 # Measured with parse_str() of PHP 8.2; arrays, which the contract leaves out, are empty here.
@@ -175,6 +179,121 @@ def test_no_bytes_raise_and_every_value_is_text_that_can_be_stored(
     repr(postback).encode()
     (postback.incoming.subid or "").encode()
 
+
+# --- More parameters than anybody sends ---------------------------------------------------------
+
+# Source: the PHP manual, `max_input_vars`.
+READ = 1000
+
+
+def write_many(count: int, first: int = 0) -> str:
+    return "&".join(f"x{number}=y" for number in range(first, first + count))
+
+
+def test_php_reads_a_thousand_parameters_and_no_more() -> None:
+    query = f"{write_many(READ - 1)}&subid=c1&payout=5"
+
+    fields = read_fields(query)
+
+    assert (len(fields), fields["subid"], fields.get("payout")) == (READ, "c1", None)
+    assert warn_of_unread(query) == (
+        "1 parameters after the first 1000 are left unread, as by PHP",
+    )
+
+
+def test_empty_parameters_do_not_count() -> None:
+    query = f"&&{write_many(READ - 1)}{'&' * 5000}subid=c1"
+
+    assert read_fields(query)["subid"] == "c1"
+    assert warn_of_unread(query) == ()
+    assert warn_of_unread(f"{query}&x&y")[0].startswith("2 parameters after")
+
+
+def test_what_is_left_unread_is_kept_as_it_came() -> None:
+    query, body = write_many(600), f"{write_many(600, 300)}&payout=5&&%41[="
+
+    stored = store_query(query, body)
+
+    # Of the body, 300 are in the query already.
+    assert stored == f"{query}&{write_many(300, 600)}&payout=5&&%41[="
+    assert read_fields(stored)["payout"] == "5"
+    assert store_query(write_many(1200), body) == f"{write_many(1200)}&{body}"
+
+
+def test_a_body_that_names_too_much_is_kept_whole() -> None:
+    body = write_many(1500)
+
+    assert store_query("", body) == body
+    # The first 999 that the query does not name may be read; what follows is not looked at.
+    assert store_query("x5=z", body) == f"x5=z&{write_many(5)}&{write_many(1494, 6)}"
+    assert store_query("x1200=z", body) == f"x1200=z&{body}"
+
+
+@pytest.mark.parametrize("count", [0, 1, READ - 1, READ, READ + 1, 3 * READ])
+def test_a_click_id_of_a_cookie_is_read_again_however_much_came(count: int) -> None:
+    query = write_many(count)
+
+    stored = store_query(query, cookie_subid="c1")
+
+    assert read_fields(stored)["subid"] == "c1"
+    others = [pair for pair in stored.split("&") if pair != "subid=c1"]
+    assert "&".join(others) == query
+
+
+def test_what_a_replay_sets_is_read_however_much_came() -> None:
+    query = mend_query(write_many(3 * READ), {}, {"sale_status": "ok", "tid": "t1"})
+
+    fields = read_fields(query)
+
+    assert (fields["sale_status"], fields["tid"], len(fields)) == ("ok", "t1", READ)
+
+
+def test_a_thousand_cookies_are_read_and_no_more() -> None:
+    header = ";".join(f"x{number}=y" for number in range(2000))
+
+    assert len(read_cookies(header)) == READ
+
+
+DEAR = {
+    "names that end at once": "%00&" * 16_250,
+    "names that are escaped": "%41=&" * 13_000,
+    "bare percent signs": "subid=" + "%" * 65_000,
+    "raw bytes": "\xe9&" * 32_500,
+    "nothing but plus signs": "+&" * 32_500,
+    "nothing but &": "&" * 65_000,
+    "one field after the other": "a=1&" * 16_250,
+}
+
+
+@pytest.mark.parametrize("what", DEAR)
+def test_the_dearest_body_takes_a_bounded_number_of_steps(what: str) -> None:
+    steps = 0
+
+    def count(_frame: object, event: str, _function: object) -> None:
+        nonlocal steps
+        steps += event == "call"
+
+    sys.setprofile(count)
+    try:
+        fields = read_fields(store_query("subid=c1", DEAR[what]))
+        read_postback(fields, {}, tracker_currency="USD")
+    finally:
+        sys.setprofile(None)
+
+    # Functions of Python's that were called: some ten for each of a thousand names, read twice.
+    # With all sixteen thousand read they would be a quarter of a million.
+    assert steps < 25_000
+
+
+@given(st.text(st.sampled_from("%%%%%04afAFgz+\xe9 "), max_size=20))
+def test_escapes_are_read_as_the_standard_library_reads_them(raw: str) -> None:
+    decoded = unquote_to_bytes(raw.replace("+", " ").encode("latin-1"))
+
+    # The letter before it: a value that is a macro as a whole is read otherwise.
+    assert read_fields(f"x=a{raw}")["x"] == f"a{decoded.decode('utf-8', 'replace')}"
+
+
+# --- Keys in a query ----------------------------------------------------------------------------
 
 KEYS = secrets_pattern([b"s3cret-key", b"old/key+1", b"abc"])
 

@@ -79,9 +79,9 @@ def test_the_service_fetches_and_converts_what_waited(tmp_path: Path, services: 
             ),
             "the amount to be converted",
         )
+        wait_until(lambda: "rates from ecb: 1 of " in server.read_log(), "the fetch to be told")
 
     assert services.asked == ["/ecb"]
-    assert "rates from ecb: 1 of " in server.read_log()
     history = ask(tmp_path, "SELECT change, payout_micros, rate_source FROM conversion_history")
     assert history in (
         [("recorded", None, None), ("converted", 10_800_000, "ecb")],

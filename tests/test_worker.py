@@ -1,13 +1,16 @@
 """The worker as a web server: real gunicorn processes, real sockets, callables made for it."""
 
+import fcntl
 import json
 import os
 import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -100,6 +103,8 @@ class Held:
         Path("called").touch()
         with open("batches", "a") as file:
             print(len(environs), file=file)
+        with open("paths", "a") as file:
+            print(*(e["PATH_INFO"] for e in environs), file=file)
         if Path("fail").exists():
             raise worker.UnavailableError("the disk is full")
         if Path("break").exists():
@@ -1004,6 +1009,37 @@ def test_a_commit_is_shared_by_a_bounded_number(tmp_path: Path) -> None:
 
         assert bodies == [b"/%d" % number for number in range(300)]
         assert (tmp_path / "batches").read_text().split() == ["1", "256", "43"]
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_commit_is_shared_by_a_bounded_number_of_bytes(tmp_path: Path, is_chunked: bool) -> None:
+    body = b"x" * 60_000
+    length = b"Content-Length: 60000\r\n\r\n"
+    if is_chunked:
+        body = b"ea60\r\n" + body + b"\r\n0\r\n\r\n"
+        length = b"Transfer-Encoding: chunked\r\n\r\n"
+    with serving(tmp_path, "callables:held") as server:
+        first, *lines = [server.connect() for _ in range(22)]
+        first.send(b"GET /first HTTP/1.1\r\nHost: h\r\n\r\n")
+        wait_until((tmp_path / "called").exists, "the call")
+        for line in lines[:20]:
+            line.send(b"POST /long HTTP/1.1\r\nHost: h\r\n" + length + body)
+        lines[20].send(b"GET /short HTTP/1.1\r\nHost: h\r\n\r\n")
+        wait_until(lambda: not any(unsent_bytes(line.sock) for line in lines), "their arrival")
+        (tmp_path / "go").touch()
+
+        assert [line.read().status for line in lines] == [200] * 21
+        _, *batches = [line.split() for line in (tmp_path / "paths").read_text().splitlines()]
+    # 256 KiB: five of them fill it. Who sends little does not wait for the rest.
+    assert max(batch.count("/long") for batch in batches) <= 5
+    assert "/short" in batches[0]
+    assert sum(batch.count("/long") for batch in batches) == 20
+
+
+def unsent_bytes(sock: socket.socket) -> int:
+    """Tell how many bytes the other side's kernel has not acknowledged."""
+    (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
+    return int(count)
 
 
 def test_one_that_pipelines_lets_others_through(tmp_path: Path) -> None:

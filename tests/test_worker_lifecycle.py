@@ -1,6 +1,5 @@
 """The worker's life: stops, reloads, kills, limits; and that no acknowledged postback is lost."""
 
-import fcntl
 import http.client
 import os
 import random
@@ -8,7 +7,6 @@ import signal
 import socket
 import sqlite3
 import struct
-import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from test_worker import (
     WorkerServer,
     memory_kib,
     serving,
+    unsent_bytes,
     wait_until,
 )
 
@@ -206,12 +205,6 @@ def test_all_that_was_pipelined_before_a_hang_up_counts(directory: Path) -> None
 
         wait_until(lambda: len(subids_in(directory)) == 1501, "the postbacks", server.read_log)
         wait_until(lambda: open_connections(server) == 0, "the connection to be closed")
-
-
-def unsent_bytes(sock: socket.socket) -> int:
-    """Tell how many bytes the other side's kernel has not acknowledged."""
-    (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
-    return int(count)
 
 
 def open_connections(server: WorkerServer) -> int:
