@@ -14,6 +14,7 @@ from typing import Self
 from urllib.parse import quote
 
 import schema
+from files import sync_directory
 
 LOG = logging.getLogger("postback.database")
 
@@ -184,16 +185,6 @@ def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
             f"database {str(path)!r} has schema {version}, this program {len(schema.MIGRATIONS)}:"
             " start the service once, it brings the database up to date"
         )
-
-
-def sync_directory(directory: Path) -> None:
-    """Put the names in a directory on disk."""
-    # Without it, a power cut may take a new file's name away, and with it all that it holds.
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _open_lock(path: Path) -> int:

@@ -1,8 +1,10 @@
 """`postback check`: is everything in order, and what is to be mended."""
 
 import argparse
+import itertools
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -19,6 +21,7 @@ from commands.options import Subparsers, add_command, add_json
 from commands.tracker import RefusedError, find_config_path, load_keyless, load_settings, reading
 from config import Settings
 from database import DatabaseError
+from files import find_abandoned
 from questions import Questions, Tally
 from rows import utc_text
 from sheet import ConfigError
@@ -113,6 +116,7 @@ def find_all(args: argparse.Namespace, now: datetime) -> Iterator[Finding]:
 
 def _check_files(args: argparse.Namespace, settings: Settings, now: datetime) -> Iterator[Finding]:
     yield from _check_modes(find_config_path(args), settings.db_path)
+    yield from _check_abandoned(find_config_path(args), settings.db_path)
     try:
         with reading(settings) as questions:
             yield Finding(Level.OK, "database", f"{settings.db_path} can be read")
@@ -197,6 +201,16 @@ def _check_modes(config_path: Path, db_path: Path) -> Iterator[Finding]:
             yield Finding(Level.PROBLEM, "files", message)
     if not found:
         yield Finding(Level.OK, "files", "other users of this machine cannot read key and database")
+
+
+def _check_abandoned(config_path: Path, db_path: Path) -> Iterator[Finding]:
+    places = {config_path.parent, db_path.parent, Path(tempfile.gettempdir())}
+    for path in itertools.chain.from_iterable(map(find_abandoned, sorted(places))):
+        message = (
+            f"{path} was left by a command that was killed: the next `postback backup`,"
+            " `key rotate` or `replay --dry-run` that writes there removes it, and so may you"
+        )
+        yield Finding(Level.WARNING, "files", message)
 
 
 def _check_database(questions: Questions, settings: Settings, *, deep: bool) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ FLOORS = {
     "rates": 0,
     "php_ini": 0,
     "proxies": 0,
+    "files": 0,
     "sheet": 1,
     "query": 1,
     "pasted": 1,
