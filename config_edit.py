@@ -19,7 +19,7 @@ from config import (
     find_old_keys_entry,
     judge_settings,
     name_reason,
-    read_file,
+    read_file_of,
     read_old_keys,
 )
 from files import Part, give_name, part_beside
@@ -58,18 +58,19 @@ def rotate_key(
     """
     path = absolute(path)
     target = Path(os.path.realpath(path))
-    before = read_file(target)
+    # Not through a link that takes the file's place now: what root may read would be given to the
+    # link's owner.
+    before, state = read_file_of(target, os.O_NOFOLLOW)
     text = before.decode("utf-8", "surrogateescape")
     sheet = Sheet(path, parse_text(path, text))
     old_keys = _old_keys_after(sheet, new_key, keep_old_until)
     content = _encoded(_rotated(path, text, new_key, old_keys))
     settings = _checked(path, content, new_key, old_keys)
-    with _edge_errors(path, "changed"):
-        state = os.stat(target)
-        with _written_beside(target, content, stat.S_IMODE(state.st_mode), state) as new:
-            if read_file(target) != before:
-                raise ConfigError(f"{path} was changed by someone else meanwhile; try again.")
-            give_name(new, target, replaces=True)
+    mode = stat.S_IMODE(state.st_mode)
+    with _edge_errors(path, "changed"), _written_beside(target, content, mode, state) as new:
+        if read_file_of(target, os.O_NOFOLLOW)[0] != before:
+            raise ConfigError(f"{path} was changed by someone else meanwhile; try again.")
+        give_name(new, target, replaces=True)
     return settings
 
 

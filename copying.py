@@ -12,6 +12,7 @@ from database import (
     DatabaseError,
     connect_to_file,
     describe_trouble,
+    name_beside,
     read_version,
 )
 from files import Part, give_name, part_beside
@@ -70,7 +71,7 @@ def _refuse_target(source: Path, target: Path, *, replaces: bool) -> None:
     if not target.parent.is_dir():
         raise CopyError(f"there is no directory {str(target.parent)!r}: make it first")
     for suffix in ("", "-wal", "-shm", "-lock"):
-        if _is_same(Path(f"{source}{suffix}"), target):
+        if _is_same(name_beside(source, suffix), target):
             raise CopyError(f"{str(target)!r} is the database itself: give the copy another name")
     if target.is_dir():
         raise CopyError(f"{str(target)!r} is a directory: name a file in it")

@@ -14,7 +14,7 @@ from typing import Self
 from urllib.parse import quote
 
 import schema
-from files import sync_directory
+from files import open_or_make, sync_directory
 
 LOG = logging.getLogger("postback.database")
 
@@ -67,6 +67,8 @@ def describe_trouble(error: Exception, path: Path | None) -> str:
     if isinstance(error, PermissionError):
         # The lock file beside it, or a new file.
         return f"{name}: {error.strerror}; {_REMEDIES[sqlite3.SQLITE_READONLY]}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{name}: {str(error.filename)!r}: {error.strerror}"
     return f"{name}: {error}"
 
 
@@ -93,7 +95,8 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
         )
     if is_new:
         # Only its owner reads who earned what; SQLite gives -wal and -shm the same mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(open_or_make(path)[0])
+    _refuse_second_names(path)
     db = sqlite3.connect(
         path,
         timeout=BUSY_TIMEOUT_SECONDS,
@@ -158,6 +161,7 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 
 def connect_to_file(path: Path, options: str) -> sqlite3.Connection:
     """Connect to a file that is there; `options` are those of SQLite's URIs, such as `mode=ro`."""
+    _refuse_second_names(path)
     return sqlite3.connect(
         f"file:{quote(str(path))}?{options}",
         uri=True,
@@ -187,13 +191,37 @@ def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
+def name_beside(path: Path, suffix: str) -> Path:
+    """Give the path of a database's `-wal`, `-shm` or `-lock`: where SQLite looks for it."""
+    # Beside the file itself, where the path is a link to it.
+    return Path(f"{os.path.realpath(path)}{suffix}")
+
+
 def _open_lock(path: Path) -> int:
-    lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    owner = os.stat(path)
-    if os.geteuid() == 0 and os.fstat(lock).st_uid != owner.st_uid:
-        # A command run by root must not leave a lock that the service's user cannot open.
+    lock, is_new = open_or_make(name_beside(path, "-lock"))
+    if is_new and os.geteuid() == 0:
+        # A command run by root must not leave a lock that the service's user cannot open. Only a
+        # file that was just made: one that was there may be a second name of a file of root's.
+        owner = os.stat(path)
         os.fchown(lock, owner.st_uid, owner.st_gid)
     return lock
+
+
+def _refuse_second_names(path: Path) -> None:
+    """Refuse, as root, a -wal or -shm that is another name of somebody else's file."""
+    if os.geteuid() != 0 or not path.exists():
+        return
+    # Links are refused by SQLite. But where root opens a database, it gives these files to the
+    # database's owner, who may have linked /etc/shadow there.
+    owner = path.stat().st_uid
+    for beside in (name_beside(path, "-wal"), name_beside(path, "-shm")):
+        with suppress(FileNotFoundError):
+            found = os.lstat(beside)
+            if found.st_nlink > 1 and found.st_uid != owner:
+                raise DatabaseError(
+                    f"{str(beside)!r} is another name of a file that is not the database owner's:"
+                    " remove it"
+                )
 
 
 def _take_lock(lock: int, path: Path) -> None:
@@ -222,7 +250,7 @@ class Database:
         """Take on an open, migrated connection; `open_connection` gives one."""
         self.db = db
         self.path = path
-        self._beside = (Path(f"{path}-wal"), Path(f"{path}-shm"))
+        self._beside = (name_beside(path, "-wal"), name_beside(path, "-shm"))
         # Never removed: a lock file that is unlinked while one waits for it locks nothing.
         self._lock = _open_lock(path)
         # A read makes SQLite open the -wal file, so that its identity can be noted.

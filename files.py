@@ -1,5 +1,6 @@
 """Files put on disk whole: written under a name of their own beside the target, synced, renamed."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -30,6 +31,32 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def open_or_make(path: Path) -> tuple[int, bool]:
+    """Open a file to read and write; made, for its owner only, where it is missing: then True.
+
+    A link is not followed, whoever put it there: an OSError says so.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        try:
+            # EXCL: what this call made is known to be nobody else's.
+            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600), True
+        except FileExistsError:
+            pass
+        try:
+            return os.open(path, flags), False
+        except FileNotFoundError:
+            # Removed in between.
+            continue
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise OSError(error.errno, _IS_LINK, str(path)) from None
+
+
+_IS_LINK = "is a link, which is not followed: remove it"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from commands.networks import check_networks
 from commands.options import Subparsers, add_command, add_json
 from commands.tracker import RefusedError, find_config_path, load_keyless, load_settings, reading
 from config import Settings
-from database import DatabaseError
+from database import DatabaseError, name_beside
 from files import find_abandoned
 from questions import Questions, Tally
 from rows import utc_text
@@ -187,7 +187,7 @@ def _check_strength(name: str, key: bytes) -> Finding:
 
 def _check_modes(config_path: Path, db_path: Path) -> Iterator[Finding]:
     found = False
-    for path in (config_path, db_path, Path(f"{db_path}-wal")):
+    for path in (config_path, db_path, name_beside(db_path, "-wal")):
         if path.exists() and path.stat().st_mode & stat.S_IRWXO:
             found = True
             yield Finding(
