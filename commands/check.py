@@ -20,8 +20,9 @@ from commands.networks import check_networks
 from commands.options import Subparsers, add_command, add_json
 from commands.tracker import RefusedError, find_config_path, load_keyless, load_settings, reading
 from config import Settings
-from database import DatabaseError, name_beside
+from database import DatabaseError, describe_stopped, find_holder, name_beside
 from files import find_abandoned
+from lock_holders import find_stopped_users
 from questions import Questions, Tally
 from rows import utc_text
 from sheet import ConfigError
@@ -117,6 +118,7 @@ def find_all(args: argparse.Namespace, now: datetime) -> Iterator[Finding]:
 def _check_files(args: argparse.Namespace, settings: Settings, now: datetime) -> Iterator[Finding]:
     yield from _check_modes(find_config_path(args), settings.db_path)
     yield from _check_abandoned(find_config_path(args), settings.db_path)
+    yield from _check_stopped(settings.db_path)
     try:
         with reading(settings) as questions:
             yield Finding(Level.OK, "database", f"{settings.db_path} can be read")
@@ -211,6 +213,20 @@ def _check_abandoned(config_path: Path, db_path: Path) -> Iterator[Finding]:
             " `key rotate` or `replay --dry-run` that writes there removes it, and so may you"
         )
         yield Finding(Level.WARNING, "files", message)
+
+
+def _check_stopped(db_path: Path) -> Iterator[Finding]:
+    """Tell of stopped processes, by Ctrl-Z most likely, that others wait for."""
+    holder = find_holder(db_path)
+    if holder is not None and holder.is_stopped:
+        yield Finding(Level.PROBLEM, "lock", f"nothing is taken: {describe_stopped(holder)}")
+    for user in find_stopped_users(db_path, name_beside(db_path, "-shm")):
+        if user != holder:
+            message = (
+                f"{user} is stopped with the database open: until it goes on (`kill -CONT"
+                f" {user.pid}`) or is ended, the -wal file may grow"
+            )
+            yield Finding(Level.WARNING, "lock", message)
 
 
 def _check_database(questions: Questions, settings: Settings, *, deep: bool) -> Iterator[Finding]:

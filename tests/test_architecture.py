@@ -16,6 +16,8 @@ FLOORS = {
     "php_ini": 0,
     "proxies": 0,
     "files": 0,
+    "stops": 0,
+    "lock_holders": 0,
     "sheet": 1,
     "query": 1,
     "pasted": 1,
