@@ -153,17 +153,23 @@ def absolute(path: Path) -> Path:
 
 def read_file(path: Path) -> bytes:
     """Read a config file whole; ConfigError where it is none or cannot be read."""
+    return read_file_of(path)[0]
+
+
+def read_file_of(path: Path, flags: int = 0) -> tuple[bytes, os.stat_result]:
+    """Read it likewise and tell whose the file is that was read; `flags` may be O_NOFOLLOW."""
     try:
         # Opening a pipe would wait for its writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ConfigError(f"{path} is not a file; point POSTBACK_CONFIG at config.ini.php.")
-        with path.open("rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags), "rb") as file:
+            state = os.fstat(file.fileno())
             content = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as problem:
         raise ConfigError(f"{path} cannot be read: {name_reason(problem)}.") from None
     if len(content) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; it is no config file.")
-    return content
+    return content, state
 
 
 def name_reason(problem: OSError | ValueError) -> str:

@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -20,10 +19,10 @@ from config import (
     find_old_keys_entry,
     judge_settings,
     name_reason,
-    read_file,
+    read_file_of,
     read_old_keys,
 )
-from database import sync_directory
+from files import Part, give_name, part_beside
 from php_ini import Entry, is_plain
 from sheet import ConfigError, Sheet, parse_text
 
@@ -43,8 +42,7 @@ def write_new(path: Path, *, postback_key: str | None = None) -> Settings:
     settings = _checked(path, content, key, ())
     with _edge_errors(path, "written"), _written_beside(path, content, 0o600) as new:
         try:
-            # A link, unlike a rename, fails where a file already stands.
-            os.link(new, path)
+            give_name(new, path, replaces=False)
         except FileExistsError:
             raise ConfigError(f"{path} exists already; it is left as it is.") from None
     return settings
@@ -60,18 +58,19 @@ def rotate_key(
     """
     path = absolute(path)
     target = Path(os.path.realpath(path))
-    before = read_file(target)
+    # Not through a link that takes the file's place now: what root may read would be given to the
+    # link's owner.
+    before, state = read_file_of(target, os.O_NOFOLLOW)
     text = before.decode("utf-8", "surrogateescape")
     sheet = Sheet(path, parse_text(path, text))
     old_keys = _old_keys_after(sheet, new_key, keep_old_until)
     content = _encoded(_rotated(path, text, new_key, old_keys))
     settings = _checked(path, content, new_key, old_keys)
-    with _edge_errors(path, "changed"):
-        state = os.stat(target)
-        with _written_beside(target, content, stat.S_IMODE(state.st_mode), state) as new:
-            if read_file(target) != before:
-                raise ConfigError(f"{path} was changed by someone else meanwhile; try again.")
-            os.replace(new, target)
+    mode = stat.S_IMODE(state.st_mode)
+    with _edge_errors(path, "changed"), _written_beside(target, content, mode, state) as new:
+        if read_file_of(target, os.O_NOFOLLOW)[0] != before:
+            raise ConfigError(f"{path} was changed by someone else meanwhile; try again.")
+        give_name(new, target, replaces=True)
     return settings
 
 
@@ -179,22 +178,15 @@ def _edge_errors(path: Path, done: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _written_beside(
     path: Path, content: bytes, mode: int, owner: os.stat_result | None = None
-) -> Iterator[str]:
-    """Give a synced file with the content in the same directory; it is gone afterwards."""
-    handle, name = tempfile.mkstemp(prefix=".config.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+) -> Iterator[Part]:
+    """Give a file with the content in the same directory; it is gone afterwards."""
+    with part_beside(path) as part:
+        with open(part.handle, "wb", closefd=False) as file:
             file.write(content)
-            if owner:
-                _give_back(handle, owner, path)
-            os.fchmod(handle, mode)
-            file.flush()
-            os.fsync(handle)
-        yield name
-        sync_directory(path.parent)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        if owner:
+            _give_back(part.handle, owner, path)
+        os.fchmod(part.handle, mode)
+        yield part
 
 
 def _give_back(handle: int, owner: os.stat_result, path: Path) -> None:

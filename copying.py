@@ -3,9 +3,8 @@
 import os
 import shutil
 import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +12,10 @@ from database import (
     DatabaseError,
     connect_to_file,
     describe_trouble,
+    name_beside,
     read_version,
-    sync_directory,
 )
+from files import Part, give_name, part_beside
 
 # A mebibyte: some milliseconds of copying, after which Ctrl-C and the progress get their turn.
 PAGES_A_STEP = 256
@@ -54,11 +54,11 @@ def copy_database(source: Path, target: Path, advance: Advance, *, replaces: boo
     """
     try:
         _refuse_target(source, target, replaces=replaces)
-        with _make_part(source, target) as part:
-            content = _fill(source, part, advance)
-            _verify(part, content)
-            _sync(part)
-            size = part.stat().st_size
+        with part_beside(target) as part:
+            content = _fill(source, part.path, advance)
+            _verify(part.path, content)
+            size = part.path.stat().st_size
+            _give_owner(part, source)
             _give_name(part, target, replaces=replaces)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
@@ -71,7 +71,7 @@ def _refuse_target(source: Path, target: Path, *, replaces: bool) -> None:
     if not target.parent.is_dir():
         raise CopyError(f"there is no directory {str(target.parent)!r}: make it first")
     for suffix in ("", "-wal", "-shm", "-lock"):
-        if _is_same(Path(f"{source}{suffix}"), target):
+        if _is_same(name_beside(source, suffix), target):
             raise CopyError(f"{str(target)!r} is the database itself: give the copy another name")
     if target.is_dir():
         raise CopyError(f"{str(target)!r} is a directory: name a file in it")
@@ -90,22 +90,6 @@ def _is_same(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return one.absolute() == other.absolute()
-
-
-@contextmanager
-def _make_part(source: Path, target: Path) -> Iterator[Path]:
-    """Make an empty file beside the target, for its owner's eyes only; gone in the end."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        owner = os.stat(source)
-        if os.geteuid() == 0:
-            # Copied back by root, it must not be a file that the service's user cannot open.
-            os.fchown(handle, owner.st_uid, owner.st_gid)
-        os.close(handle)
-        yield Path(name)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
 
 
 def _fill(source: Path, part: Path, advance: Advance) -> _Content:
@@ -192,24 +176,16 @@ def _ask(db: sqlite3.Connection, sql: str) -> int:
     return number
 
 
-def _sync(part: Path) -> None:
-    handle = os.open(part, os.O_RDONLY)
+def _give_owner(part: Part, source: Path) -> None:
+    if os.geteuid() == 0:
+        # Copied back by root, it must not be a file that the service's user cannot open. Not
+        # before: what a killed command leaves is removed by the user that it belongs to.
+        owner = os.stat(source)
+        os.fchown(part.handle, owner.st_uid, owner.st_gid)
+
+
+def _give_name(part: Part, target: Path, *, replaces: bool) -> None:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _give_name(part: Path, target: Path, *, replaces: bool) -> None:
-    if replaces:
-        os.replace(part, target)
-    else:
-        try:
-            # Unlike a rename, this replaces nothing that has come meanwhile.
-            os.link(part, target)
-        except FileExistsError:
-            raise CopyError(f"{str(target)!r} has come meanwhile: --force replaces it") from None
-        except OSError:
-            # A file system without hard links.
-            os.rename(part, target)
-    sync_directory(target.parent)
+        give_name(part, target, replaces=replaces)
+    except FileExistsError:
+        raise CopyError(f"{str(target)!r} has come meanwhile: --force replaces it") from None

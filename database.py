@@ -13,7 +13,11 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+import lock_holders
 import schema
+import stops
+from files import open_or_make, sync_directory
+from lock_holders import Holder
 
 LOG = logging.getLogger("postback.database")
 
@@ -61,12 +65,43 @@ def describe_trouble(error: Exception, path: Path | None) -> str:
     if path is not None and path.is_dir():
         return f"{name} is a directory: give [db] path the name of a file"
     if isinstance(error, sqlite3.Error):
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        return f"{name}: {error}; {_REMEDIES.get(code, 'see `postback check`')}"
+        return f"{name}: {error}; {_find_remedy(error, path)}"
     if isinstance(error, PermissionError):
         # The lock file beside it, or a new file.
         return f"{name}: {error.strerror}; {_REMEDIES[sqlite3.SQLITE_READONLY]}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{name}: {str(error.filename)!r}: {error.strerror}"
     return f"{name}: {error}"
+
+
+def _find_remedy(error: sqlite3.Error, path: Path | None) -> str:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_BUSY and path is not None:
+        return _describe_holder(path)
+    return _REMEDIES.get(code, "see `postback check`")
+
+
+def find_holder(path: Path) -> Holder | None:
+    """Find the other process that holds a database's write lock."""
+    return lock_holders.find_holder(name_beside(path, "-lock"), name_beside(path, "-shm"))
+
+
+def _describe_holder(path: Path) -> str:
+    holder = find_holder(path)
+    if holder is None:
+        return _REMEDIES[sqlite3.SQLITE_BUSY]
+    if holder.is_stopped:
+        return describe_stopped(holder)
+    return f"{holder} holds a write lock: end it, or wait"
+
+
+def describe_stopped(holder: Holder) -> str:
+    """Say that a process has stopped with the write lock, and what gets it going."""
+    return (
+        f"{holder} holds the write lock and is stopped (Ctrl-Z, or a debugger): `kill -CONT"
+        f" {holder.pid}` lets it go on, `kill -9 {holder.pid}` ends it and what it had not"
+        " committed is undone"
+    )
 
 
 _REMEDIES = {
@@ -92,7 +127,8 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
         )
     if is_new:
         # Only its owner reads who earned what; SQLite gives -wal and -shm the same mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(open_or_make(path)[0])
+    _refuse_second_names(path)
     db = sqlite3.connect(
         path,
         timeout=BUSY_TIMEOUT_SECONDS,
@@ -100,26 +136,39 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
         cached_statements=CACHED_STATEMENTS,
     )
     db.text_factory = READ_TEXT
-    lock = _open_lock(path)
     try:
         # Workers that start at once: SQLite tells the second one to switch a fresh file to its log
         # that it is locked, without waiting.
-        _take_lock(lock, path)
-        _configure(db)
-        before = schema.read_version(db)
-        schema.migrate(db, currency)
-        if 0 < before < len(schema.MIGRATIONS):
-            LOG.info("%s: from schema %s to %s", path, before, len(schema.MIGRATIONS))
-        _refuse_other_currency(db, path, currency)
-        if is_new:
-            sync_directory(path.parent)
+        with _locked(path):
+            _make_ready(db, path, currency)
+            if is_new:
+                sync_directory(path.parent)
     except BaseException:
         db.close()
         raise
+    return db
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the write lock; no stop is taken meanwhile."""
+    lock = _open_lock(path)
+    try:
+        with stops.deferred():
+            _take_lock(lock, path)
+            yield
     finally:
         # Which lets the lock go.
         os.close(lock)
-    return db
+
+
+def _make_ready(db: sqlite3.Connection, path: Path, currency: str) -> None:
+    _configure(db)
+    before = schema.read_version(db)
+    schema.migrate(db, currency)
+    if 0 < before < len(schema.MIGRATIONS):
+        LOG.info("%s: from schema %s to %s", path, before, len(schema.MIGRATIONS))
+    _refuse_other_currency(db, path, currency)
 
 
 def _configure(db: sqlite3.Connection) -> None:
@@ -159,6 +208,7 @@ def connect_to_file(
     path: Path, options: str, *, check_same_thread: bool = True
 ) -> sqlite3.Connection:
     """Connect to a file that is there; `options` are those of SQLite's URIs, such as `mode=ro`."""
+    _refuse_second_names(path)
     return sqlite3.connect(
         f"file:{quote(str(path))}?{options}",
         uri=True,
@@ -189,23 +239,37 @@ def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def sync_directory(directory: Path) -> None:
-    """Put the names in a directory on disk."""
-    # Without it, a power cut may take a new file's name away, and with it all that it holds.
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def name_beside(path: Path, suffix: str) -> Path:
+    """Give the path of a database's `-wal`, `-shm` or `-lock`: where SQLite looks for it."""
+    # Beside the file itself, where the path is a link to it.
+    return Path(f"{os.path.realpath(path)}{suffix}")
 
 
 def _open_lock(path: Path) -> int:
-    lock = os.open(f"{path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    owner = os.stat(path)
-    if os.geteuid() == 0 and os.fstat(lock).st_uid != owner.st_uid:
-        # A command run by root must not leave a lock that the service's user cannot open.
+    lock, is_new = open_or_make(name_beside(path, "-lock"))
+    if is_new and os.geteuid() == 0:
+        # A command run by root must not leave a lock that the service's user cannot open. Only a
+        # file that was just made: one that was there may be a second name of a file of root's.
+        owner = os.stat(path)
         os.fchown(lock, owner.st_uid, owner.st_gid)
     return lock
+
+
+def _refuse_second_names(path: Path) -> None:
+    """Refuse, as root, a -wal or -shm that is another name of somebody else's file."""
+    if os.geteuid() != 0 or not path.exists():
+        return
+    # Links are refused by SQLite. But where root opens a database, it gives these files to the
+    # database's owner, who may have linked /etc/shadow there.
+    owner = path.stat().st_uid
+    for beside in (name_beside(path, "-wal"), name_beside(path, "-shm")):
+        with suppress(FileNotFoundError):
+            found = os.lstat(beside)
+            if found.st_nlink > 1 and found.st_uid != owner:
+                raise DatabaseError(
+                    f"{str(beside)!r} is another name of a file that is not the database owner's:"
+                    " remove it"
+                )
 
 
 def _take_lock(lock: int, path: Path) -> None:
@@ -217,10 +281,12 @@ def _take_lock(lock: int, path: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if stops.stop_if_asked():
+                deadline = monotonic() + BUSY_TIMEOUT_SECONDS
             if monotonic() > deadline:
                 raise DatabaseError(
-                    f"database {str(path)!r}: another program has held the write lock for"
-                    f" {BUSY_TIMEOUT_SECONDS:g} seconds: end it, or wait"
+                    f"database {str(path)!r}: waited {BUSY_TIMEOUT_SECONDS:g} seconds for the"
+                    f" write lock; {_describe_holder(path)}"
                 ) from None
             sleep(LOCK_POLL_SECONDS)
         else:
@@ -234,7 +300,7 @@ class Database:
         """Take on an open, migrated connection; `open_connection` gives one."""
         self.db = db
         self.path = path
-        self._beside = (Path(f"{path}-wal"), Path(f"{path}-shm"))
+        self._beside = (name_beside(path, "-wal"), name_beside(path, "-shm"))
         # Never removed: a lock file that is unlinked while one waits for it locks nothing.
         self._lock = _open_lock(path)
         # A read makes SQLite open the -wal file, so that its identity can be noted.
@@ -266,14 +332,23 @@ class Database:
         pages for clean: what stands in the log can be read back and yet be on no disk, and what is
         committed behind it would go with it in a power cut. Written anew and synced, it is safe.
         """
-        _take_lock(self._lock, self.path)
-        try:
-            self.db.execute(f"PRAGMA busy_timeout = {CARRY_OVER_WAIT_SECONDS * 1000:.0f}")
-            is_busy, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        finally:
-            self.db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}")
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        with self._held():
+            try:
+                self.db.execute(f"PRAGMA busy_timeout = {CARRY_OVER_WAIT_SECONDS * 1000:.0f}")
+                is_busy, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self.db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}")
         return not is_busy
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the write lock; a stop, as by Ctrl-Z, waits until it is let go."""
+        with stops.deferred():
+            try:
+                _take_lock(self._lock, self.path)
+                yield
+            finally:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -281,8 +356,7 @@ class Database:
 
         Raises DatabaseError where the commit went into a file that is no longer at its path.
         """
-        try:
-            _take_lock(self._lock, self.path)
+        with self._held():
             # Before, too: what is written into the log of a file that took ours' place damages it.
             self._refuse_replaced_file()
             try:
@@ -298,8 +372,6 @@ class Database:
                     self.db.execute("ROLLBACK")
                 raise
             self._refuse_replaced_file()
-        finally:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:

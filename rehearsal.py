@@ -6,13 +6,13 @@ quick, and each time in one read of a moment.
 """
 
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from booking import Terms, reread
 from database import DatabaseError, connect_to_read
+from files import private_directory
 from rows import to_json
 from storage import Storage, open_database
 
@@ -81,7 +81,7 @@ def rehearse(path: Path, terms: Terms) -> Iterator[Rehearsal]:
     """Open an empty copy beside the database; it is gone afterwards."""
     with (
         closing(connect_to_read(path)) as source,
-        tempfile.TemporaryDirectory(prefix="postback-") as directory,
+        private_directory("rehearsal") as directory,
     ):
         (currency,) = source.execute("SELECT currency FROM tracker").fetchone()
         if currency != terms.currency:
@@ -89,7 +89,7 @@ def rehearse(path: Path, terms: Terms) -> Iterator[Rehearsal]:
                 f"database {str(path)!r} keeps its amounts in {currency}, and the config says"
                 f" currency = {terms.currency!r}: until they agree nothing is taken"
             )
-        with open_database(Path(directory) / "rehearsal.db", currency) as storage:
+        with open_database(directory / "rehearsal.db", currency) as storage:
             yield Rehearsal(source, storage, terms)
 
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import stops
 from database import (
     WAL_AUTOCHECKPOINT_PAGES,
     Database,
@@ -127,7 +128,9 @@ class Storage(Database):
 
     def checkpoint(self) -> None:
         """Move the log to the database, without a lock that a writer would wait for."""
-        self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        # A process stopped within it would let nobody else move the log, which then grows.
+        with stops.deferred():
+            self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def patch_click_sub_ids(self, click_id: int, sub_ids: Mapping[str, str]) -> None:
         """Replace those of a click's sub ids that are given."""

@@ -1,8 +1,10 @@
 """`postback check`: is everything in order, and what is to be mended."""
 
 import argparse
+import itertools
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,7 +20,9 @@ from commands.networks import check_networks
 from commands.options import Subparsers, add_command, add_json
 from commands.tracker import RefusedError, find_config_path, load_keyless, load_settings, reading
 from config import Settings
-from database import DatabaseError
+from database import DatabaseError, describe_stopped, find_holder, name_beside
+from files import find_abandoned
+from lock_holders import find_stopped_users
 from questions import Questions, Tally
 from refusals import list_tallies
 from rows import utc_text
@@ -114,6 +118,8 @@ def find_all(args: argparse.Namespace, now: datetime) -> Iterator[Finding]:
 
 def _check_files(args: argparse.Namespace, settings: Settings, now: datetime) -> Iterator[Finding]:
     yield from _check_modes(find_config_path(args), settings.db_path)
+    yield from _check_abandoned(find_config_path(args), settings.db_path)
+    yield from _check_stopped(settings.db_path)
     try:
         with reading(settings) as questions:
             yield Finding(Level.OK, "database", f"{settings.db_path} can be read")
@@ -185,7 +191,7 @@ def _check_strength(name: str, key: bytes) -> Finding:
 
 def _check_modes(config_path: Path, db_path: Path) -> Iterator[Finding]:
     found = False
-    for path in (config_path, db_path, Path(f"{db_path}-wal")):
+    for path in (config_path, db_path, name_beside(db_path, "-wal")):
         if path.exists() and path.stat().st_mode & stat.S_IRWXO:
             found = True
             yield Finding(
@@ -199,6 +205,30 @@ def _check_modes(config_path: Path, db_path: Path) -> Iterator[Finding]:
             yield Finding(Level.PROBLEM, "files", message)
     if not found:
         yield Finding(Level.OK, "files", "other users of this machine cannot read key and database")
+
+
+def _check_abandoned(config_path: Path, db_path: Path) -> Iterator[Finding]:
+    places = {config_path.parent, db_path.parent, Path(tempfile.gettempdir())}
+    for path in itertools.chain.from_iterable(map(find_abandoned, sorted(places))):
+        message = (
+            f"{path} was left by a command that was killed: the next `postback backup`,"
+            " `key rotate` or `replay --dry-run` that writes there removes it, and so may you"
+        )
+        yield Finding(Level.WARNING, "files", message)
+
+
+def _check_stopped(db_path: Path) -> Iterator[Finding]:
+    """Tell of stopped processes, by Ctrl-Z most likely, that others wait for."""
+    holder = find_holder(db_path)
+    if holder is not None and holder.is_stopped:
+        yield Finding(Level.PROBLEM, "lock", f"nothing is taken: {describe_stopped(holder)}")
+    for user in find_stopped_users(db_path, name_beside(db_path, "-shm")):
+        if user != holder:
+            message = (
+                f"{user} is stopped with the database open: until it goes on (`kill -CONT"
+                f" {user.pid}`) or is ended, the -wal file may grow"
+            )
+            yield Finding(Level.WARNING, "lock", message)
 
 
 def _check_database(questions: Questions, settings: Settings, *, deep: bool) -> Iterator[Finding]:

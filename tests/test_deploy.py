@@ -64,6 +64,13 @@ def test_the_numbers_of_nginx_gunicorn_and_systemd_fit_together() -> None:
     assert find_setting(UNIT, r"^LimitNOFILE=(\d+)$") > 2 * server.worker_connections
 
 
+def test_no_crash_writes_the_keys_to_a_disk() -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+
+    assert find_setting(UNIT, r"^LimitCORE=(\d+)$") == 0
+    assert [services[name]["ulimits"]["core"] for name in ("postback", "nginx")] == [0, 0]
+
+
 SYSTEMD_ANALYZE = shutil.which("systemd-analyze")
 # From 0.0 (safe) to 10.0; a unit that says nothing has 9.6.
 WORST_EXPOSURE = 1.3

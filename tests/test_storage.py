@@ -209,7 +209,7 @@ def test_a_lock_that_another_program_holds_is_waited_for_and_then_told(
     with (
         open_database(db.path, "USD") as other,
         other.transaction(),
-        pytest.raises(DatabaseError, match="held the write lock"),
+        pytest.raises(DatabaseError, match="another program holds a write lock"),
         db.transaction(),
     ):
         pass
