@@ -19,9 +19,8 @@ import booking
 import clicks
 from booking import Arrival, Intake, Outcome
 from config import Settings, find_config, load
+from masking import NO_KEYS, KeyMask
 from query import (
-    HIDDEN,
-    hide_secrets,
     quote_value,
     read_cookies,
     read_fields,
@@ -242,7 +241,8 @@ def _finish(pending: Pending, outcome: Any, turn: Turn) -> Answer:
 def _break_off(error: Exception, turn: Turn) -> Answer:
     # Not LOG.exception: it would print keys that stand in the exception's message.
     told = "".join(traceback.format_exception(error))
-    LOG.error("a request broke off:\n%s", _mask(told, turn.orders))
+    mask = NO_KEYS if turn.orders is None else turn.orders.mask
+    LOG.error("a request broke off:\n%s", mask.hide_in_message(told))
     return unavailable_answer()
 
 
@@ -460,21 +460,21 @@ def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
 
 def _read_sent(environ: Environ, orders: Orders) -> tuple[dict[str, str], str, tuple[str, ...]]:
     """Read query and body: the fields, the two as one stored query, warnings."""
-    query = hide_secrets(environ.get("QUERY_STRING", ""), orders.secrets)
-    body = _read_body(environ) if environ["REQUEST_METHOD"] == "POST" else Body()
+    query = orders.mask.hide(environ.get("QUERY_STRING", ""))
+    body = _read_body(environ, orders.mask) if environ["REQUEST_METHOD"] == "POST" else Body()
     # What is kept is what is read: a parked postback is read from there again.
-    stored = store_query(query, hide_secrets(body.form, orders.secrets))
-    return read_fields(stored), stored, tuple(_mask(w, orders) for w in body.warnings)
+    stored = store_query(query, orders.mask.hide(body.form) if body.form else "")
+    return read_fields(stored), stored, body.warnings
 
 
 def _read_cookies(environ: Environ, orders: Orders) -> dict[str, str]:
     header = environ.get("HTTP_COOKIE")
     if not header or environ["REQUEST_METHOD"] == "POST":
         return {}
-    return read_cookies(hide_secrets(header, orders.secrets))
+    return read_cookies(orders.mask.hide(header))
 
 
-def _read_body(environ: Environ) -> Body:
+def _read_body(environ: Environ, mask: KeyMask) -> Body:
     """Read a form body; other types stay unread, a longer one is refused."""
     length = _read_length(environ)
     if length > BODY_LIMIT_BYTES:
@@ -486,11 +486,9 @@ def _read_body(environ: Environ) -> Body:
     if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
         if is_chunked and not environ["wsgi.input"].read(1):
             return Body()
-        return Body(
-            warnings=(
-                f"the body is {quote_value(content_type)} and was left unread: send {FORM_TYPE}",
-            )
-        )
+        # Hidden before it is cut: a part of a key would be no key.
+        shown = quote_value(mask.hide(content_type))
+        return Body(warnings=(f"the body is {shown} and was left unread: send {FORM_TYPE}",))
     body = environ["wsgi.input"].read(BODY_LIMIT_BYTES + 1 if is_chunked else length)
     if len(body) > BODY_LIMIT_BYTES:
         raise TooLargeError
@@ -551,7 +549,3 @@ def unavailable_answer() -> Answer:
     """Ask the sender to send it again: nothing was kept."""
     text = "Not accepted at present: send it again."
     return _text(HTTPStatus.SERVICE_UNAVAILABLE, text, CORS, _RETRY_AFTER)
-
-
-def _mask(text: str, orders: Orders | None) -> str:
-    return text if orders is None or orders.secrets is None else orders.secrets.sub(HIDDEN, text)
