@@ -43,7 +43,9 @@ DAYS_BETWEEN_AT_MOST = 5
 
 REMEMBERED_AMOUNTS = 1024
 
-_AMOUNT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
+# In one way only: where digits could belong to either side of a point that is not there, as many
+# ways are tried as there are digits, and each takes as long.
+_AMOUNT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _COMMA_AMOUNT = re.compile(r"([+-]?[0-9]*),([0-9]{1,2})")
 _CODE = re.compile(r"[A-Z0-9]{3,10}")
 

@@ -221,6 +221,8 @@ def test_a_click_id_cannot_be_sql(client: Client, capsys: pytest.CaptureFixture[
 FULL = 65_000
 DEAR_BODIES: dict[str, Callable[[], str]] = {
     "digits": lambda: "payout=" + "9" * FULL,
+    "digits and a letter": lambda: "payout=" + "9" * FULL + "x",
+    "digits and commas": lambda: "payout=" + "9," * (FULL // 2),
     "nothing but &": lambda: "&" * FULL,
     "nothing but =": lambda: "=" * FULL,
     "nothing but +": lambda: "+" * FULL,
