@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from masking import KeyMask
 from query import quote_value
 
 # The longest body that is read. Source: the contract; a postback is a few hundred bytes.
@@ -26,7 +27,7 @@ class Body(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def read_body(environ: Environ) -> Body:
+def read_body(environ: Environ, mask: KeyMask) -> Body:
     """Read a form body; other types stay unread, a longer one raises TooLargeError."""
     length = _read_length(environ)
     if length > BODY_LIMIT_BYTES:
@@ -38,11 +39,9 @@ def read_body(environ: Environ) -> Body:
     if content_type.partition(";")[0].strip().lower() != FORM_TYPE:
         if is_chunked and not environ["wsgi.input"].read(1):
             return Body()
-        return Body(
-            warnings=(
-                f"the body is {quote_value(content_type)} and was left unread: send {FORM_TYPE}",
-            )
-        )
+        # Hidden before it is cut: a part of a key would be no key.
+        shown = quote_value(mask.hide(content_type))
+        return Body(warnings=(f"the body is {shown} and was left unread: send {FORM_TYPE}",))
     body = environ["wsgi.input"].read(BODY_LIMIT_BYTES + 1 if is_chunked else length)
     if len(body) > BODY_LIMIT_BYTES:
         raise TooLargeError

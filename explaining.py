@@ -6,7 +6,6 @@ The request is given to the receiver itself, which does what it does on a privat
 
 import difflib
 import io
-import re
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -22,10 +21,11 @@ from booking import Terms, read_terms, reread
 from config import OldKey, Settings
 from hints import Missed
 from listings import Row, Wanted, of_click
+from masking import HIDDEN, KeyMask
 from parts import Part
 from pasted import Pasted
 from postback import Receiver, split_path
-from query import HIDDEN, Postback, hide_secrets, secrets_pattern, store_query
+from query import Postback, store_query
 from questions import Questions
 from rehearsal import LAST_REAL_ID, Rehearsal
 from statuses import Decision, judge
@@ -82,7 +82,7 @@ def explain(
     """Put a request through on a rehearsal, and say what came of it there."""
     now = datetime.now(UTC)
     terms = read_terms(settings)
-    pasted = pasted._replace(query=_hide(pasted.query, settings))
+    pasted = pasted._replace(query=KeyMask(settings.secrets()).hide(pasted.query))
     key = None if pasted.path is None else find_key(pasted.path, settings, now.date())
     if key is not None and key.state == "click":
         raise NoPostbackError("this is the address for clicks (click_key): it takes no postbacks")
@@ -178,12 +178,6 @@ def _describe_wrong(path: bytes, settings: Settings, today: date) -> Key:
 
 def _is_near(key: bytes, known: bytes) -> bool:
     return difflib.SequenceMatcher(None, key, known).ratio() >= NEARNESS
-
-
-def _hide(query: str, settings: Settings) -> str:
-    # In any case of letters: what is nearly a key is nobody's business either.
-    pattern = secrets_pattern(settings.secrets())
-    return hide_secrets(query, pattern and re.compile(pattern.pattern, re.IGNORECASE))
 
 
 def _read(pasted: Pasted, key: Key | None, terms: Terms) -> Postback:

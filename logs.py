@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from gunicorn.glogging import Logger
 
-from config import Settings, find_config, load
+from config import find_config, load
 from escapes import visible_lines
+from masking import HIDDEN, NO_KEYS, KeyMask
 from proxies import anonymize
-from query import HIDDEN, HIDEABLE_KEY_BYTES
 from sheet import ConfigError
 
 # How `postback serve --log-format` tells the processes it becomes.
@@ -27,13 +27,6 @@ FORMATS = ("text", "json")
 
 # What gunicorn says of a request it cannot read; the rest of the line quotes the request.
 _INVALID_REQUEST = re.compile(r"Invalid request from ip=(\S*): ")
-
-# The part of an address that holds a key, known or not: rotated keys leave our config file. The
-# directory of a postback.db holds none, nor do those that a service has by its name, such as
-# /var/lib/postback, and errors are to name them.
-_KEY_IN_PATH = re.compile(
-    r"/(?!(?:lib|log|opt|run)/postback/)[^/\s\"']+(?=/(?:postback|click)\b(?!\.(?!gif)))"
-)
 
 # Where a client's address stands in gunicorn's access log.
 _ADDRESS_ATOMS = ("h", "{x-forwarded-for}i", "{x-real-ip}i", "{forwarded}i", "{remote_addr}e")
@@ -142,9 +135,7 @@ def describe_start(cfg: Any) -> str:
 
 def mask_keys(text: str) -> str:
     """Mask what is or looks like a key in a line of a log."""
-    text = _KEY_IN_PATH.sub(f"/{HIDDEN}", text)
-    keys = _read_known().keys
-    return text if keys is None else keys.sub(HIDDEN, text)
+    return _read_known().mask.hide_in_message(text)
 
 
 def _shown_address(address: str) -> str:
@@ -154,9 +145,9 @@ def _shown_address(address: str) -> str:
 
 
 class _Known(NamedTuple):
-    """What the config file says that bears on a log: keys however they may be spelt there."""
+    """What the config file says that bears on a log."""
 
-    keys: re.Pattern[str] | None = None
+    mask: KeyMask = NO_KEYS
     anonymizes: bool = False
 
 
@@ -171,26 +162,8 @@ def _read_known() -> _Known:
         stamp = (stat.st_mtime_ns, stat.st_ino)
         if stamp != _loaded[0]:
             settings = load(path)
-            _loaded = (stamp, _Known(_spell_keys(settings), settings.anonymize_ip))
+            _loaded = (stamp, _Known(KeyMask(settings.secrets()), settings.anonymize_ip))
     except (OSError, ConfigError):
         # The keys of the last good file stay masked.
         pass
     return _loaded[1]
-
-
-def _spell_keys(settings: Settings) -> re.Pattern[str] | None:
-    spellings = []
-    # The longest first: a key may begin with another.
-    for key in sorted(settings.secrets(), key=len, reverse=True):
-        if len(key) >= HIDEABLE_KEY_BYTES:
-            text = key.decode("utf-8", "backslashreplace")
-            spellings += [re.escape(text), re.escape(repr(key)[2:-1]), _spell_in_url(key)]
-    return re.compile("|".join(spellings)) if spellings else None
-
-
-def _spell_in_url(key: bytes) -> str:
-    """Write a pattern of a key any letters of which may be escapes."""
-    return "".join(
-        f"(?:{re.escape(chr(byte))}|%{byte:02X}|%{byte:02x}{'|[+]' if byte == 0x20 else ''})"
-        for byte in key
-    )

@@ -30,9 +30,8 @@ from answers import (
 from body import BODY_LIMIT_BYTES, Body, CutShortError, Environ, TooLargeError, read_body
 from booking import Arrival, Intake, Outcome
 from config import Settings, find_config, load
+from masking import NO_KEYS
 from query import (
-    HIDDEN,
-    hide_secrets,
     read_cookies,
     read_fields,
     read_postback,
@@ -221,7 +220,8 @@ def _finish(pending: Pending, outcome: Any, turn: Turn) -> Answer:
 def _break_off(error: Exception, turn: Turn) -> Answer:
     # Not LOG.exception: it would print keys that stand in the exception's message.
     told = "".join(traceback.format_exception(error))
-    LOG.error("a request broke off:\n%s", _mask(told, turn.orders))
+    mask = NO_KEYS if turn.orders is None else turn.orders.mask
+    LOG.error("a request broke off:\n%s", mask.hide_in_message(told))
     return unavailable_answer()
 
 
@@ -441,19 +441,19 @@ def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
 
 def _read_sent(environ: Environ, orders: Orders) -> tuple[dict[str, str], str, tuple[str, ...]]:
     """Read query and body: the fields, the two as one stored query, warnings."""
-    query = hide_secrets(environ.get("QUERY_STRING", ""), orders.secrets)
-    body = read_body(environ) if environ["REQUEST_METHOD"] == "POST" else Body()
+    query = orders.mask.hide(environ.get("QUERY_STRING", ""))
+    is_post = environ["REQUEST_METHOD"] == "POST"
+    body = read_body(environ, orders.mask) if is_post else Body()
     # What is kept is what is read: a parked postback is read from there again.
-    stored = store_query(query, hide_secrets(body.form, orders.secrets))
-    warnings = (*(_mask(w, orders) for w in body.warnings), *warn_of_unread(stored))
-    return read_fields(stored), stored, warnings
+    stored = store_query(query, orders.mask.hide(body.form) if body.form else "")
+    return read_fields(stored), stored, (*body.warnings, *warn_of_unread(stored))
 
 
 def _read_cookies(environ: Environ, orders: Orders) -> dict[str, str]:
     header = environ.get("HTTP_COOKIE")
     if not header or environ["REQUEST_METHOD"] == "POST":
         return {}
-    return read_cookies(hide_secrets(header, orders.secrets))
+    return read_cookies(orders.mask.hide(header))
 
 
 def _is_image_request(environ: Environ) -> bool:
@@ -486,7 +486,3 @@ def _reason_headers(reasons: Sequence[str]) -> Headers:
     text = "; ".join(reasons).encode("ascii", "replace").decode("ascii")
     printable = "".join(letter if letter.isprintable() else "?" for letter in text)
     return [("X-Postback-Reason", printable[:REASON_LIMIT_CHARACTERS])]
-
-
-def _mask(text: str, orders: Orders | None) -> str:
-    return text if orders is None or orders.secrets is None else orders.secrets.sub(HIDDEN, text)

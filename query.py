@@ -54,10 +54,6 @@ PHP_WHITE_SPACE = " \t\n\r\0\x0b"
 # How much of a hostile value a warning repeats; the whole of it stands in the stored query.
 QUOTED_CHARACTERS = 64
 
-# A shorter key could be a word of the trade ("sale"): hiding it would change what was said.
-HIDEABLE_KEY_BYTES = 6
-HIDDEN = "***"
-
 _NAME = r"[A-Za-z0-9 _.\-]{1,64}"
 # Literal placeholders of affiliate networks, as they arrive when nothing replaced them.
 _MACRO = re.compile(
@@ -238,40 +234,11 @@ def mend_query(query: str, renames: Mapping[str, str], values: Mapping[str, str]
     return _add_pairs("&".join(parts), new)
 
 
-def secrets_pattern(keys: Iterable[bytes]) -> re.Pattern[str] | None:
-    """Build what finds a key standing by itself in decoded text (one character a byte)."""
-    long_keys = [re.escape(k.decode("latin-1")) for k in keys if len(k) >= HIDEABLE_KEY_BYTES]
-    if not long_keys:
-        return None
-    return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(long_keys)})(?![A-Za-z0-9])")
-
-
-def hide_secrets(raw: str, pattern: re.Pattern[str] | None) -> str:
-    """Take keys out of a query or body, percent-encoded ones too; others come back untouched."""
-    if pattern is None:
-        return raw
-    decoded = _decode_bytes(raw) if "%" in raw else raw
-    if not pattern.search(decoded):
-        return raw
-    return "&".join(_hide_in_pair(pair, pattern) for pair in raw.split("&"))
-
-
 def quote_value(value: str) -> str:
     """Quote a value for a sentence, escaped, and cut where it is long."""
     if len(value) > QUOTED_CHARACTERS:
         value = value[:QUOTED_CHARACTERS] + "…"
     return repr(value)
-
-
-def _hide_in_pair(pair: str, pattern: re.Pattern[str]) -> str:
-    decoded = _decode_bytes(pair)
-    if not pattern.search(decoded):
-        return pair
-    name, equals, value = (_decode_bytes(part) for part in pair.partition("="))
-    hidden = (
-        quote(pattern.sub(HIDDEN, part).encode("latin-1"), safe="*") for part in (name, value)
-    )
-    return equals.join(hidden)
 
 
 def _read_name(raw: str) -> str:

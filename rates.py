@@ -30,7 +30,9 @@ RATE_RANGE = (Decimal("1e-12"), Decimal("1e12"))
 
 REMEMBERED_AMOUNTS = 1024
 
-_AMOUNT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
+# In one way only: where digits could belong to either side of a point that is not there, as many
+# ways are tried as there are digits, and each takes as long.
+_AMOUNT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _COMMA_AMOUNT = re.compile(r"([+-]?[0-9]*),([0-9]{1,2})")
 _CODE = re.compile(r"[A-Z0-9]{3,10}")
 

@@ -3,7 +3,6 @@
 import atexit
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -18,8 +17,8 @@ from booking import Terms
 from config import Settings
 from config_watch import ConfigWatch
 from keyuses import KeyUses
+from masking import KeyMask
 from proxies import anonymize, find_client
-from query import secrets_pattern
 from refusals import Kind, Refusals
 from runner import RateKeeper
 from storage import Storage, open_database
@@ -43,7 +42,7 @@ class Orders(NamedTuple):
     today: date
     keys: Mapping[str, tuple[bytes, ...]]
     terms: Terms
-    secrets: re.Pattern[str] | None
+    mask: KeyMask
     find_client: Callable[[str, str], str | None]
 
 
@@ -62,10 +61,13 @@ def _keys_by_kind(settings: Settings, today: date) -> dict[str, tuple[bytes, ...
     return {kind: some for kind, some in keys.items() if any(some)}
 
 
-def _find_shown_client(settings: Settings, peer: str, forwarded: str) -> str | None:
+def _find_shown_client(settings: Settings, mask: KeyMask, peer: str, forwarded: str) -> str | None:
     """Find the client's address as far as it is to be kept."""
     client = find_client(peer, forwarded, settings.trusted_proxies)
-    return anonymize(client) if client and settings.anonymize_ip else client
+    if not client:
+        return client
+    # An IPv6 address may have any text for a zone: fe80::1%text.
+    return anonymize(client) if settings.anonymize_ip else mask.hide(client)
 
 
 class Service:
@@ -127,15 +129,16 @@ class Service:
         today = self._clock().astimezone(UTC).date()
         orders = self._orders
         if orders is None or orders.settings is not settings or orders.today != today:
+            mask = KeyMask(settings.secrets())
             orders = Orders(
                 settings,
                 today,
                 _keys_by_kind(settings, today),
                 booking.read_terms(settings),
-                secrets_pattern(settings.secrets()),
+                mask,
                 # A network calls from a handful of addresses, and reading one takes longer than
                 # the status engine.
-                lru_cache(maxsize=1024)(partial(_find_shown_client, settings)),
+                lru_cache(maxsize=1024)(partial(_find_shown_client, settings, mask)),
             )
             self._orders = orders
         return orders

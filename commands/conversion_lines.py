@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 from booking import Terms, reread
 from commands.options import read_code
-from query import LIST_NAMES, PHP_WHITE_SPACE, Postback, hide_secrets, secrets_pattern
+from masking import KeyMask
+from query import LIST_NAMES, PHP_WHITE_SPACE, Postback
 from rates import decimal_text, read_amount
 from statuses import Status
 
@@ -62,10 +63,10 @@ class LineReader:
         """Take the terms, and what all lines have in common besides what each says."""
         self._terms = terms
         self._currency = currency or ""
-        self._secrets = secrets_pattern(secrets)
+        self._mask = KeyMask(secrets)
         self._has_decimal_comma = decimal_comma
         common = {**({} if network is None else {"from": network}), **lists}
-        self._common_query = hide_secrets(_write_query(common.items()), self._secrets)
+        self._common_query = self._mask.hide(_write_query(common.items()))
         # Read once: splitting the words of each of a million lines took a third of the time.
         self._common = reread(self._common_query, terms)
 
@@ -73,7 +74,7 @@ class LineReader:
         """Read a line; a payout or currency that cannot be read is a flaw. Never raises."""
         said = Said(*(text.strip(PHP_WHITE_SPACE) for text in said))
         said = said._replace(currency=said.currency or self._currency)
-        query = hide_secrets(self._write_own_query(said), self._secrets)
+        query = self._mask.hide(self._write_own_query(said))
         own = reread(query, self._terms)
         postback = own._replace(
             incoming=own.incoming._replace(lists=self._common.incoming.lists),

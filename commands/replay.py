@@ -17,7 +17,8 @@ from commands.options import FORMATS, Subparsers, add_command, add_json, add_sin
 from commands.tracker import RefusedError, load_settings, reading, writing
 from config import Settings
 from listings import Wanted, of_click
-from query import KNOWN_NAMES, hide_secrets, secrets_pattern
+from masking import KeyMask
+from query import KNOWN_NAMES
 from questions import Questions
 from rehearsal import LAST_REAL_ID, Rehearsal, rehearse
 from replaying import Effect, Mending, Original, Replayed
@@ -192,8 +193,8 @@ def _refuse_strange_ids(questions: Questions, ids: Sequence[int]) -> None:
 
 
 def _read_mending(args: argparse.Namespace, settings: Settings) -> Mending:
-    secrets = secrets_pattern(settings.secrets())
-    values = {name: hide_secrets(value, secrets) for name, value in args.values}
+    mask = KeyMask(settings.secrets())
+    values = {name: mask.hide(value) for name, value in args.values}
     return Mending(dict(args.renames), values)
 
 

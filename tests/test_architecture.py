@@ -15,6 +15,7 @@ FLOORS = {
     "rates": 0,
     "php_ini": 0,
     "escapes": 0,
+    "masking": 0,
     "proxies": 0,
     "public_address": 0,
     "files": 0,

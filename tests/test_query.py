@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 
 from query import (
     Postback,
-    hide_secrets,
     is_macro,
     mend_query,
     read_cookies,
     read_fields,
     read_postback,
-    secrets_pattern,
     store_query,
     warn_of_unread,
 )
@@ -291,29 +289,6 @@ def test_escapes_are_read_as_the_standard_library_reads_them(raw: str) -> None:
 
     # The letter before it: a value that is a macro as a whole is read otherwise.
     assert read_fields(f"x=a{raw}")["x"] == f"a{decoded.decode('utf-8', 'replace')}"
-
-
-# --- Keys in a query ----------------------------------------------------------------------------
-
-KEYS = secrets_pattern([b"s3cret-key", b"old/key+1", b"abc"])
-
-
-@pytest.mark.parametrize(
-    ("query", "hidden"),
-    [
-        ("subid=c1", "subid=c1"),
-        (
-            "ref=http://h/s3cret-key/postback&subid=c1",
-            "ref=http%3A%2F%2Fh%2F***%2Fpostback&subid=c1",
-        ),
-        ("ref=s3cret%2Dkey", "ref=***"),
-        ("old%2Fkey%2B1=x", "***=x"),
-        ("subid=xs3cret-keyx", "subid=xs3cret-keyx"),
-        ("subid=abc", "subid=abc"),
-    ],
-)
-def test_a_key_in_a_query_is_hidden_and_a_word_of_the_trade_is_not(query: str, hidden: str) -> None:
-    assert hide_secrets(query, KEYS) == hidden
 
 
 @pytest.mark.parametrize(

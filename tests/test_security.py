@@ -95,6 +95,30 @@ def test_no_spelling_of_a_key_gets_into_a_log(tmp_path: Path) -> None:
     assert POSTBACK_KEY not in unquote(log)
 
 
+@pytest.mark.parametrize("worker_class", ["worker.HoldingWorker", "gthread"])
+def test_nearly_all_of_a_key_in_a_logged_line_holds_up_nobody(
+    tmp_path: Path, worker_class: str
+) -> None:
+    """31 right letters in escapes whose digits have no case once stopped the worker for good."""
+    key = "0123456789abcdef0123456789abcdef"
+    write_config(tmp_path, {"postback_key": key, "postbacks": "yes"})
+    guess = "".join(f"%{byte:02x}" for byte in key[:31].encode())
+    options = ("--access-logfile", "-", "--log-level", "debug", "--worker-class", worker_class)
+    with live_server(tmp_path, *options) as server:
+        server.get(f"/{guess}/postback?subid=c2", f"Cookie: subid={guess}{guess}", f"X: /{guess}")
+        server.get(
+            f"/{key}/postback?subid=c1&from={guess}&ref={guess}0", f"Referer: http://h/{key}"
+        )
+        answer = server.get("/health")
+    log = server.read_log()
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    # Nearly the key is no key, and the line says what came.
+    assert f'"GET /***/postback?subid=c1&from={guess}&ref={guess}0 HTTP/1.1" 200' in log
+    assert '"GET /***/postback?subid=c2 HTTP/1.1" 404' in log
+    assert key not in unquote(log)
+
+
 # Files.
 
 
@@ -200,6 +224,8 @@ def test_a_click_id_cannot_be_sql(client: Client, capsys: pytest.CaptureFixture[
 FULL = 65_000
 DEAR_BODIES: dict[str, Callable[[], str]] = {
     "digits": lambda: "payout=" + "9" * FULL,
+    "digits and a letter": lambda: "payout=" + "9" * FULL + "x",
+    "digits and commas": lambda: "payout=" + "9," * (FULL // 2),
     "nothing but &": lambda: "&" * FULL,
     "nothing but =": lambda: "=" * FULL,
     "nothing but +": lambda: "+" * FULL,
@@ -212,6 +238,10 @@ DEAR_BODIES: dict[str, Callable[[], str]] = {
     "a list of words": lambda: "status=x&sale_status=" + "a," * (FULL // 2 - 20),
     "an endless macro": lambda: "subid={" + "a" * (FULL - 9) + "}",
     "almost the key": lambda: f"{POSTBACK_KEY[:-1]}&" * (FULL // 24),
+    "almost the key in escapes": lambda: (
+        "".join(f"%{byte:02x}" for byte in f"/{POSTBACK_KEY[:-1]}".encode()) * (FULL // 72)
+    ),
+    "escapes of every kind": lambda: r"%2541%5Cx41\x41\\x41\x2541-" * (FULL // 27),
     "the key again and again": lambda: f"{POSTBACK_KEY}&" * (FULL // 24),
 }
 
