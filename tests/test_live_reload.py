@@ -4,7 +4,6 @@ import http.client
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,13 +16,8 @@ import pytest
 from cli_calls import call_process
 from conftest import POSTBACK_KEY, write_config
 from live import PATIENCE_SECONDS, LiveServer, live_server, wait_until
-from tree import ROOT
 
 import config
-
-# The harness is not installed.
-sys.path.append(str(ROOT))
-
 from durability.servers import WORKER_CLASSES
 
 # Source: the contract, on the config.
