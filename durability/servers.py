@@ -1,5 +1,6 @@
 """A real gunicorn with the receiver, on a free port of this machine: started, killed, watched."""
 
+import atexit
 import os
 import signal
 import socket
@@ -197,6 +198,12 @@ def find_free_port() -> int:
     _HELD.append(held)
     port: int = held.getsockname()[1]
     return port
+
+
+@atexit.register
+def _let_ports_go() -> None:
+    while _HELD:
+        _HELD.pop().close()
 
 
 def fetch_status(port: int, path: str, seconds: float = 15.0) -> int | None:
