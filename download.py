@@ -121,11 +121,11 @@ def _refuse_private(place: _Place, own: frozenset[str]) -> None:
 
 def _open(place: _Place) -> Any:
     """Send the request to the first of the addresses that takes a connection."""
-    trouble: HTTPError | None = None
+    trouble: Exception | None = None
     for address in place.addresses:
         try:
             return _ask(place, address)
-        except HTTPError as error:
+        except (HTTPError, ValueError) as error:
             trouble = error
             if not isinstance(error, (ConnectTimeoutError, NewConnectionError)):
                 break

@@ -66,12 +66,12 @@ def visible(text: str) -> str:
 
 def visible_lines(text: str) -> str:
     """Show the same of a text whose line ends and tabs are ours."""
-    return _UNSAFE_IN_LINES.sub(_escape, text)
+    return _UNSAFE_IN_LINES.sub(_escape, text) if _SUSPECT.search(text) else text
 
 
 def visible_in_json(line: str) -> str:
     """Show the same as the escapes of JSON, in a line of it."""
-    return _UNSAFE_IN_JSON.sub(_escape_for_json, line)
+    return _UNSAFE_IN_JSON.sub(_escape_for_json, line) if _SUSPECT.search(line) else line
 
 
 def _escape(found: re.Match[str]) -> str:

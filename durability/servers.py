@@ -1,11 +1,13 @@
 """A real gunicorn with the receiver, on a free port of this machine: started, killed, watched."""
 
+import atexit
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -179,12 +181,29 @@ def _command(setup: Setup, port: int) -> Sequence[str]:
     ]
 
 
+# The ports that were found last, each bound by us, so that nobody else is given it before its
+# server listens: neither by the kernel nor by a run beside this one. Servers set SO_REUSEADDR, and
+# may bind what is bound so and does not listen.
+_HELD: deque[socket.socket] = deque()
+HELD_AT_MOST = 32
+
+
 def find_free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Find a port that nobody listens on, and hold it for whoever is to listen there."""
+    if len(_HELD) == HELD_AT_MOST:
+        _HELD.popleft().close()
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    _HELD.append(held)
+    port: int = held.getsockname()[1]
+    return port
+
+
+@atexit.register
+def _let_ports_go() -> None:
+    while _HELD:
+        _HELD.pop().close()
 
 
 def fetch_status(port: int, path: str, seconds: float = 15.0) -> int | None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from durability.servers import find_free_port
+
 # Long enough for any machine; nothing waits for it unless it hangs. Longer than the grace that
 # gunicorn gives a worker to stop.
 PATIENCE_SECONDS = 60
@@ -90,14 +92,6 @@ def read_all(connection: socket.socket) -> bytes:
     while block := connection.recv(65536):
         received += block
     return received
-
-
-def find_free_port() -> int:
-    """Find a port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_until(holds: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:

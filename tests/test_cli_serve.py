@@ -12,12 +12,13 @@ from urllib.request import urlopen
 import pytest
 from cli_calls import Terminal, build_command, build_environment
 from conftest import POSTBACK_KEY, write_config
-from live import PATIENCE_SECONDS, find_free_port, wait_until
+from live import PATIENCE_SECONDS, wait_until
 
 import cli
 import logs
 from commands.serve import find_base
 from config import load
+from durability.servers import find_free_port
 
 
 class BecameGunicornError(Exception):

@@ -5,8 +5,8 @@ The harness is in `durability/`; `python -m durability` runs its kill rounds by 
 
 import errno
 import os
+import socket
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,10 +14,6 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tree import ROOT
-
-# The harness is not installed.
-sys.path.append(str(ROOT))
 
 import storage
 from durability import overload, sabotage
@@ -26,7 +22,15 @@ from durability.cuts import Run, cut_power, find_untraced, run_load
 from durability.powercut import Faults, NoCompilerError, Shim, build_shim, read_trace
 from durability.rounds import run_rounds
 from durability.senders import Click, Ledger, make_postbacks, send_once
-from durability.servers import WORKER_CLASSES, Home, Setup, find_children, serving, wait_until
+from durability.servers import (
+    WORKER_CLASSES,
+    Home,
+    Setup,
+    find_children,
+    find_free_port,
+    serving,
+    wait_until,
+)
 from durability.troubles import TROUBLE_SECONDS, Duty
 
 SHIPPED = WORKER_CLASSES[0]
@@ -65,6 +69,18 @@ def home(tmp_path: Path) -> Home:
 def shim(library: Path, home: Home) -> Iterator[Shim]:
     with Shim(library, home) as shim:
         yield shim
+
+
+def test_a_port_that_was_found_is_for_its_server_alone() -> None:
+    port = find_free_port()
+
+    with socket.socket() as anybody, pytest.raises(OSError, match="in use"):
+        anybody.bind(("127.0.0.1", port))
+    with socket.socket() as its_server:
+        its_server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        its_server.bind(("127.0.0.1", port))
+        its_server.listen()
+        socket.create_connection(("127.0.0.1", port)).close()
 
 
 @pytest.mark.parametrize("setup", SETUPS, ids=str)

@@ -1,13 +1,8 @@
 """Requests of every kind by the thousand; `python -m durability.fuzz` sends them by the million."""
 
-import sys
 from pathlib import Path
 
 import pytest
-from tree import ROOT
-
-# The harness is not installed.
-sys.path.append(str(ROOT))
 
 from durability import sabotage
 from durability.fuzz import fuzz

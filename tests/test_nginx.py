@@ -14,8 +14,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from live import PATIENCE_SECONDS, LiveServer, find_free_port, live_server, read_all, wait_until
+from live import PATIENCE_SECONDS, LiveServer, live_server, read_all, wait_until
 from tree import ROOT
+
+from durability.servers import find_free_port
 
 # Debian keeps it where an ordinary user's PATH does not look.
 PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
