@@ -283,15 +283,15 @@ def test_a_file_that_cannot_be_opened_changes_nothing(
 ) -> None:
     watch = ConfigWatch(file)
     before = watch.current(100.0)
-    real_open = Path.open
+    real_open = os.open
 
-    def refused(path: Path, *_args: object) -> None:
+    def refused(path: Path, *_args: object) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(os, "open", refused)
     during = watch.current(101.0)
     problem = watch.problem
-    monkeypatch.setattr(Path, "open", real_open)
+    monkeypatch.setattr(os, "open", real_open)
 
     assert during is before
     assert str(problem) == f"{file} cannot be read: Permission denied."
