@@ -90,14 +90,18 @@ class Runner:
     def _read_report(self, status: int, said: str, complained: str) -> Report:
         if self._is_stopped:
             return Report(())
-        sentences, rest = _split_sentences(complained[:OUTPUT_LIMIT_CHARACTERS])
-        lines = [(logging.INFO, line) for line in said[:OUTPUT_LIMIT_CHARACTERS].splitlines()]
+        # Hidden before it is cut: a part of a key would be no key.
+        said, complained = (
+            self._mask(text)[:OUTPUT_LIMIT_CHARACTERS] for text in (said, complained)
+        )
+        sentences, rest = _split_sentences(complained)
+        lines = [(logging.INFO, line) for line in said.splitlines()]
         lines += [(logging.WARNING, sentence) for sentence in sentences]
         # Status 1 is the command's for a source that failed, and Python's for a traceback.
         if status not in (0, 1) or (status == 1 and rest):
             cause = rest.strip()[-2000:] or f"status {status}"
             lines.append((logging.ERROR, f"fetching rates broke off: {cause}"))
-        return Report(tuple((level, self._mask(line)) for level, line in lines))
+        return Report(tuple(lines))
 
     def _mask(self, text: str) -> str:
         return text.replace(self._app_id, "***") if self._app_id else text

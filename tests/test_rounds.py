@@ -381,6 +381,23 @@ def test_a_fetch_that_breaks_off_is_one_error_without_the_app_id(
     assert failed.getMessage().endswith("RuntimeError: /?app_id=***")
 
 
+def test_no_part_of_the_app_id_is_left_where_a_long_traceback_is_cut(
+    new_worker: Callable[[], Worker],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Of the last 2,000 characters the first four are the end of the app_id.
+    broken = [sys.executable, "-c", "raise SystemExit('/?app_id=an-app-id' + 'x' * 1996)"]
+    monkeypatch.setattr(runner, "build_command", lambda *_: broken)
+    worker = new_worker()
+    worker.settings = replace(worker.settings, app_id="an-app-id")
+
+    worker.look(times=2)
+    wait_until(lambda: len(caplog.records) == 1, "the report")
+
+    assert "p-id" not in caplog.text
+
+
 # The schedule
 
 
