@@ -4,7 +4,6 @@ Everything is measured in this one run, in turn, so that what else the machine d
 """
 
 import argparse
-import io
 import random
 import re
 import secrets
@@ -18,8 +17,9 @@ from urllib.parse import quote, unquote_to_bytes
 
 import postback
 from bench.__main__ import CONFIG
-from bench.build import build_database, make_ready, subid_of
+from bench.build import build_database, make_ready
 from bench.generator import KEY
+from bench.requests import make_environ
 from masking import KeyMask
 
 KEYS = {
@@ -185,7 +185,7 @@ def _print_path(rounds: int) -> None:
         for _ in range(rounds):
             for name, method in hide.items():
                 setattr(KeyMask, "hide", method)  # noqa: B010 put back below
-                environs = [_make_environ(next(numbers)) for _ in range(batch)]
+                environs = [make_environ(next(numbers)) for _ in range(batch)]
                 times[name].append(_time(receiver.answer_all, environs) / batch)
         setattr(KeyMask, "hide", hide["with KeyMask"])  # noqa: B010
         receiver.close()
@@ -198,17 +198,6 @@ def _print_path(rounds: int) -> None:
 
 def _as_method(search: Callable[[str], str]) -> Callable[[KeyMask, str], str]:
     return lambda self, text: search(text)
-
-
-def _make_environ(number: int) -> dict[str, Any]:
-    return {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": f"/{KEY}/postback",
-        "QUERY_STRING": f"subid={subid_of(number)}&status=sale&payout=12.50&currency=usd"
-        f"&tid=t{number}",
-        "REMOTE_ADDR": "127.0.0.1",
-        "wsgi.input": io.BytesIO(),
-    }
 
 
 # Clocks.

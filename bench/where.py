@@ -5,7 +5,6 @@ first decile: what it takes while nothing else has the processor.
 """
 
 import argparse
-import io
 import re
 import statistics
 import tempfile
@@ -20,8 +19,8 @@ import booking
 import database
 import postback
 from bench.__main__ import CONFIG
-from bench.build import build_database, make_ready, subid_of
-from bench.generator import KEY
+from bench.build import build_database, make_ready
+from bench.requests import make_environ
 
 # A clock is read twice for each part; the whole is timed in batches of its own, without.
 PARTS: dict[str, tuple[Any, str]] = {
@@ -123,19 +122,7 @@ def _time_parts(clock: _Clock) -> None:
 
 
 def _make_batch(number: int, size: int) -> Sequence[dict[str, Any]]:
-    return [_make_environ(n) for n in range(number * size, (number + 1) * size)]
-
-
-def _make_environ(number: int) -> dict[str, Any]:
-    return {
-        "REQUEST_METHOD": "GET",
-        "PATH_INFO": f"/{KEY}/postback",
-        "QUERY_STRING": f"subid={subid_of(number)}&status=sale&payout=12.50&currency=usd"
-        f"&tid=t{number}",
-        "REMOTE_ADDR": "127.0.0.1",
-        "wsgi.input": io.BytesIO(),
-        "HTTP_HOST": "h",
-    }
+    return [make_environ(n) for n in range(number * size, (number + 1) * size)]
 
 
 if __name__ == "__main__":
