@@ -13,14 +13,17 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import ratebook
+from config import find_rate_secrets
 from database import DatabaseError
 from download import DownloadError, download
 from feeds import FEEDS, Sheet, UnreadableDocumentError, read_sheet
+from masking import KeyMask, hide_in_tracebacks
 from rounds import ALARM_SECONDS, ASKING_SECONDS, Errand, find_next_publication
 from rows import utc_text
 from sifting import Answer, Sifted, Yardstick, sift
@@ -46,18 +49,21 @@ def main() -> int:
     signal.alarm(ALARM_SECONDS)
     os.nice(NICENESS)
     errand = Errand(**json.load(sys.stdin))
+    mask = KeyMask(find_rate_secrets(errand.app_id, errand.urls))
+    hide_in_tracebacks(mask.hide)
     try:
-        is_good = run_round(errand, datetime.now(UTC), _print)
+        is_good = run_round(errand, datetime.now(UTC), partial(_print, mask))
     except (DatabaseError, LostLeaseError) as error:
-        _print(logging.WARNING, f"fetched rates were not kept: {error}")
+        _print(mask, logging.WARNING, f"fetched rates were not kept: {error}")
         is_good = False
     # Threads that still wait for a source are left behind with the process.
     sys.stdout.flush()
     os._exit(0 if is_good else 1)
 
 
-def _print(level: int, sentence: str) -> None:
-    print(logging.getLevelName(level), " ".join(sentence.split()))  # noqa: T201 read by `rounds`
+def _print(mask: KeyMask, level: int, sentence: str) -> None:
+    line = " ".join(mask.hide(sentence).split())
+    print(logging.getLevelName(level), line)  # noqa: T201 read by `rounds`
 
 
 def run_round(errand: Errand, now: datetime, say: Say) -> bool:
@@ -98,13 +104,15 @@ def ask_all(errand: Errand, now: datetime) -> list[Answer]:
 
 
 def ask_source(errand: Errand, source: str, now: datetime) -> Answer:
-    """Ask one source for its newest document and read it."""
+    """Ask one source for its newest document and read it; nothing it says repeats our keys."""
+    mask = KeyMask(find_rate_secrets(errand.app_id, errand.urls))
     try:
         document = download(_address(errand, source), FEEDS[source].content_types)
         sheet = read_sheet(source, document, errand.tracker, now.date())
     except (DownloadError, UnreadableDocumentError) as error:
-        return Answer(source, None, str(error))
-    return Answer(source, sheet)
+        return Answer(source, None, mask.hide(str(error)))
+    flaws = {currency: mask.hide(flaw) for currency, flaw in sheet.flaws.items()}
+    return Answer(source, sheet._replace(flaws=flaws))
 
 
 def _address(errand: Errand, source: str) -> str:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import ratebook
 from config import Settings
 from feeds import FEEDS
+from masking import KeyMask
 from ratebook import Round
 from rows import utc_text
 from storage import Storage
@@ -165,9 +166,10 @@ def write_errand(settings: Settings, token: str) -> Errand:
 class Runner:
     """The fetching process, started, listened to, and killed where it takes too long."""
 
-    def __init__(self, errand: Errand) -> None:
-        """Take the errand; nothing is started yet."""
+    def __init__(self, errand: Errand, mask: KeyMask) -> None:
+        """Take the errand, and the keys that no message may show; nothing is started yet."""
         self._errand = errand
+        self._mask = mask
         self._starting = threading.Lock()
         self._is_stopped = False
         self._process: subprocess.Popen[str] | None = None
@@ -194,7 +196,7 @@ class Runner:
             process.kill()
             process.communicate()
             return _fail(f"fetching rates was ended: it took more than {CHILD_SECONDS:g} seconds")
-        return self._read_report(process.returncode, said[:OUTPUT_LIMIT_CHARACTERS], broken)
+        return self._read_report(process.returncode, said, broken)
 
     def stop(self) -> None:
         """End it, or keep it from starting."""
@@ -206,14 +208,12 @@ class Runner:
     def _read_report(self, status: int, said: str, broken: str) -> Report:
         if self._is_stopped:
             return Report((), is_good=False)
-        lines = list(_read_lines(said))
+        lines = list(_read_lines(self._mask.hide(said)[:OUTPUT_LIMIT_CHARACTERS]))
         if status not in (0, 1):
-            cause = self._mask(broken.strip()[-2000:]) or f"status {status}"
+            # Hidden before it is cut: the end of a key would be no key.
+            cause = self._mask.hide(broken.strip())[-2000:] or f"status {status}"
             lines.append((logging.ERROR, f"fetching rates broke off: {cause}"))
         return Report(tuple(lines), is_good=status == 0)
-
-    def _mask(self, text: str) -> str:
-        return text.replace(self._errand.app_id, "***") if self._errand.app_id else text
 
 
 def _fail(sentence: str) -> Report:
@@ -249,7 +249,7 @@ class RateKeeper:
         current = ratebook.read_round(db)
         if self._token and current.holder == self._token:
             # Seen in a later transaction than the one that took it: so the lease is on disk.
-            self._begin(write_errand(settings, self._token))
+            self._begin(Runner(write_errand(settings, self._token), KeyMask(settings.secrets())))
             self._token = ""
         elif is_due(current, settings, now):
             self._token = new_token()
@@ -262,11 +262,11 @@ class RateKeeper:
         if self._thread is not None:
             self._thread.join(LOOK_SECONDS)
 
-    def _begin(self, errand: Errand) -> None:
-        self._runner = Runner(errand)
+    def _begin(self, runner: Runner) -> None:
+        self._runner = runner
         # Starting a process takes milliseconds, and the write lock is held here.
         self._thread = threading.Thread(
-            target=_run_and_log, args=(self._runner,), name="rates", daemon=True
+            target=_run_and_log, args=(runner,), name="rates", daemon=True
         )
         self._thread.start()
 

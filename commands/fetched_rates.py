@@ -16,6 +16,7 @@ from cells import Column, Kind
 from commands.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
 from commands.tracker import RefusedError, load_keyless, writing
 from config import Settings
+from masking import KeyMask
 from ratebook import Refusal, SourceState
 from rates import decimal_text, read_currency
 from recomputing import Recomputed, Span
@@ -83,7 +84,9 @@ def run_update(args: argparse.Namespace) -> int:
     token = rounds.new_token()
     with writing(settings) as storage:
         _take_lease(storage, settings, token)
-        report = rounds.Runner(rounds.write_errand(settings, token)).run()
+        report = rounds.Runner(
+            rounds.write_errand(settings, token), KeyMask(settings.secrets())
+        ).run()
         for level, sentence in report.lines:
             (display.say if level < logging.WARNING else display.complain)(sentence)
         _fill_in(storage)
