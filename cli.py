@@ -23,15 +23,21 @@ def enter() -> int:
     _open_closed_streams()
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         # Ignored, as in a shell's background.
+        _import_commands()
         return main()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    import commands.program  # noqa: F401, PLC0415
-
+    _import_commands()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _import_commands() -> None:
+    from commands import program  # noqa: PLC0415
+
+    program.hide_keys_in_what_python_writes()
 
 
 def _open_closed_streams() -> None:

@@ -7,7 +7,7 @@ import ipaddress
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
@@ -15,8 +15,9 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
+from masking import HIDDEN
 from php_ini import WORDS, Entry
 from sheet import ConfigError, Sheet, either, parse_text, warn_of_strangers
 
@@ -44,6 +45,8 @@ MAX_FILE_BYTES = 1024 * 1024
 
 _GUARD = re.compile(r"\ufeff?[ \t]*;?[ \t]*<\?php\b")
 _OLD_KEY = re.compile(r"(\S+)(?:\s+until\s+(\S+))?")
+# Fields in the address of a source, such as app_id, access_key, token.
+_NAMES_OF_KEYS = "(?i)key|token|secret|pass|auth|app_?id"
 # Only what looks like a date is quoted in an error: anything else could be a key.
 _LIKE_A_DATE = re.compile(r"[0-9]{1,4}[-./][0-9]{1,2}[-./][0-9]{1,4}")
 
@@ -91,15 +94,28 @@ class Settings:
         return (self.postback_key, *(old.key for old in self.old_keys if old.is_good_on(today)))
 
     def secrets(self) -> tuple[bytes, ...]:
-        """Return every key in the file, expired ones too, so that logs can mask them."""
+        """Return all that no text may show, expired keys too. Whatever has repr=False adds here."""
         keys = (
             self.postback_key,
             *(old.key for old in self.old_keys),
             self.pixel_key,
             self.click_key,
-            self.app_id.encode("utf-8", "surrogateescape"),
+            *find_rate_secrets(self.app_id, self.rate_urls),
         )
         return tuple(dict.fromkeys(key for key in keys if key))
+
+
+def find_rate_secrets(app_id: str, urls: Mapping[str, str]) -> Iterator[bytes]:
+    """Give what is secret in what the sources of rates are asked: keys, users, passwords."""
+    yield app_id.encode("utf-8", "surrogateescape")
+    for url in urls.values():
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query, errors="surrogateescape")
+        for secret in (
+            *(unquote(part) for part in (parts.username, parts.password) if part),
+            *(value for name, value in query if re.search(_NAMES_OF_KEYS, name)),
+        ):
+            yield secret.encode("utf-8", "surrogateescape")
 
 
 def find_config(environ: Mapping[str, str]) -> Path:
@@ -248,7 +264,8 @@ def find_key_entry(sheet: Sheet) -> Entry:
         if note.kind == "structure"
     )
     raise ConfigError(
-        f'{sheet.path} has no postback_key; write postback_key = "..." below [system].{lost[:500]}'
+        f'{sheet.path} has no postback_key; write postback_key = "..." below [system].'
+        f"{sheet.hide(lost)[:500]}"
     )
 
 
@@ -331,8 +348,10 @@ def _url(sheet: Sheet, section: str, key: str) -> str:
     if value and not _is_url(value, may_have_query=section == "rates"):
         entry = sheet.ini.entry(section, key)
         assert entry is not None  # a value came from it
-        # Without the query: a mirror's address may carry app_id there.
         shown = value.partition("?")[0]
+        if section == "rates":
+            # Neither the query nor the user: a mirror's address may carry keys there.
+            shown = re.sub("//.*@", f"//{HIDDEN}@", shown)
         sheet.refuse(entry, f"is {shown!r}; write an address such as 'https://example.com'.")
     return value if section == "rates" else value.rstrip("/")
 

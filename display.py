@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, Protocol, TextIO
 
 from cells import Column, disarm, disarm_but_amounts
 from escapes import visible, visible_in_json
+from masking import NO_KEYS, KeyMask
 
 # Enough rows to find good widths, few enough to show the first without delay.
 ROWS_AT_ONCE = 500
@@ -29,6 +31,53 @@ class Bar(Protocol):
 
     def complain(self, sentence: str) -> None:
         """Write a sentence to standard error, above the bar where there is one."""
+
+
+# Whatever is written here passes it.
+_mask = NO_KEYS
+
+# What is a number as a whole stays one: a key of digits is no reason to hide an amount.
+_NUMBER = r"-?[0-9.]+"
+
+
+def hide_keys(mask: KeyMask) -> None:
+    """Show none of these keys from now on."""
+    global _mask  # noqa: PLW0603 as standard output, one for the process
+    _mask = mask
+
+
+def reveal_keys() -> None:
+    """Show keys from now on: a command was asked for them."""
+    hide_keys(NO_KEYS)
+
+
+def hide(text: str) -> str:
+    """Hide keys in a text."""
+    return _mask.hide(text)
+
+
+def _hide_in_cell(cell: str) -> str:
+    return cell if re.fullmatch(_NUMBER, cell) else hide(cell)
+
+
+def _hide_in_cells(row: Sequence[str]) -> Sequence[str]:
+    # One look for all cells; nearly every row ends here.
+    line = "\t".join(row)
+    return row if hide(line) == line else [_hide_in_cell(cell) for cell in row]
+
+
+def _hide_in_line(value: Mapping[str, Any]) -> Any:
+    parts = [part if isinstance(part, str) else repr(part) for part in value.values()]
+    line = "\t".join(parts)
+    return value if hide(line) == line else _hide_in_object(value)
+
+
+def _hide_in_object(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {hide(name): _hide_in_object(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hide_in_object(part) for part in value]
+    return _hide_in_cell(value) if isinstance(value, str) else value
 
 
 def is_terminal() -> bool:
@@ -54,12 +103,12 @@ def remark(sentence: str) -> None:
     """Write a sentence beneath a table, wrapped."""
     import terminal  # noqa: PLC0415
 
-    terminal.remark(sentence)
+    terminal.remark(hide(sentence))
 
 
 def say(line: str) -> None:
     """Write a line as it is, never wrapped: URLs must survive being copied."""
-    sys.stdout.write(f"{visible(line)}\n")
+    sys.stdout.write(f"{visible(hide(line))}\n")
 
 
 def say_beside(line: str, *, is_alone: bool) -> None:
@@ -81,7 +130,7 @@ def write(text: str) -> None:
 def complain(sentence: str) -> None:
     """Write a sentence to standard error."""
     sys.stdout.flush()
-    sys.stderr.write(f"postback: {visible(sentence)}\n")
+    sys.stderr.write(f"postback: {visible(hide(sentence))}\n")
     sys.stderr.flush()
 
 
@@ -102,7 +151,7 @@ def print_json(values: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
     as_ascii = "utf" not in (sys.stdout.encoding or "").lower()
     for value in values:
-        line = json.dumps(value, ensure_ascii=as_ascii)
+        line = json.dumps(_hide_in_line(value), ensure_ascii=as_ascii)
         sys.stdout.write(visible_in_json(line) + "\n")
 
 
@@ -126,10 +175,11 @@ class CsvPrinter:
     def print(self, rows: Iterable[Sequence[str | None]]) -> None:
         """Write some more rows."""
         for row in rows:
+            cells = _hide_in_cells([cell or "" for cell in row])
             self._writer.writerow(
                 [
-                    "" if cell is None else cell if plain else disarm(cell)
-                    for cell, plain in zip(row, self._is_exact, strict=True)
+                    cell if plain else disarm(cell)
+                    for cell, plain in zip(cells, self._is_exact, strict=True)
                 ]
             )
             sys.stdout.write(self._lines.getvalue())
@@ -162,7 +212,7 @@ class TablePrinter:
 
     def print(self, rows: Sequence[Sequence[str]]) -> None:
         """Show some more rows."""
-        self._table.print(rows)
+        self._table.print([_hide_in_cells(row) for row in rows])
         sys.stdout.flush()
 
     def print_all(self, rows: Iterable[Sequence[str]]) -> None:
@@ -216,7 +266,7 @@ def progress(title: str, total: int | None) -> Iterator[Bar]:
         return
     import terminal  # noqa: PLC0415
 
-    with terminal.progress(title, total) as bar:
+    with terminal.progress(title, total, hide) as bar:
         yield bar
 
 

@@ -16,6 +16,7 @@ import ratebook
 from config import Settings
 from download import DownloadError, download
 from feeds import FEEDS, Sheet, UnreadableDocumentError, read_sheet
+from masking import KeyMask
 from rounds import ALARM_SECONDS, find_next_publication
 from rows import utc_text
 from sifting import Answer, Sifted, Yardstick, sift
@@ -87,13 +88,15 @@ def ask_all(settings: Settings, now: datetime) -> list[Answer]:
 
 
 def ask_source(settings: Settings, source: str, now: datetime) -> Answer:
-    """Ask one source for its newest document and read it."""
+    """Ask one source for its newest document and read it; nothing it says repeats our keys."""
+    mask = KeyMask(settings.secrets())
     try:
         document = download(_address(settings, source), FEEDS[source].content_types)
         sheet = read_sheet(source, document, settings.currency, now.date())
     except (DownloadError, UnreadableDocumentError) as error:
-        return Answer(source, None, str(error))
-    return Answer(source, sheet)
+        return Answer(source, None, mask.hide(str(error)))
+    flaws = {currency: mask.hide(flaw) for currency, flaw in sheet.flaws.items()}
+    return Answer(source, sheet._replace(flaws=flaws))
 
 
 def _address(settings: Settings, source: str) -> str:

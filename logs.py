@@ -17,7 +17,7 @@ from gunicorn.glogging import Logger
 
 from config import find_config, load
 from escapes import visible_lines
-from masking import HIDDEN, NO_KEYS, KeyMask
+from masking import HIDDEN, NO_KEYS, KeyMask, hide_in_tracebacks
 from proxies import anonymize
 from sheet import ConfigError
 
@@ -81,14 +81,14 @@ class MaskingLogger(Logger):  # type: ignore[misc]  # gunicorn is untyped
         is_json = os.environ.get(FORMAT_VARIABLE) == "json"
         for log in (self.error_log, self.access_log):
             for handler in log.handlers:
-                if is_json:
-                    handler.setFormatter(JsonFormatter())
-                elif handler.formatter is not None:
-                    handler.setFormatter(TextFormatter(handler.formatter))
+                # A handler of --log-config may have none.
+                text = TextFormatter(handler.formatter or logging.Formatter())
+                handler.setFormatter(JsonFormatter() if is_json else text)
         ours = logging.getLogger("postback")
         ours.handlers = self.error_log.handlers
         ours.setLevel(self.error_log.level)
         ours.propagate = False
+        hide_in_tracebacks(mask_keys)
 
     def warning(self, msg: str, *args: Any, **kwargs: Any) -> None:
         """Log a warning; a malformed request is told by its kind, never by what stood in it."""

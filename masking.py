@@ -3,8 +3,9 @@ r"""Takes keys out of text: one algorithm for all text that leaves the program.
 How it works:
 
 1. *Readings.* A key may be written with escapes: `%2F`, `\x2f`, `\u002f`, `\/`. The text is read
-   as it is, with one layer of escapes undone and with two: percent escapes and backslash escapes
-   in any order. Text beyond ASCII is read as characters, and as the bytes of UTF-8.
+   as it is, with one layer of escapes undone and with two, percent escapes and backslash escapes
+   in any order, and behind a layer of backslashes with one more. Text beyond ASCII is read as
+   characters, and as the bytes of UTF-8.
 2. *Stretches.* In each reading every stretch is taken that is as long as a key and has a border of
    a word at both ends; in a message of a log a border at one end is enough.
 3. *Hashes.* The hash of each stretch is looked up in the set of the hashes of the keys.
@@ -15,11 +16,20 @@ The time is linear in the text. It depends on the text and on the lengths of the
 how many letters of a key are right: a stretch is hashed as a whole, and hashes are compared. `hash`
 is Python's own: SipHash for text, under a random key that each process draws when it starts
 (https://peps.python.org/pep-0456/).
+
+Where it is used: on what is stored of a request (`postback`, `service`), of an imported line and of
+a replay; on every line of a log (`logs`); on all that a command writes (`display`), on what is said
+about the config (`sheet`), on what sources of rates say (`fetching`, `rounds`), on tracebacks
+(`hide_in_tracebacks`). `tests/test_no_key_leaves.py` lists every way out and walks it.
 """
 
 import re
+import sys
+import threading
+import traceback
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -29,8 +39,11 @@ HIDDEN = "***"
 # A shorter key could be a word of the trade ("sale"): hiding it would change what was said.
 HIDEABLE_KEY_BYTES = 6
 
-# A network escapes the address that it was given, and a page or a log escapes that once more.
+# A network escapes the address that it was given, and a page or a log escapes that once more. Where
+# the outermost escapes are backslashes, they may be of a log or of JSON around both.
 LAYERS = 2
+
+# Patterns are compiled where they are used first: a command shall start without them.
 
 # Letters and digits of folded text, and all else: a key that stands between two of the first is a
 # part of a longer word.
@@ -44,7 +57,7 @@ _END = "\0"
 # The part of an address that holds a key, known or not: rotated keys leave the config file. The
 # directory of a postback.db holds none, nor do those that a service has by its name, such as
 # /var/lib/postback, and errors are to name them.
-_KEY_IN_ADDRESS = re.compile(
+_KEY_IN_ADDRESS = (
     r"/(?!(?:lib|log|opt|run)/postback/)([^/\s\"']*[^/\s\"'\\])"
     r"(?=\\?/(?:postback|click)\b(?!\.(?!gif)))"
 )
@@ -61,11 +74,17 @@ class KeyMask:
         folded = {_fold(key.decode("latin-1")) for key in keys if len(key) >= HIDEABLE_KEY_BYTES}
         self._hashes = frozenset(map(hash, folded))
         self._between_borders = _compile(_list_patterns_between_borders(folded))
-        self._at_a_border = _compile(_list_patterns_at_a_border(folded))
+        self._written_at_a_border = tuple(_list_patterns_at_a_border(folded))
+
+    @cached_property
+    def _at_a_border(self) -> Patterns:
+        return _compile(self._written_at_a_border)
 
     def hide(self, text: str) -> str:
         """Hide keys that stand by themselves in text that is kept, read or shown."""
         patterns = self._between_borders
+        if not patterns:
+            return text
         is_plain = text.isascii() and "%" not in text and "\\" not in text
         if is_plain and not self._is_in(text, patterns):
             # Nearly every query ends here.
@@ -84,7 +103,7 @@ class KeyMask:
         """Hide keys in a message of a log, glued to a word too, and what is a key in an address."""
         spans: list[Span] = []
         for reading, layers in _list_readings(text):
-            found = [match.span(1) for match in _KEY_IN_ADDRESS.finditer(reading)]
+            found = [match.span(1) for match in re.finditer(_KEY_IN_ADDRESS, reading)]
             if self._is_in(reading, self._at_a_border):
                 found += self._find(reading, self._at_a_border)
             spans += _follow_back(text, layers, found)
@@ -163,7 +182,7 @@ class _Layer(NamedTuple):
 
     sign: str
     undo: Callable[[str], str]
-    escape: re.Pattern[str]
+    escape: str
     read: Callable[[re.Match[str]], str]
 
 
@@ -176,7 +195,7 @@ def _undo_percent(text: str) -> str:
 
 
 def _undo_backslash(text: str) -> str:
-    return _BACKSLASH_ESCAPE.sub(_read_backslash, text)
+    return re.sub(_BACKSLASH_ESCAPE, _read_backslash, text)
 
 
 def _read_backslash(escape: re.Match[str]) -> str:
@@ -200,25 +219,23 @@ def _to_bytes(text: str) -> str:
 
 
 # As Python's repr, JSON and nginx write them.
-_BACKSLASH_ESCAPE = re.compile(
-    r"""\\(?:
-          (?P<letter>[abfnrtv\\/'"])
-        | x(?P<byte>[0-9A-Fa-f]{2})
-        | u(?P<high>[Dd][89ABab][0-9A-Fa-f]{2})\\u(?P<low>[Dd][C-Fc-f][0-9A-Fa-f]{2})
-        | u(?P<point>[0-9A-Fa-f]{4})
-        | U(?P<long>00(?:0[0-9A-Fa-f]|10)[0-9A-Fa-f]{4})
-    )""",
-    re.VERBOSE,
-)
+_BACKSLASH_ESCAPE = r"""(?x)\\(?:
+      (?P<letter>[abfnrtv\\/'"])
+    | x(?P<byte>[0-9A-Fa-f]{2})
+    | u(?P<high>[Dd][89ABab][0-9A-Fa-f]{2})\\u(?P<low>[Dd][C-Fc-f][0-9A-Fa-f]{2})
+    | u(?P<point>[0-9A-Fa-f]{4})
+    | U(?P<long>00(?:0[0-9A-Fa-f]|10)[0-9A-Fa-f]{4})
+)"""
 _LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
-_PERCENT = _Layer("%", _undo_percent, re.compile("%[0-9A-Fa-f]{2}"), lambda _: "?")
+_PERCENT = _Layer("%", _undo_percent, "%[0-9A-Fa-f]{2}", lambda _: "?")
 _BACKSLASH = _Layer("\\", _undo_backslash, _BACKSLASH_ESCAPE, _read_backslash)
-_ESCAPES = (_PERCENT, _BACKSLASH)
+# In this order: what can be reached through a layer of backslashes is, and goes on from there.
+_ESCAPES = (_BACKSLASH, _PERCENT)
 # No escapes; but what is to be read as bytes may be characters yet, or characters for bytes.
-_UTF_8 = _Layer("", _to_bytes, re.compile(r"[^\x00-\x7f]"), lambda match: _to_bytes(match[0]))
-_NO_BYTE = re.compile(r"[^\x00-\xff]")
-_LATIN_1 = _Layer("", lambda text: _NO_BYTE.sub("?", text), _NO_BYTE, lambda _: "?")
+_UTF_8 = _Layer("", _to_bytes, r"[^\x00-\x7f]", lambda match: _to_bytes(match[0]))
+_NO_BYTE = r"[^\x00-\xff]"
+_LATIN_1 = _Layer("", lambda text: re.sub(_NO_BYTE, "?", text), _NO_BYTE, lambda _: "?")
 
 
 def _list_readings(text: str) -> list[Reading]:
@@ -229,11 +246,12 @@ def _list_readings(text: str) -> list[Reading]:
     readings: list[Reading] = [(text, ())]
     if not text.isascii():
         readings = [(layer.undo(text), (layer,)) for layer in (_LATIN_1, _UTF_8)]
-    most = len(readings[0][1]) + LAYERS
+    outermost = len(readings[0][1])
     seen = {reading for reading, _ in readings}
     # The list grows meanwhile.
     for reading, layers in readings:
-        if len(layers) < most:
+        is_in_backslashes = len(layers) > outermost and layers[outermost] is _BACKSLASH
+        if len(layers) < outermost + LAYERS + is_in_backslashes:
             for layer in _ESCAPES:
                 if layer.sign in reading and (undone := layer.undo(reading)) not in seen:
                     seen.add(undone)
@@ -265,7 +283,7 @@ class _Escapes(NamedTuple):
 def _find_escapes(text: str, layer: _Layer) -> _Escapes:
     escapes = _Escapes([], [], [])
     shift = 0
-    for match in layer.escape.finditer(text):
+    for match in re.finditer(layer.escape, text):
         begin = match.start() - shift
         end = begin + len(layer.read(match))
         shift = match.end() - end
@@ -304,3 +322,24 @@ def _replace(text: str, spans: Iterable[Span]) -> str:
 
 
 NO_KEYS = KeyMask(())
+
+
+# What Python itself writes.
+
+
+def hide_in_tracebacks(hide: Callable[[str], str]) -> None:
+    """Have Python write what nobody caught, in any thread, without keys."""
+
+    def write(error: BaseException | None, before: str = "") -> None:
+        told = "" if error is None else "".join(traceback.format_exception(error))
+        sys.stderr.write(hide(before + told))
+
+    def write_unraisable(broken: "sys.UnraisableHookArgs") -> None:
+        before = broken.err_msg or "Exception ignored in"
+        write(broken.exc_value, f"{before}: {broken.object!r}\n")
+
+    sys.excepthook = lambda kind, error, trace: write(error)
+    threading.excepthook = lambda broken: write(
+        broken.exc_value, f"Exception in thread {broken.thread and broken.thread.name}:\n"
+    )
+    sys.unraisablehook = write_unraisable

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import booking
 from booking import Arrival, Outcome, Terms, reread
+from masking import NO_KEYS, KeyMask
 from query import mend_query
 from rows import LastTry, utc_text
 from statuses import Verdict
@@ -39,14 +40,18 @@ class Effect(StrEnum):
 
 
 class Mending(NamedTuple):
-    """What to put right in the queries: parameters renamed (old: new), and given a value."""
+    """What to put right in the queries: parameters renamed (old: new), and given a value.
+
+    `mask` hides what was no key, or was not found, when the query was stored.
+    """
 
     renames: Mapping[str, str] = {}
     values: Mapping[str, str] = {}
+    mask: KeyMask = NO_KEYS
 
     def apply(self, query: str) -> str:
         """Give the query as it is to be put through."""
-        return mend_query(query, self.renames, self.values)
+        return self.mask.hide(mend_query(query, self.renames, self.values))
 
 
 class Original(NamedTuple):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import ratebook
 from config import Settings
+from masking import KeyMask
 from rounds import CHILD_SECONDS, is_due, new_token, take_lease
 from storage import Storage
 
@@ -26,6 +27,9 @@ LOOK_SECONDS = 1.0
 
 # The output that is read at most; a line a source and a line a refused rate are far below.
 OUTPUT_LIMIT_CHARACTERS = 100_000
+
+# Of a traceback: its end says what went wrong.
+CAUSE_LIMIT_CHARACTERS = 2000
 
 # What the command writes before each sentence on standard error.
 PREFIX = "postback: "
@@ -51,7 +55,7 @@ class Runner:
     def __init__(self, settings: Settings, token: str) -> None:
         """Take the token of the lease; nothing is started yet."""
         self._command = build_command(settings.path, token)
-        self._app_id = settings.app_id
+        self._mask = KeyMask(settings.secrets())
         self._starting = threading.Lock()
         self._is_stopped = False
         self._process: subprocess.Popen[str] | None = None
@@ -92,19 +96,16 @@ class Runner:
             return Report(())
         # Hidden before it is cut: a part of a key would be no key.
         said, complained = (
-            self._mask(text)[:OUTPUT_LIMIT_CHARACTERS] for text in (said, complained)
+            self._mask.hide(text)[:OUTPUT_LIMIT_CHARACTERS] for text in (said, complained)
         )
         sentences, rest = _split_sentences(complained)
         lines = [(logging.INFO, line) for line in said.splitlines()]
         lines += [(logging.WARNING, sentence) for sentence in sentences]
         # Status 1 is the command's for a source that failed, and Python's for a traceback.
         if status not in (0, 1) or (status == 1 and rest):
-            cause = rest.strip()[-2000:] or f"status {status}"
+            cause = rest.strip()[-CAUSE_LIMIT_CHARACTERS:] or f"status {status}"
             lines.append((logging.ERROR, f"fetching rates broke off: {cause}"))
         return Report(tuple(lines))
-
-    def _mask(self, text: str) -> str:
-        return text.replace(self._app_id, "***") if self._app_id else text
 
 
 def _build_environment() -> dict[str, str]:

@@ -3,10 +3,11 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from masking import KeyMask
 from php_ini import Entry, Ini, IniError, Note, parse_ini
 
 KNOWN_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -87,6 +88,13 @@ _TAKES_WORDS = frozenset(
 )
 _KEYS_FOUND_ANYWHERE = frozenset({"postback_key", "postback_key_old"})
 
+# What a sentence about the file must not repeat, wherever in the file it stands; the passwords of
+# the original's databases too. Sources of rates have theirs in their addresses.
+_HIDDEN_ENTRIES = (
+    *("postback_key", "postback_key_old", "pixel_key", "click_key", "app_id"),
+    *("salt", "password", "clickhouse_password"),
+)
+
 _BREAKS_A_URL = re.compile(rb"[/?#\s\x00-\x1f\x7f]|^\.\.?$")
 
 
@@ -110,10 +118,17 @@ class Sheet:
         self.path = path
         self.ini = ini
         self._warnings = [(n.line, n.sentence) for n in ini.warnings if _matters(n)]
+        secrets = (entry.value for entry in ini.entries if entry.key in _HIDDEN_ENTRIES)
+        self._mask = KeyMask(_split_secrets(secrets))
+
+    def hide(self, sentence: str) -> str:
+        """Hide the file's keys in a sentence: somebody may have put one on the wrong line."""
+        return self._mask.hide(sentence)
 
     def refuse(self, entry: Entry, sentence: str) -> NoReturn:
         """Raise ConfigError about an entry."""
-        raise ConfigError(f"{self.path}, line {entry.line}: {_place(entry)} {sentence}")
+        told = self.hide(f"{_place(entry)} {sentence}")
+        raise ConfigError(f"{self.path}, line {entry.line}: {told}")
 
     def warn(self, line: int, sentence: str) -> None:
         """Keep a warning about a line."""
@@ -122,7 +137,8 @@ class Sheet:
     def all_warnings(self) -> tuple[str, ...]:
         """Return the warnings in the order of their lines, each once."""
         ordered = sorted(self._warnings, key=lambda warning: warning[0])
-        return tuple(dict.fromkeys(f"line {line}: {sentence}" for line, sentence in ordered))
+        told = (f"line {line}: {self.hide(sentence)}" for line, sentence in ordered)
+        return tuple(dict.fromkeys(told))
 
     def entry(self, section: str | None, key: str) -> Entry | None:
         """Find an entry that is a plain value."""
@@ -187,6 +203,14 @@ class Sheet:
                 " control character, or is a dot or two; letters and digits are safe.",
             )
         return key
+
+
+def _split_secrets(values: Iterable[str]) -> Iterator[bytes]:
+    """Give each value, and each part of it: old keys are a comma list, a day behind each."""
+    for value in values:
+        parts = (part.split() for part in value.split(","))
+        for secret in (value, *(words[0] for words in parts if words)):
+            yield secret.encode("utf-8", "surrogateescape")
 
 
 def _matters(note: Note) -> bool:

@@ -4,7 +4,7 @@ The library behind it takes long to import: only where people read along is this
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -87,8 +87,8 @@ class TerminalTable:
 
 
 @contextmanager
-def progress(title: str, total: int | None) -> Iterator["ProgressBar"]:
-    """Show on standard error how far one has come, in bytes."""
+def progress(title: str, total: int | None, hide: Callable[[str], str]) -> Iterator["ProgressBar"]:
+    """Show on standard error how far one has come, in bytes; `hide` takes keys out of sentences."""
     console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}"),
@@ -98,15 +98,18 @@ def progress(title: str, total: int | None) -> Iterator["ProgressBar"]:
     )
     is_off = not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=is_off) as shown:
-        yield ProgressBar(shown, visible(title), total)
+        yield ProgressBar(shown, visible(title), total, hide)
 
 
 class ProgressBar:
     """A bar that is told how far one has come."""
 
-    def __init__(self, shown: Progress, title: str, total: int | None) -> None:
+    def __init__(
+        self, shown: Progress, title: str, total: int | None, hide: Callable[[str], str]
+    ) -> None:
         """Show a bar with its title."""
         self._shown = shown
+        self._hide = hide
         self._task = shown.add_task(title, total=total)
 
     def advance_to(self, done: int) -> None:
@@ -119,7 +122,9 @@ class ProgressBar:
 
     def complain(self, sentence: str) -> None:
         """Write a sentence to standard error, above the bar."""
-        self._shown.console.print(Text(f"postback: {visible(sentence)}"), soft_wrap=True)
+        self._shown.console.print(
+            Text(f"postback: {visible(self._hide(sentence))}"), soft_wrap=True
+        )
 
 
 class _Layout(Protocol):

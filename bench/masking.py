@@ -131,10 +131,8 @@ def _print_oracle(rounds: int) -> None:
         for place, hide in (("stored", mask.hide), ("log", mask.hide_in_message)):
             for right in (1, len(key) // 2, len(key) - 1):
                 for spell in (bytes.decode, _escape):
-                    texts = [
-                        _write_guesses(key, letters, shift, spell)
-                        for letters, shift in ((right, 1), (0, 1), (0, 2))
-                    ]
+                    beginnings = [key[:right], _make_wrong(key[:right]), _make_wrong(key[:right])]
+                    texts = [_write_guesses(b, key[right:], spell) for b in beginnings]
                     calls: Calls = {number: (hide, text) for number, text in enumerate(texts)}
                     told, wrong, other = _time_in_turn(calls, rounds).values()
                     escaped = ", escaped" if spell is _escape else ""
@@ -145,12 +143,22 @@ def _print_oracle(rounds: int) -> None:
     print()
 
 
-def _write_guesses(key: bytes, right: int, shift: int, spell: Callable[[bytes], str]) -> str:
-    """Write guesses whose wrong letters are others of the same kind: digits take their own time."""
-    kinds = (b"0123456789", b"abcdefghijklmnopqrstuvwxyz")
-    table = bytes.maketrans(b"".join(kinds), b"".join(k[shift:] + k[:shift] for k in kinds))
-    guess = spell(b"/" + key[:right] + key[right:].translate(table))
-    return (guess * (LINE_BYTES // len(guess) + 1))[:LINE_BYTES]
+def _write_guesses(beginning: bytes, rest: bytes, spell: Callable[[bytes], str]) -> str:
+    """Write guesses that begin alike and end wrongly, each in its own way."""
+    text = ""
+    while len(text) < LINE_BYTES:
+        text += spell(b"/" + beginning + _make_wrong(rest))
+    return text[:LINE_BYTES]
+
+
+def _make_wrong(right: bytes) -> bytes:
+    """Put other letters for letters, other digits for digits: digits take longer, in any guess."""
+    return re.sub(rb"[a-z0-9]", _choose_another, right)
+
+
+def _choose_another(letter: re.Match[bytes]) -> bytes:
+    kind = b"0123456789" if letter[0].isdigit() else b"abcdefghijklmnopqrstuvwxyz"
+    return bytes([random.choice(kind.replace(letter[0], b""))])  # noqa: S311 no secret
 
 
 def _escape(raw: bytes) -> str:

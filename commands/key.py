@@ -71,6 +71,7 @@ def run_show(args: argparse.Namespace) -> int:
     """Print the keys."""
     settings = load_settings(args)
     uses = _find_uses(settings) if args.last_used else {}
+    display.reveal_keys()
     if args.json:
         display.print_json(_describe_keys(settings, uses))
         return 0
@@ -110,6 +111,7 @@ def run_rotate(args: argparse.Namespace) -> int:
     # A file may have none yet.
     had_key = bool(load_keyless(args).postback_key)
     settings = rotate_key(path, new_key=secrets.token_hex(KEY_BYTES), keep_old_until=until)
+    display.reveal_keys()
     display.say(build_url(settings, DEFAULT_MACROS))
     old = _describe_old(until) if had_key else "There was no key before"
     display.say(f"# {old}; the new key is in force within a second.")

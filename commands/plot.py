@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import display
 from commands.tracker import RefusedError
 from escapes import visible
 from reports import TIMES, Figures, Key
@@ -205,5 +206,5 @@ def _shorten_time(label: str | None) -> str:
 def _shorten(value: str | None, dimension: str) -> str:
     if value is None:
         return f"(no {dimension})"
-    text = visible(value)
+    text = visible(display.hide(value))
     return text if len(text) <= LONGEST_LABEL else f"{text[:LONGEST_LABEL]}…"

@@ -3,16 +3,19 @@
 import argparse
 import importlib
 import io
+import logging
 import os
 import sqlite3
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import display
 from commands.exits import INTERRUPTED, REFUSED, WRONG_USAGE
-from commands.tracker import RefusedError
+from commands.tracker import RefusedError, load_keyless
 from database import DatabaseError
+from masking import hide_in_tracebacks
 from sheet import ConfigError
 
 # Each command and the module that it is in, in the order in which `postback --help` shows them.
@@ -50,9 +53,16 @@ class _Parser(argparse.ArgumentParser):
     """Explains wrong usage in one line, with the word that does not fit made visible."""
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        display.complain(f"{message} (`{self.prog} --help` explains)")
-        self.exit(WRONG_USAGE)
+        raise _WrongUsageError(self, message)
+
+
+class _WrongUsageError(Exception):
+    """What was typed makes no command."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        """Take the parser that refuses it, and why."""
+        super().__init__(f"{message} (`{parser.prog} --help` explains)")
+        self.parser = parser
 
 
 def build_parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
@@ -71,13 +81,20 @@ def build_parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; gives the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    display.reveal_keys()
     try:
         _prepare_streams()
-        status = _run(sys.argv[1:] if argv is None else argv)
+        status = _run(words)
         sys.stdout.flush()
     except SystemExit as left:
-        # How argparse leaves: after --help, and after wrong usage.
+        # How argparse leaves after --help.
         return left.code if isinstance(left.code, int) else WRONG_USAGE
+    except _WrongUsageError as wrong:
+        _hide_keys(words)
+        wrong.parser.print_usage(sys.stderr)
+        display.complain(str(wrong))
+        return WRONG_USAGE
     except BrokenPipeError:
         # Whoever read along (`| head`) has seen enough: no reason for a complaint.
         _silence_stdout()
@@ -91,6 +108,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def hide_keys_in_what_python_writes() -> None:
+    """Hide keys in what goes past `display`: tracebacks, and warnings logged without a service."""
+    hide_in_tracebacks(display.hide)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_HidingFormatter())
+
+
+class _HidingFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return display.hide(super().format(record))
+
+
+def _hide_keys(words: Sequence[str]) -> None:
+    """Hide the keys of the config in what a command says that came to nothing.
+
+    It may not have come so far as to read the config, and a word of it may be a key.
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    with suppress(argparse.ArgumentError, ConfigError, RefusedError, OSError):
+        args, _ = parser.parse_known_args(words)
+        load_keyless(args)
+
+
 # What ends a command with a sentence.
 _TOLD = (RefusedError, ConfigError, DatabaseError, UnicodeEncodeError, OSError, sqlite3.Error)
 
@@ -98,7 +139,7 @@ _TOLD = (RefusedError, ConfigError, DatabaseError, UnicodeEncodeError, OSError, 
 def _tell(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         # A word of the command line, which the database cannot be asked about.
-        return f"{error.object[:64]!r} is no UTF-8: write it in that encoding"
+        return f"{display.hide(error.object)[:64]!r} is no UTF-8: write it in that encoding"
     if isinstance(error, OSError):
         return f"{_describe_refusal(error)}; nothing more was done"
     if isinstance(error, sqlite3.Error):

@@ -194,8 +194,9 @@ def _refuse_strange_ids(questions: Questions, ids: Sequence[int]) -> None:
 
 def _read_mending(args: argparse.Namespace, settings: Settings) -> Mending:
     mask = KeyMask(settings.secrets())
+    # Hidden before it is written: writing adds a layer of escapes.
     values = {name: mask.hide(value) for name, value in args.values}
-    return Mending(dict(args.renames), values)
+    return Mending(dict(args.renames), values, mask)
 
 
 def _choose_output(

@@ -8,8 +8,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import config
+import display
 from config import Settings, find_config, load
 from database import DatabaseError, describe_trouble
+from masking import KeyMask
 from questions import Questions, open_to_read
 from storage import Storage, open_database
 
@@ -24,13 +26,21 @@ def find_config_path(args: argparse.Namespace) -> Path:
 
 
 def load_settings(args: argparse.Namespace) -> Settings:
-    """Read the config; ConfigError says what is wrong with it, RefusedError that there is none."""
-    return load(find_written_config(args))
+    """Read the config; ConfigError says what is wrong with it, RefusedError that there is none.
+
+    No command shows its keys from now on, but for one that was asked for them.
+    """
+    return _hide_keys(load(find_written_config(args)))
 
 
 def load_keyless(args: argparse.Namespace) -> Settings:
     """Read the config likewise for a command that needs no key, and so none to be there."""
-    return config.load_keyless(find_written_config(args))
+    return _hide_keys(config.load_keyless(find_written_config(args)))
+
+
+def _hide_keys(settings: Settings) -> Settings:
+    display.hide_keys(KeyMask(settings.secrets()))
+    return settings
 
 
 def find_written_config(args: argparse.Namespace) -> Path:

@@ -65,6 +65,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the addresses."""
     settings = load_settings(args)
+    display.reveal_keys()
     fixed = {name: getattr(args, f"fixed_{name}") for name in FIXED_PARAMETERS}
     given = {name: value for name, value in fixed.items() if value}
     url = build_url(settings, {**(args.macros or DEFAULT_MACROS), **given})

@@ -5,7 +5,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from decimal import Decimal
 from ipaddress import ip_network
 from pathlib import Path
@@ -124,6 +124,30 @@ def test_every_key_is_masked(file: Path) -> None:
 
     assert settings.secrets() == (b"a1", b"a2", b"a3", b"a4", b"a5")
     assert not re.search(r"a[1-5]\b", repr(settings))
+
+
+def test_what_an_address_of_a_source_holds_of_keys_is_masked(file: Path) -> None:
+    settings = written(
+        file,
+        "[system]\npostback_key = a1\n[rates]\n"
+        'ecb_url = "https://us%40er:pa%2Fss@h/x?access_key=k%201&base=USD&Token=k2&key="\n',
+    )
+
+    assert settings.secrets() == (b"a1", b"us@er", b"pa/ss", b"k 1", b"k2")
+
+
+def test_every_setting_that_no_repr_shows_is_masked(file: Path) -> None:
+    """Whoever adds a secret hides it from repr, and learns here where else it is to be named."""
+    settings = written(file, "[system]\npostback_key = a1\n")
+    hidden = {f.name for f in fields(settings) if not f.repr}
+    values: dict[str, Any] = {"rate_urls": {"ecb": "https://h/?key=secret-of-rate_urls"}}
+
+    for name in hidden:
+        secret = f"secret-of-{name}"
+        kind = type(getattr(settings, name))
+        value = values.get(name, secret.encode() if kind is bytes else secret)
+        assert secret.encode() in replace(settings, **{name: value}).secrets()
+    assert hidden >= {"postback_key", "pixel_key", "click_key", "app_id", "rate_urls"}
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 import json
 import re
 from collections.abc import Callable
-from urllib.parse import quote
 
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from spellings import SPELLINGS, escape_every_letter
 
 import masking
 from masking import HIDDEN, KeyMask
@@ -17,36 +17,6 @@ RANDOM_KEY = b"0123456789abcdef0123456789abcdef"
 CHOSEN_KEY = "s3cret/key-of the+tésts".encode()
 KEYS = (RANDOM_KEY, CHOSEN_KEY)
 
-
-def escape_every_letter(raw: bytes) -> str:
-    """Escape all, in digits of both cases."""
-    return "".join(f"%{byte:02{'xX'[place % 2]}}" for place, byte in enumerate(raw))
-
-
-# The ways in which a key comes to stand in a text.
-SPELLINGS: dict[str, Callable[[bytes], str]] = {
-    "in clear": lambda key: key.decode(),
-    "byte by byte": lambda key: key.decode("latin-1"),
-    "in other letters": lambda key: key.decode().replace("e", "E").replace("k", "K"),
-    "with a plus": lambda key: key.decode().replace(" ", "+"),
-    "escaped once": lambda key: quote(key, safe=""),
-    "escaped twice": lambda key: quote(quote(key, safe=""), safe=""),
-    "every letter escaped": escape_every_letter,
-    "every letter escaped twice": lambda key: escape_every_letter(
-        escape_every_letter(key).encode()
-    ),
-    "some letters escaped": lambda key: f"%{key[0]:02X}{key[1:].decode()}",
-    "some letters escaped twice": lambda key: f"%25{key[0]:02X}{key[1:].decode()}",
-    "as repr shows text": lambda key: repr(key.decode())[1:-1],
-    "as repr shows bytes": lambda key: repr(key)[2:-1],
-    "as repr shows a repr": lambda key: repr(repr(key))[3:-2],
-    "as JSON": lambda key: json.dumps(key.decode())[1:-1],
-    "as JSON of PHP": lambda key: json.dumps(key.decode())[1:-1].replace("/", r"\/"),
-    "as JSON, every letter": lambda key: "".join(rf"\u{ord(c):04X}" for c in key.decode()),
-    "as JSON in an address": lambda key: quote(json.dumps(key.decode())[1:-1], safe=""),
-    "an address in JSON": lambda key: json.dumps(quote(key, safe=""))[1:-1].replace("%", r"\u0025"),
-    "as nginx logs bytes": lambda key: "".join(rf"\x{byte:02X}" for byte in key),
-}
 
 AROUND = [
     ("", ""),
@@ -76,6 +46,13 @@ def test_a_key_is_hidden_however_it_is_spelt_and_nothing_else_changes(
         assert spelt not in mask.hide_in_message(f"{before}{spelt}{behind}")
 
 
+SOME_KEYS = [
+    *(b"s3cret-key", b"old/key+1", b"abc", b"plainkey", b"anotherplainkey", b"-dash-key-"),
+    *(b"one-two-three", b"two-three-four", b"one-two-six-three", b"two-six", b'quote"d-key'),
+    "key\U0001f600key".encode(),
+]
+
+
 @pytest.mark.parametrize(
     ("text", "hidden"),
     [
@@ -86,8 +63,14 @@ def test_a_key_is_hidden_however_it_is_spelt_and_nothing_else_changes(
         ("x=1&s3cret-key=old/key+1&y=2", "x=1&***=***&y=2"),
         ("s3cret-key%2Cs3cret-key", "***%2C***"),
         ("s3cret-key-s3cret-key", "***-***"),
-        # Overlapping, both are a key: nothing of either stays.
+        # Overlapping, or one within the other: nothing of either stays.
         ("one-two-three-four", "***"),
+        ("one-two-six-three.", "***."),
+        ("x=plainkey&y=plainkeys&z=anotherplainkey", "x=***&y=plainkeys&z=***"),
+        (r"x=key\U0001F600key", "x=***"),
+        # Behind a layer of backslashes there may be two more.
+        (r'"x\n%2573%2533cret-key"', r'"x\n***"'),
+        (r"'%2571uote\"d-key'", "'***'"),
         # A part of a longer word, or shorter than what is hidden: a word of the trade.
         ("subid=xs3cret-keyx", "subid=xs3cret-keyx"),
         ("subid=s3cret-keyx", "subid=s3cret-keyx"),
@@ -100,9 +83,7 @@ def test_a_key_is_hidden_however_it_is_spelt_and_nothing_else_changes(
     ],
 )
 def test_a_key_is_hidden_where_it_stands_by_itself(text: str, hidden: str) -> None:
-    keys = (b"s3cret-key", b"old/key+1", b"abc", b"one-two-three", b"two-three-four", b"-dash-key-")
-
-    assert KeyMask(keys).hide(text) == hidden
+    assert KeyMask(SOME_KEYS).hide(text) == hidden
 
 
 @pytest.mark.parametrize(

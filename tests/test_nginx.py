@@ -27,6 +27,8 @@ SHIPPED = ROOT / "deploy" / "nginx"
 
 KEY = "s3cret/key-of the-tests"
 KEY_IN_URL = "s3cret%2Fkey-of%20the-tests"
+# nginx takes any capitals for a method.
+METHOD = "A_KEY_OF_CAPITALS"
 CONFIG = f"""\
 ;<?php exit; ?>
 [system]
@@ -294,7 +296,7 @@ def test_what_is_over_the_limit_is_told_to_come_back(tmp_path: Path, receiver: L
     assert count_kept(receiver, "over") == 4
     assert KEY_IN_URL not in read_all_logs(nginx)
     assert nginx.read_log().count("limit=REJECTED") == 6
-    assert '/***/postback 503 subid="over9"' in nginx.read_log()
+    assert nginx.read_log().count("GET /***/postback 503 bytes=") == 6
 
 
 def read_all_logs(nginx: Nginx) -> str:
@@ -345,7 +347,8 @@ def test_a_body_may_have_64_kib(nginx: Nginx, length: int, status: int, asked: s
     answer = nginx.send(head.encode() + body)
 
     assert answer.startswith(b"HTTP/1.1 %d " % status)
-    line = re.compile(rf' {status} subid="body{length}" time=\S+ upstream={asked} ')
+    size = str(len(head) + length) if status == 200 else r"\d+"
+    line = re.compile(rf" {status} bytes={size} time=\S+ upstream={asked} ")
     wait_until(lambda: line.search(nginx.read_log()) is not None, "the line of the log")
 
 
@@ -435,6 +438,10 @@ BROKEN = {
     "up and out": f"GET /../{KEY_IN_URL}/postback HTTP/1.0\r\n\r\n",
     "an address in the query": f"GET /x?ref=http://h/{KEY_IN_URL}/postback HTTP/1.0\r\n\r\n",
     "an address as referer": f"GET / HTTP/1.0\r\nReferer: http://h/{KEY_IN_URL}/postback\r\n\r\n",
+    "the key as a program": f"GET / HTTP/1.0\r\nUser-Agent: {KEY}\r\n\r\n",
+    "the key in a browser": f"GET / HTTP/1.0\r\nUser-Agent: Mozilla/5.0 {KEY}\r\n\r\n",
+    "the key as a click id": f"GET /x/postback?subid={KEY_IN_URL} HTTP/1.0\r\n\r\n",
+    "the key as a method": f"{METHOD} / HTTP/1.0\r\n\r\n",
 }
 
 
@@ -451,10 +458,12 @@ def test_no_log_of_nginx_shows_the_key_whatever_comes(tmp_path: Path, receiver: 
         wait_until(lambda: nginx.read_log().count("\n") >= lines, "the lines of the log")
 
     # The statuses prove that what was meant to go wrong did.
-    statuses = set(re.findall(r"/\S* ([0-9]{3}) subid=", nginx.read_log()))
+    statuses = set(re.findall(r"/\S* ([0-9]{3}) bytes=", nginx.read_log()))
     assert statuses >= {"200", "400", "404", "413", "414"}
-    for spelling in (KEY, KEY_IN_URL, KEY.replace(" ", "%20"), "s3cret"):
+    for spelling in (KEY, KEY_IN_URL, KEY.replace(" ", "%20"), "s3cret", METHOD):
         assert spelling not in read_all_logs(nginx)
+    assert re.findall(r"agent=(\w+)$", nginx.read_log(), re.MULTILINE).count("browser") == 1
+    assert " *** / " in nginx.read_log()
 
 
 def test_a_unix_socket_is_as_good(tmp_path: Path) -> None:

@@ -387,7 +387,7 @@ def test_no_part_of_the_app_id_is_left_where_a_long_traceback_is_cut(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     # Of the last 2,000 characters the first four are the end of the app_id.
-    broken = [sys.executable, "-c", "raise SystemExit('/?app_id=an-app-id' + 'x' * 1996)"]
+    broken = [sys.executable, "-c", "raise SystemExit('/?app_id=an-app-id' + '&' + 'x' * 1995)"]
     monkeypatch.setattr(runner, "build_command", lambda *_: broken)
     worker = new_worker()
     worker.settings = replace(worker.settings, app_id="an-app-id")
