@@ -3,6 +3,7 @@
 import io
 import socket
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 from body import BODY_LIMIT_BYTES, Environ
@@ -22,6 +23,15 @@ from wire import (
 
 # One read of a connection; also what a sender may have us hold of requests not served yet.
 READ_BYTES = 64 * 1024
+
+
+class Hold(IntEnum):
+    """What a connection takes its place for; where there is no room, the first kinds go first."""
+
+    SILENT = 0  # nothing has come on it yet
+    IDLE = 1  # all requests have been answered, and another may come
+    BEGUN = 2  # a part of a request has come
+    DEAF = 3  # its answers are not read
 
 
 @dataclass(slots=True, eq=False)
@@ -79,6 +89,9 @@ class Connection:
     head: Head | None = None
     chunked: ChunkedBody | None = None
     outbox: bytes | memoryview = b""
+    # Since when it has been held for this; None while it is served.
+    hold: Hold | None = None
+    held_since: float = 0.0
     # In the queue of connections to look at, and since when; its calls in the present batch.
     is_queued: bool = False
     queued_at: float = 0.0

@@ -20,7 +20,8 @@ worker_class = "worker.HoldingWorker"
 # With `--worker-class gthread` a thread waits for the commit of its request: this many share one
 # sync of the disk. The worker above has no use for them.
 threads = 32
-# Connections held open, those that are only kept alive included.
+# Connections held open, those that are only kept alive included. When there is one more, the worker
+# closes the one that has been silent for longest.
 worker_connections = 2000
 
 # A worker whose main loop is silent for so long is replaced; requests have no part in this limit.

@@ -36,8 +36,8 @@ from gunicorn.http.unreader import Unreader
 
 from body import BODY_LIMIT_BYTES, Environ
 
-# A request's whole head. nginx passes on at most 4 x 8 KiB; gunicorn's own bound, a hundred fields
-# of 8 KiB, would let 2,000 connections hold 1.6 GB.
+# A request's whole head. nginx takes as much (4 x 16 KiB); gunicorn's own bound, the number of
+# fields times their size, would be 16 MiB a connection.
 HEAD_LIMIT_BYTES = 64 * 1024
 
 # A chunk's size line and the trailers behind the last chunk: nobody sends more than a few bytes.
@@ -292,6 +292,8 @@ class HeadReader:
         head = self._read_plain(received, start, end, peer) if self._reads_plain else None
         if head is not None:
             return head
+        # With what follows the head: the PROXY protocol's version 2 begins like an empty one.
+        refuse_foreign(received, start)
         return self._read_unusual(received[start : end + 4], peer)
 
     def refuse_hopeless(self, received: bytes, start: int, looked_to: int, peer: Peer) -> None:
@@ -377,7 +379,6 @@ class HeadReader:
         )
 
     def _read_unusual(self, received: bytes, peer: Peer) -> Head:
-        refuse_foreign(received, 0)
         # RFC 9112, 2.2: an empty line before a request is skipped.
         line, line_end, block = received.removeprefix(b"\r\n").partition(b"\r\n")
         mended = escape_target(line) + line_end + blank_controls(block)

@@ -24,7 +24,7 @@ from gunicorn.http import wsgi
 from gunicorn.workers.base import Worker
 
 from answers import Answer, unavailable_answer
-from connections import READ_BYTES, Call, Connection
+from connections import READ_BYTES, Call, Connection, Hold
 from wire import (
     Address,
     Headers,
@@ -54,6 +54,14 @@ REQUEST_LIMIT_SECONDS = 20.0
 
 # A client that takes no byte of its answer for so long is let go.
 SEND_LIMIT_SECONDS = 10.0
+
+# A connection that has waited for so long for the other side may be let go where there is no room.
+# A sender's first bytes come within the time of one way, some 0.3 s around the world.
+QUIET_SECONDS = 0.5
+
+# What the kernel may hold for one connection, each way; it doubles this for its own use. By itself
+# it takes some 6 MiB of a client that sends and does not read. The longest body or `return` fits.
+SOCKET_BYTES = 64 * 1024
 
 # After the last answer the other side gets so long to read it: closing with its bytes unread
 # would reset the connection, and the reset can overtake the answer.
@@ -125,6 +133,8 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _prepare(self) -> None:
         self._connections: dict[int, Connection] = {}
+        # Connections that wait for the other side, by what for; the longest waiting first.
+        self._held: dict[Hold, dict[int, Connection]] = {hold: {} for hold in Hold}
         # Connections that may hold a whole request, in the order they are looked at.
         self._queue: deque[Connection] = deque()
         self._poller = select.epoll()
@@ -147,7 +157,8 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         self._keep_house = getattr(self.wsgi, "keep_house", None)
         self._note_refusal = getattr(self.wsgi, "note_refusal", None)
         self._now = time.monotonic()
-        self._next_tick = self._next_notice = self._next_complaint = 0.0
+        self._next_tick = self._next_notice = 0.0
+        self._next_complaints: dict[str, float] = {}
         self._date, self._date_second = b"", 0
         for listener in self.sockets:
             listener.settimeout(0)
@@ -201,7 +212,8 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _accept(self, fd: int, limit: int) -> None:
         for _ in range(limit):
-            if not self._has_room:
+            leaving = None if self._has_room else self._find_dispensable()
+            if leaving is None and not self._has_room:
                 self._pause_accepting()
                 return
             try:
@@ -211,15 +223,66 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             except OSError as error:
                 # No files or no memory left. epoll would speak of it without end; the next tick
                 # tries again.
-                if self._now >= self._next_complaint:
-                    self.log.warning("no connection can be accepted at present: %s", error)
-                    self._next_complaint = self._now + COMPLAINT_SECONDS
+                self._complain("no connection can be accepted at present: %s", error)
                 self._pause_accepting()
                 return
+            if leaving is not None:
+                self._let_go(leaving)
             self._welcome(sock, address, self._listeners[fd].getsockname())
+
+    def _complain(self, sentence: str, detail: object) -> None:
+        """Log a trouble that lasts, once a minute."""
+        if self._now >= self._next_complaints.get(sentence, 0.0):
+            self.log.warning(sentence, detail)
+            self._next_complaints[sentence] = self._now + COMPLAINT_SECONDS
+
+    def _find_dispensable(self) -> Connection | None:
+        """Find a connection to let go so that another gets in: the longest silent one first."""
+        for hold, connections in self._held.items():
+            for connection in connections.values():
+                if self._now - connection.held_since < QUIET_SECONDS:
+                    break
+                if connection.is_queued:
+                    continue
+                if hold <= Hold.IDLE and (connection.receive() or connection.has_ended):
+                    # A request came in the last moment.
+                    self._enqueue(connection)
+                    continue
+                return connection
+        return None
+
+    def _let_go(self, connection: Connection) -> None:
+        """Close a connection in favour of another; one with half a request is told to come back."""
+        limit = self._connection_limit
+        self._complain("all %s connections are taken: the longest silent ones are closed", limit)
+        if connection.hold is Hold.BEGUN:
+            self._count_refusal(connection, 503, "not whole when all connections were taken")
+            connection.refuse()
+            call = Call(connection)
+            self._write_unavailable(call)
+            connection.outbox = call.answer
+            connection.flush()
+            if not connection.outbox:
+                self._part(connection)
+                return
+        self._close(connection)
+
+    def _hold(self, connection: Connection, hold: Hold | None) -> None:
+        """Note what a connection waits for; while that stays the same, so does its place."""
+        if hold is connection.hold:
+            return
+        if connection.hold is not None:
+            del self._held[connection.hold][connection.fd]
+        connection.hold = hold
+        if hold is not None:
+            connection.held_since = self._now
+            self._held[hold][connection.fd] = connection
 
     def _welcome(self, sock: socket.socket, address: Address, server: Any) -> None:
         sock.settimeout(0)
+        # Not inherited from the listener: connections may have waited there before we came.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
         peer = make_peer(self.cfg, self._errors, address, server)
         deadline = self._now + (REQUEST_LIMIT_SECONDS if self.alive else STOP_IDLE_SECONDS)
         connection = Connection(sock, peer, deadline, sock.fileno())
@@ -229,6 +292,7 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             self._enqueue(connection)
         else:
             self._watch(connection, select.EPOLLIN)
+            self._hold(connection, Hold.SILENT)
 
     def _pause_accepting(self) -> None:
         if self._is_accepting:
@@ -237,7 +301,9 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
                 self._poller.unregister(fd)
 
     def _resume_accepting(self) -> None:
-        if not self._is_accepting and self.alive and self._has_room:
+        if self._is_accepting or not self.alive:
+            return
+        if self._has_room or self._find_dispensable() is not None:
             self._is_accepting = True
             for fd in self._listeners:
                 # EXCLUSIVE: a new connection wakes one worker, not all of them.
@@ -312,6 +378,7 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _admit(self, call: Call) -> None:
         """Count a request, and decide whether its connection goes on after it."""
+        self._hold(call.connection, None)
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
             self.log.info("Autorestarting worker after current request.")
@@ -409,6 +476,7 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         """Decide what a connection waits for next, and until when."""
         if connection.outbox:
             self._watch(connection, select.EPOLLOUT)
+            self._hold(connection, Hold.DEAF)
             connection.deadline = self._now + SEND_LIMIT_SECONDS
         elif connection.is_closing:
             self._part(connection)
@@ -418,6 +486,7 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             self._close(connection)
         else:
             self._watch(connection, select.EPOLLIN)
+            self._hold(connection, Hold.BEGUN if connection.is_amid_request else Hold.IDLE)
             self._set_deadline(connection)
 
     def _set_deadline(self, connection: Connection) -> None:
@@ -439,6 +508,7 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         except OSError:
             self._close(connection)
             return
+        self._hold(connection, None)
         connection.is_lingering = True
         connection.deadline = self._now + LINGER_SECONDS
         self._watch(connection, select.EPOLLIN)
@@ -460,6 +530,7 @@ class HoldingWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _close(self, connection: Connection) -> None:
         self._watch(connection, 0)
+        self._hold(connection, None)
         del self._connections[connection.fd]
         self._parting.pop(connection.fd, None)
         connection.sock.close()

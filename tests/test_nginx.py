@@ -19,6 +19,8 @@ from tree import ROOT
 
 from durability.servers import find_free_port
 
+from worker import allow_files
+
 # Debian keeps it where an ordinary user's PATH does not look.
 PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="nginx is not installed")
@@ -46,7 +48,9 @@ daemon off;
 {user}
 pid {here}/nginx.pid;
 error_log {here}/error.log info;
-events {{ worker_connections 768; }}
+events {{
+    worker_connections 768;
+}}
 http {{
     access_log {here}/others.log;
     client_body_temp_path {here}/body;
@@ -63,12 +67,16 @@ class Nginx:
     """nginx with the shipped files, on a free port, before one receiver."""
 
     def __init__(self, directory: Path, upstream: str, *changes: tuple[str, str]) -> None:
-        """Take a directory, where the receiver listens, and what else to put for what."""
+        """Take a directory, where the receiver listens, and what else to put for what.
+
+        Its main file is Debian's, changed as the guide says.
+        """
         self.directory = directory
         self.port = find_free_port()
         directory.mkdir(exist_ok=True)
         user = "user root;" if os.geteuid() == 0 else ""
         (directory / "nginx.conf").write_text(AROUND.format(user=user, here=directory))
+        obey_the_guide(directory / "nginx.conf")
         here = (
             ("    listen 80 default_server;", f"    listen 127.0.0.1:{self.port} default_server;"),
             ("    listen [::]:80 default_server;", ""),
@@ -148,6 +156,18 @@ def write_get(subid: str, *headers: str, more: str = "", connection: str = "clos
         *("Host: track.example.com", f"Connection: {connection}", *headers),
     )
     return "\r\n".join([*lines, "", ""]).encode()
+
+
+GUIDE = (ROOT / "docs" / "operations.md").read_text()
+
+
+def obey_the_guide(nginx_conf: Path) -> None:
+    """Type what docs/operations.md says about nginx's main file."""
+    lines = [line for line in GUIDE.splitlines() if line.endswith("/etc/nginx/nginx.conf")]
+    assert len(lines) == 2
+    for line in lines:
+        command = line.replace("/etc/nginx/nginx.conf", str(nginx_conf))
+        subprocess.run(["/bin/sh", "-ec", command], check=True)
 
 
 def find_rows(directory: Path, sql: str) -> list[tuple[str, ...]]:
@@ -350,6 +370,136 @@ def test_a_body_may_have_64_kib(nginx: Nginx, length: int, status: int, asked: s
     size = str(len(head) + length) if status == 200 else r"\d+"
     line = re.compile(rf" {status} bytes={size} time=\S+ upstream={asked} ")
     wait_until(lambda: line.search(nginx.read_log()) is not None, "the line of the log")
+
+
+# Heads and bodies that come a byte at a time, of one who knows no key.
+SLOW = {
+    "heads": b"GET /x HTTP/1.1\r\nHost: h\r\nX: ",
+    "bodies": b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n",
+}
+
+
+class Stranger:
+    """Opens slow connections, opens them again when they are closed, and feeds them."""
+
+    def __init__(self, nginx: Nginx, begin: bytes, count: int) -> None:
+        """Take where, how each begins, and how many there are to be."""
+        self._nginx, self._begin, self._count = nginx, begin, count
+        self.connections: list[socket.socket] = []
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._feed)
+
+    def __enter__(self) -> "Stranger":
+        self._thread.start()
+        wait_until(lambda: len(self.connections) == self._count, "the stranger's connections")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join(PATIENCE_SECONDS)
+        for connection in self.connections:
+            connection.close()
+
+    def _feed(self) -> None:
+        while not self._is_over.wait(0.05):
+            open_ones = []
+            for connection in self.connections:
+                try:
+                    connection.send(b"x")
+                    open_ones.append(connection)
+                except OSError:
+                    connection.close()
+            while len(open_ones) < self._count:
+                open_ones.append(self._nginx.connect("127.0.0.9"))
+                open_ones[-1].settimeout(0)
+                open_ones[-1].send(self._begin)
+            self.connections = open_ones
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_slow_connections_of_a_stranger_shut_nobody_out(
+    nginx: Nginx, receiver: LiveServer, what: str
+) -> None:
+    # Both ends of the connections are files here, and 1,024 is a usual limit.
+    allow_files(4000)
+    with Stranger(nginx, SLOW[what], 1000):
+        honest = [nginx.connect() for _ in range(50)]
+        for number, connection in enumerate(honest):
+            connection.settimeout(10)
+            connection.sendall(write_get(f"{what}{number}"))
+        answers = [read_all(connection) for connection in honest]
+        for connection in honest:
+            connection.close()
+
+    assert {answer[:15] for answer in answers} == {b"HTTP/1.1 200 OK"}
+    assert count_kept(receiver, what) == 50
+
+
+def test_one_address_has_a_bounded_number_of_requests_under_way(
+    tmp_path: Path, receiver: LiveServer
+) -> None:
+    few = ("limit_conn postback_connections 1024;", "limit_conn postback_connections 3;")
+    with (
+        running_nginx(tmp_path, f"127.0.0.1:{receiver.port}", few) as nginx,
+        Stranger(nginx, SLOW["bodies"], 3),
+    ):
+        crowded = write_get("crowded")
+        wait_until(lambda: b" 503 " in nginx.send(crowded, "127.0.0.9")[:13], "the limit")
+        told = nginx.send(crowded, "127.0.0.9")
+
+        assert b" 200 OK\r\n" in nginx.send(write_get("elsewhere"), "127.0.0.8")
+        assert_told_to_come_back(told)
+        wait_until(lambda: "connections=REJECTED" in nginx.read_log(), "the line of the log")
+    assert KEY_IN_URL not in read_all_logs(nginx)
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_a_slow_sender_is_let_go(tmp_path: Path, receiver: LiveServer, what: str) -> None:
+    sooner = (
+        ("client_header_timeout 5s", "client_header_timeout 1s"),
+        ("client_body_timeout 10s", "client_body_timeout 1s"),
+    )
+    with (
+        running_nginx(tmp_path, f"127.0.0.1:{receiver.port}", *sooner) as nginx,
+        nginx.connect() as connection,
+    ):
+        connection.sendall(SLOW[what])
+
+        # nginx says nothing to one whose head is not whole.
+        assert read_all(connection)[:13] in {b"", b"HTTP/1.1 408 "}
+
+
+def test_the_image_of_nginx_gets_the_same_limits(tmp_path: Path) -> None:
+    text = (ROOT / "deploy" / "docker" / "nginx.conf").read_text()
+    (tmp_path / "debian.conf").write_text(AROUND.format(user="", here=tmp_path))
+    obey_the_guide(tmp_path / "debian.conf")
+    debian = (tmp_path / "debian.conf").read_text()
+    for name in ("worker_connections", "worker_rlimit_nofile"):
+        limit = re.compile(rf"^ *{name} +\d+;$", re.MULTILINE)
+        assert limit.findall(text)[0].strip() == limit.findall(debian)[0].strip()
+
+    text = text.replace("user nginx;", "").replace("/var/run/", f"{tmp_path}/")
+    text = re.sub(r"/var/log/nginx|/etc/nginx/conf\.d", str(tmp_path), text)
+    (tmp_path / "nginx.conf").write_text(text.replace("*.conf", "*.none"))
+    ran = subprocess.run(
+        [str(PROGRAM), "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_what_the_guide_says_of_the_main_file_may_be_typed_twice(tmp_path: Path) -> None:
+    path = tmp_path / "debian.conf"
+    path.write_text(AROUND.format(user="", here=tmp_path))
+    obey_the_guide(path)
+    once = path.read_text()
+
+    obey_the_guide(path)
+
+    assert path.read_text() == once
+    assert once.count("worker_connections 8192;") == once.count("worker_rlimit_nofile 20000;") == 1
 
 
 def test_who_hangs_up_early_has_sent_a_postback(nginx: Nginx, receiver: LiveServer) -> None:

@@ -185,6 +185,10 @@ REFUSED = {
     b"\x16\x03\x01\x02\x00": (400, "TLS, where plain HTTP is spoken"),
     b"SSH-2.0-x\r\n": (400, "SSH, where plain HTTP is spoken"),
     b"PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\n": (400, "the PROXY protocol, where plain HTTP is spoken"),
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c": (
+        400,
+        "the PROXY protocol, where plain HTTP is spoken",
+    ),
     b"hello": (400, "the first word is no method"),
     b"GET / HTTP/1.1 x\r\n": (400, "no version of HTTP/1"),
     b"GET /x\r\n": (400, "the first line is no request line"),

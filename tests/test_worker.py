@@ -144,9 +144,13 @@ class WorkerServer:
         found = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.read_log())
         self.port = int(found[1]) if found else 0
 
-    def connect(self) -> "Line":
-        """Open a connection."""
-        sock = socket.create_connection(("127.0.0.1", self.port), PATIENCE_SECONDS)
+    def connect(self, receive_buffer: int | None = None) -> "Line":
+        """Open a connection, whose receive buffer the kernel would else choose."""
+        sock = socket.socket()
+        sock.settimeout(PATIENCE_SECONDS)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.connect(("127.0.0.1", self.port))
         self.lines.append(Line(sock))
         return self.lines[-1]
 
@@ -498,6 +502,29 @@ def has_hung_up(line: Line) -> bool:
     poll = select.poll()
     poll.register(line.sock, 0)
     return bool(poll.poll(0))
+
+
+def test_the_kernel_holds_little_for_those_who_pipeline_and_never_read(tmp_path: Path) -> None:
+    with serving(tmp_path, "callables:odd", SEND_LIMIT_SECONDS=1000.0) as server:
+        for _ in range(10):
+            line = server.connect(receive_buffer=4096)
+            line.sock.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                line.send(b"GET /big?8000 HTTP/1.1\r\nHost: h\r\n\r\n" * 1_000_000)
+        held = kernel_bytes(server.port)
+
+        assert server.get("/others").body == b"/others"
+    assert len(held) == 10
+    # Twice 64 KiB each way. Without a bound there are 2.6 MB to be sent, on a long way more.
+    assert max(held) <= 256 * 1024
+
+
+def kernel_bytes(port: int) -> list[int]:
+    """Tell what the kernel holds for each connection of a server, unsent and unread."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    # Column 1 is the local address, 3 the state (0A: the listener), 4 the two queues.
+    queues = [row[4] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"]
+    return [sum(int(part, 16) for part in queue.split(":")) for queue in queues]
 
 
 def test_who_sends_faster_than_is_served_is_held_up(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from test_worker import (
     PATIENCE_SECONDS,
+    Line,
     WorkerServer,
     memory_kib,
     serving,
@@ -23,7 +24,7 @@ from test_worker import (
     wait_until,
 )
 
-from worker import TICK_SECONDS
+from worker import QUIET_SECONDS, TICK_SECONDS
 
 KEY = "s3cret-key-of-the-tests"
 CONFIG = f"""\
@@ -385,8 +386,11 @@ def test_a_slow_batch_is_no_reason_to_be_killed(tmp_path: Path) -> None:
 # --- Many, and more than many ----------------------------------------------------------------
 
 
+FULL = ("--worker-connections", "4")
+
+
 def test_more_connections_than_allowed_wait_their_turn(tmp_path: Path) -> None:
-    with serving(tmp_path, "callables:echo", "--worker-connections", "4") as server:
+    with serving(tmp_path, "callables:echo", *FULL, QUIET_SECONDS=1000) as server:
         lines = [server.connect() for _ in range(4)]
         for line in lines[:3]:
             line.send(b"GET / HTTP/1.1\r\nHost: h\r\n")
@@ -400,6 +404,95 @@ def test_more_connections_than_allowed_wait_their_turn(tmp_path: Path) -> None:
             assert not lines[3].get("/fourth").keeps_alive
             assert fifth.read().json()["PATH_INFO"] == "/fifth"
         assert server.get().status == 200
+
+
+def test_where_there_is_no_room_the_longest_silent_goes_first(tmp_path: Path) -> None:
+    with serving(tmp_path, "callables:odd", *FULL, QUIET_SECONDS=0) as server:
+        deaf, begun, idle, silent = (server.connect(receive_buffer=4096) for _ in range(4))
+        deaf.send(b"GET /big?9000000 HTTP/1.1\r\nHost: h\r\n\r\n")
+        begun.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n")
+        assert idle.get("/first").keeps_alive
+
+        # Each is served at once, and takes the place of one.
+        assert server.connect().get("/5", "Connection: close").body == b"/5"
+        assert silent.is_closed()
+        sixth = server.connect()
+        assert sixth.get("/6").body == b"/6"
+        seventh = server.connect()
+        assert seventh.get("/7").body == b"/7"
+        assert idle.is_closed()
+        begun.send(b"x")
+        # It has been idle for less long than the seventh, then.
+        assert sixth.get("/again").body == b"/again"
+        assert server.connect().get("/8").body == b"/8"
+        assert seventh.is_closed()
+        assert server.connect().get("/9").body == b"/9"
+        assert sixth.is_closed()
+        begun.send(b"y")
+        assert begun.read().body == b"/"
+
+
+def test_half_a_request_that_has_to_go_is_told_to_come_again(tmp_path: Path) -> None:
+    with serving(tmp_path, "callables:echo", *FULL, QUIET_SECONDS=0) as server:
+        lines = [server.connect() for _ in range(4)]
+        for line in lines:
+            line.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nx")
+        # The last one's byte has been read once this is answered.
+        assert server.get().status == 200
+
+        reply = lines[0].read()
+        assert (reply.status, reply.headers["retry-after"], reply.keeps_alive) == (503, "5", False)
+        assert lines[0].is_closed()
+        assert "all 4 connections are taken" in server.read_log()
+
+
+TAKING = {
+    "silent": b"",
+    "slow heads": b"GET / HTTP/1.1\r\nHost: h\r\nX: ",
+    "slow bodies": b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\nx",
+    "kept": b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+    "deaf": b"GET /big?2000000 HTTP/1.1\r\nHost: h\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("how", TAKING)
+def test_whoever_takes_all_connections_keeps_no_honest_sender_out(tmp_path: Path, how: str) -> None:
+    limits = dict.fromkeys(("REQUEST_LIMIT_SECONDS", "SEND_LIMIT_SECONDS"), 1000.0)
+    options = ("--worker-connections", "40", "--keep-alive", "1000")
+    with serving(tmp_path, "callables:odd", *options, **limits) as server:
+        for _ in range(60):
+            server.connect(receive_buffer=4096).send(TAKING[how])
+        honest = [server.connect() for _ in range(100)]
+        for line in honest:
+            line.send(b"GET /honest HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+
+        assert [line.read().body for line in honest] == [b"/honest"] * 100
+    # Told once a minute, and not for each.
+    assert server.read_log().count("connections are taken") <= 1
+
+
+def test_whoever_sends_a_byte_now_and_then_is_no_newcomer(tmp_path: Path) -> None:
+    options = ("--worker-connections", "10")
+    with serving(tmp_path, "callables:odd", *options, REQUEST_LIMIT_SECONDS=1000.0) as server:
+        slow = [server.connect() for _ in range(10)]
+        is_over = threading.Event()
+        dribbling = threading.Thread(target=dribble, args=(slow, is_over))
+        dribbling.start()
+        try:
+            assert server.get("/honest").body == b"/honest"
+        finally:
+            is_over.set()
+            dribbling.join(PATIENCE_SECONDS)
+
+
+def dribble(lines: list[Line], is_over: threading.Event) -> None:
+    """Send a head without end, a byte of it on each connection, again and again."""
+    for line in lines:
+        line.send(b"GET / HTTP/1.1\r\nX: ")
+    while not is_over.wait(QUIET_SECONDS / 10):
+        for line in lines:
+            with suppress(OSError):
+                line.send(b"x")
 
 
 def test_a_thousand_idle_connections_cost_little(tmp_path: Path) -> None:
