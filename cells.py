@@ -9,6 +9,8 @@ import re
 from enum import Enum
 from typing import NamedTuple
 
+from rearm import FORMULA_SIGNS
+
 # C0, DEL, C1, what turns the writing direction, line ends of Unicode, what cannot be seen at all,
 # lone halves of surrogate pairs. The joiners stay: Persian and emoji need them.
 _UNSAFE = re.compile(
@@ -16,11 +18,9 @@ _UNSAFE = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
-# What makes a spreadsheet take a cell for a formula (the wide signs do in East Asian editions), and
-# the apostrophe that keeps it from it. A cell that has apostrophes before such a sign gets one
-# more, so that `rearm` can take it off.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-_DISARMED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+# What a spreadsheet takes for a formula, and the apostrophe that keeps it from it. A cell that has
+# apostrophes before such a sign gets one more, so that `rearm` can take it off.
+_FORMULA = re.compile(f"'*[{FORMULA_SIGNS}]")
 
 
 class Kind(Enum):
@@ -67,8 +67,3 @@ def _escape_for_json(found: re.Match[str]) -> str:
 def disarm(cell: str) -> str:
     """Write a cell so that no spreadsheet takes it for a formula."""
     return f"'{visible(cell)}" if _FORMULA.match(cell) else visible(cell)
-
-
-def rearm(cell: str) -> str:
-    """Take off the apostrophe that `print_csv` put before what looks like a formula."""
-    return cell[1:] if _DISARMED.match(cell) else cell

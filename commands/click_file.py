@@ -5,8 +5,15 @@ from datetime import tzinfo
 from typing import BinaryIO, NamedTuple
 
 from clicks import ClickReading, RowReader
-from commands.csv_file import DELIMITERS, CsvFile, Records, split_line, squeeze_title, strip_line
-from commands.tracker import RefusedError
+from commands.csv_file import (
+    DELIMITERS,
+    CsvFile,
+    Records,
+    UnusableFileError,
+    split_line,
+    squeeze_title,
+    strip_line,
+)
 from query import SUB_ID_NAMES, SUBID_NAMES, quote_value
 from rows import ClickRow
 
@@ -84,14 +91,14 @@ class ClickFile:
 
 
 def read_header(line: str) -> Header:
-    """Find the delimiter and what the columns are; raises RefusedError without a click id."""
+    """Find the delimiter and what the columns are; raises UnusableFileError without a click id."""
     line = strip_line(line)
     headers = [_read_header(line, delimiter) for delimiter in DELIMITERS]
     # max() gives the first of equals: a comma, where one column tells nothing.
     header = max(headers, key=lambda header: sum(name is not None for name in header.names))
     if not any(name in SUBID_NAMES for name in header.names):
         seen = quote_value(line)
-        raise RefusedError(
+        raise UnusableFileError(
             f"no column of the first line is the click id: call one 'subid' (the line is {seen})"
         )
     return header

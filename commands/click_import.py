@@ -10,10 +10,10 @@ import display
 from booking import read_terms
 from clicks import ClickReading
 from commands.click_file import ClickFile
-from commands.csv_file import add_encoding, find_size, open_file
+from commands.csv_file import find_size, open_file
 from commands.exits import INTERRUPTED
 from commands.intake import Importer
-from commands.options import Subparsers, add_command, add_json, read_zone
+from commands.options import Subparsers, add_command, add_encoding, add_json, read_zone
 from commands.tracker import load_keyless, writing
 from display import Bar
 from service import read_clock

@@ -1,46 +1,33 @@
 """`postback import`: conversions by line, each through the same engine as a live postback."""
 
 import argparse
-import itertools
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import booking
 import display
-from booking import Arrival, Terms, read_terms
-from cells import Column, Kind, rearm
-from commands.conversion_lines import (
-    LINE_NAMES,
-    Line,
-    LineReader,
-    Said,
-    add_line_options,
-    read_lists,
-)
+from booking import read_terms
+from cells import Column, Kind
+from commands.conversion_importer import SKIPPED, LineImporter, Told, read_lines
+from commands.conversion_lines import LINE_NAMES, LineReader
 from commands.csv_file import (
     DELIMITERS,
     CsvFile,
-    Records,
-    add_encoding,
+    UnusableFileError,
     find_size,
     open_file,
     split_line,
 )
 from commands.exits import INTERRUPTED
-from commands.options import Subparsers, add_command, add_json
-from commands.tracker import RefusedError, load_keyless, writing
+from commands.line_options import add_line_options, read_lists
+from commands.options import Subparsers, add_command, add_encoding, add_json
+from commands.tracker import load_keyless, writing
 from config import Settings
-from database import LOCK_POLL_SECONDS
 from display import Bar
 from query import quote_value
 from rates import decimal_text
-from rows import utc_text
 from service import read_clock
 from statuses import Incoming, Verdict
-from storage import Storage
 
 COLUMNS = (
     Column("line"),
@@ -53,17 +40,9 @@ COLUMNS = (
 )
 NOTHING = "The file has no lines."
 
-# The engine never saw such a line: it is no CSV, or its payout cannot be read.
-SKIPPED = "skipped"
 VERDICTS = (*(verdict.value for verdict in Verdict), SKIPPED)
 # A word is ignored only where somebody asked for it.
 NOT_TAKEN = frozenset({Verdict.REFUSED, Verdict.UNMAPPED, Verdict.INVALID, SKIPPED})
-
-# How long lines are kept before the commit, whose sync comes on top: together the write lock is
-# held for some 45 ms, and a live postback waits no longer.
-WORK_SECONDS = 0.03
-# By then the log has some two thousand pages, after which SQLite itself would move them.
-PIECES_A_CHECKPOINT = 16
 
 # More would bury the summary of a terminal; a pipe and --verbose have every line.
 SENTENCES_SHOWN = 20
@@ -131,7 +110,7 @@ def _take_in(
     csv_file: CsvFile,
     delimiter: str,
     reader: LineReader,
-    importer: "LineImporter",
+    importer: LineImporter,
     teller: "Teller",
     bar: Bar,
 ) -> bool:
@@ -152,12 +131,12 @@ def _take_in(
 
 
 def _skip_titles(csv_file: CsvFile, delimiter: str) -> None:
-    """Take a line of titles off the file; raises RefusedError where lines cannot be meant so."""
+    """Take a line of titles off the file; UnusableFileError where lines cannot be meant so."""
     line = csv_file.peek_first_line()
     other = max(DELIMITERS, key=line.count)
     if delimiter == "," and other != ",":
         name = "tab" if other == "\t" else other
-        raise RefusedError(
+        raise UnusableFileError(
             f"the first line has more of {other!r} than of commas ({quote_value(line)}): if that"
             f" stands between the fields, say --delimiter {name!r}"
         )
@@ -165,86 +144,11 @@ def _skip_titles(csv_file: CsvFile, delimiter: str) -> None:
     if titles[0:1] != ["subid"] and not {"subid", "payout"} <= set(titles):
         return
     if tuple(titles) != LINE_NAMES[: len(titles)]:
-        raise RefusedError(
+        raise UnusableFileError(
             f"the first line names other columns than {','.join(LINE_NAMES)} ({quote_value(line)}):"
             " put them in that order (`postback reconcile` finds columns by name)"
         )
     csv_file.take_first_line()
-
-
-def read_lines(records: Records, reader: LineReader) -> Iterator[Line]:
-    """Read records as lines; empty ones are left out."""
-    for number, cells in zip(records.numbers, records.cells, strict=True):
-        if number in records.flaws:
-            yield Line(number, Said(), flaw=records.flaws[number])
-        elif any(cells[len(LINE_NAMES) :]):
-            flaw = (
-                f"{len(cells)} fields, and a line has {','.join(LINE_NAMES)}: is a value with"
-                " commas unquoted?"
-            )
-            yield Line(number, Said(*cells[: len(LINE_NAMES)]), flaw=flaw)
-        elif any(map(str.strip, cells)):
-            fields = map(rearm, cells[: len(LINE_NAMES)])
-            yield reader.read(number, Said(*fields))
-
-
-class Told(NamedTuple):
-    """What came of a line."""
-
-    line: Line
-    verdict: str
-    reason: str
-    warnings: tuple[str, ...] = ()
-    conversion_id: int | None = None
-
-
-class LineImporter:
-    """Takes lines in pieces that hold the write lock for a moment each."""
-
-    def __init__(self, storage: Storage, terms: Terms, read_clock: Callable[[], datetime]) -> None:
-        """Take the database, the terms of today, and where to read the time."""
-        self._storage = storage
-        self._terms = terms
-        self._read_clock = read_clock
-        self._pieces = 0
-
-    def take(self, lines: Sequence[Line]) -> Iterator[list[Told]]:
-        """Take lines in; what was given is on disk."""
-        start = 0
-        while start < len(lines):
-            with self._storage.transaction():
-                piece = self._keep(lines, start)
-            yield piece
-            start += len(piece)
-            self._let_others_through()
-
-    def _keep(self, lines: Sequence[Line], start: int) -> list[Told]:
-        deadline = time.monotonic() + WORK_SECONDS
-        at = utc_text(self._read_clock())
-        piece: list[Told] = []
-        for line in itertools.islice(lines, start, None):
-            piece.append(self._keep_line(line, at))
-            # Asked behind the line: on a busy machine the time may be over before the first.
-            if time.monotonic() >= deadline:
-                break
-        return piece
-
-    def _keep_line(self, line: Line, at: str) -> Told:
-        if line.flaw or line.postback is None:
-            return Told(line, SKIPPED, line.flaw)
-        arrival = Arrival(at, "import", None, None, line.query, line.postback)
-        outcome = booking.keep(self._storage, arrival, self._terms)
-        return Told(
-            line, outcome.verdict, outcome.reason.detail, outcome.warnings, outcome.conversion_id
-        )
-
-    def _let_others_through(self) -> None:
-        self._pieces += 1
-        if self._pieces % PIECES_A_CHECKPOINT == 0:
-            # Beside the lock, so that no postback's commit has to do it.
-            self._storage.checkpoint()
-        # Those who wait look every LOCK_POLL_SECONDS: without a pause we would win every time.
-        time.sleep(2 * LOCK_POLL_SECONDS)
 
 
 class Teller:

@@ -1,14 +1,12 @@
 """What a line of a file says about a conversion, read by the engine's own reader of queries."""
 
-import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
 from booking import Terms, reread
-from commands.options import read_code
-from query import LIST_NAMES, PHP_WHITE_SPACE, Postback, hide_secrets, secrets_pattern
+from query import PHP_WHITE_SPACE, Postback, hide_secrets, secrets_pattern
 from rates import decimal_text, read_amount
 from statuses import Status
 
@@ -115,53 +113,3 @@ def _find_flaw(said: Said, postback: Postback) -> str:
         if text and value is None
     ]
     return "; ".join(w for w in postback.warnings if w.partition(" ")[0] in unusable)
-
-
-def add_line_options(parser: argparse.ArgumentParser) -> None:
-    """Add what all lines of a file have in common: currency, decimal comma, the network's words."""
-    parser.add_argument(
-        "--currency",
-        type=read_code,
-        metavar="CODE",
-        help="the currency of lines that name none (default: the tracker's)",
-    )
-    parser.add_argument("--decimal-comma", action="store_true", help="12,50 is twelve and a half")
-    parser.add_argument(
-        "--status-map",
-        type=_read_status_map,
-        action="append",
-        default=[],
-        metavar="WORD=STATUS,…",
-        help="what the network's words mean, such as approved=sale,hold=lead,trash=ignore",
-    )
-    for status in Status:
-        parser.add_argument(
-            f"--{status}-status",
-            metavar="WORDS",
-            help=f"the network's words for {status}, with commas",
-        )
-
-
-def read_lists(args: argparse.Namespace) -> dict[str, str]:
-    """Give the lists of the network's words as a Postback URL has them."""
-    lists: dict[str, list[str]] = {}
-    for status in Status:
-        if words := getattr(args, f"{status}_status"):
-            lists.setdefault(LISTS_OF_WORDS[status], []).append(words)
-    for mapped in args.status_map:
-        for word, status in mapped:
-            lists.setdefault(LISTS_OF_WORDS[status], []).append(word)
-    return {name: ",".join(lists[name]) for name in LIST_NAMES if name in lists}
-
-
-def _read_status_map(text: str) -> list[tuple[str, str]]:
-    pairs = []
-    for part in text.split(","):
-        word, equals, status = (piece.strip() for piece in part.rpartition("="))
-        if not equals or not word or status.lower() not in LISTS_OF_WORDS:
-            known = ", ".join(LISTS_OF_WORDS)
-            raise argparse.ArgumentTypeError(
-                f"{part!r} is no WORD=STATUS; write approved=sale, with one of {known}"
-            )
-        pairs.append((word, status.lower()))
-    return pairs

@@ -1,6 +1,5 @@
 """A CSV file that somebody hands us: opened, decoded, cut into numbered records."""
 
-import argparse
 import codecs
 import csv
 import io
@@ -12,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple, TextIO
 
-from commands.tracker import RefusedError
-
 DELIMITERS = ",;\t"
 
 # A cell is a name or an id; what is longer is a quote that somebody forgot to close.
@@ -23,6 +20,10 @@ CHUNK_LINES = 1000
 
 _SEPARATORS = re.compile(r"[\s_/-]+")
 _CHUNK_BYTES = 1024 * 1024
+
+
+class UnusableFileError(Exception):
+    """A file that cannot be taken as it is; the sentence says why and what to do."""
 
 
 class Records(NamedTuple):
@@ -54,10 +55,10 @@ class CsvFile:
             raise self._wrong_encoding(error) from error
 
     def take_first_line(self) -> str:
-        """Take the first line, without its end and a byte order mark; RefusedError for no line."""
+        """Take the first line, without its end and mark; UnusableFileError for no line."""
         line = "".join(self._take(1))
         if not line:
-            raise RefusedError("the file is empty")
+            raise UnusableFileError("the file is empty")
         self._lines.number += 1
         return strip_line(line)
 
@@ -114,9 +115,9 @@ class CsvFile:
                 lines.end_record()
         return Records(numbers, cells, flaws, lines.number - 1)
 
-    def _wrong_encoding(self, error: Exception) -> RefusedError:
+    def _wrong_encoding(self, error: Exception) -> UnusableFileError:
         name = self._encoding or "UTF-8"
-        return RefusedError(
+        return UnusableFileError(
             f"the file is not {name} ({error}): say which encoding it has, such as"
             " --encoding windows-1251 or --encoding utf-16"
         )
@@ -196,29 +197,9 @@ def _try_decoding(source: BinaryIO, codec: str) -> None:
     source.seek(start)
 
 
-def add_encoding(parser: argparse.ArgumentParser) -> None:
-    """Add `--encoding`."""
-    parser.add_argument(
-        "--encoding",
-        type=_read_encoding,
-        help="the file's encoding, such as windows-1251 (default UTF-8)",
-    )
-
-
-def _read_encoding(text: str) -> str:
-    try:
-        # Unlike codecs.lookup, this refuses base64 and its like.
-        "x".encode(text)
-    except (LookupError, ValueError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no encoding; write utf-8, utf-16 or windows-1251"
-        ) from None
-    return text
-
-
 @contextmanager
 def open_file(name: str) -> Iterator[BinaryIO]:
-    """Open a file by its name, `-` for standard input; raises RefusedError."""
+    """Open a file by its name, `-` for standard input; raises UnusableFileError."""
     if name == "-":
         # Not sys.stdin: Python could not end while the thread that reads ahead waits for it.
         with open(sys.stdin.fileno(), "rb", closefd=False) as source:
@@ -228,7 +209,7 @@ def open_file(name: str) -> Iterator[BinaryIO]:
         source = open(name, "rb")  # noqa: SIM115  # closed below; errors here are its own
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise RefusedError(f"{name!r} cannot be read: {why}") from error
+        raise UnusableFileError(f"{name!r} cannot be read: {why}") from error
     with source:
         yield source
 

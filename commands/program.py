@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import display
+from commands.csv_file import UnusableFileError
 from commands.exits import INTERRUPTED, REFUSED, WRONG_USAGE
 from commands.tracker import RefusedError
 from database import DatabaseError
@@ -92,7 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # What ends a command with a sentence.
-_TOLD = (RefusedError, ConfigError, DatabaseError, UnicodeEncodeError, OSError, sqlite3.Error)
+_TOLD = (
+    *(RefusedError, UnusableFileError, ConfigError, DatabaseError),
+    *(UnicodeEncodeError, OSError, sqlite3.Error),
+)
 
 
 def _tell(error: Exception) -> str:

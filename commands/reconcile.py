@@ -23,10 +23,11 @@ from commands.comparison import (
     Side,
     Span,
 )
-from commands.conversion_lines import LINE_NAMES, LineReader, add_line_options, read_lists
+from commands.conversion_lines import LINE_NAMES, LineReader
 from commands.csv_file import open_file
+from commands.line_options import add_line_options, add_report_options, read_lists
 from commands.options import Subparsers, add_command, add_json, add_since, add_until
-from commands.report_file import ReportFile, add_report_options
+from commands.report_file import ReportFile
 from commands.tracker import load_keyless, reading
 from rates import read_amount
 

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from typing import BinaryIO, NamedTuple
 
 from clicks import read_moment
@@ -11,12 +11,10 @@ from commands.csv_file import (
     DELIMITERS,
     CsvFile,
     Records,
-    add_encoding,
+    UnusableFileError,
     split_line,
     squeeze_title,
 )
-from commands.options import read_zone
-from commands.tracker import RefusedError
 from query import quote_value
 
 TIME = "time"
@@ -113,46 +111,8 @@ class ReportFile:
         return ReportRow(line, at, at + (_SECOND if ":" in time or time.isdigit() else _DAY))
 
 
-def add_report_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says how a report is to be read."""
-    for name in COLUMN_NAMES:
-        parser.add_argument(
-            f"--{name}-column",
-            metavar="TITLE",
-            help=f"the title or the number of the column with the {_MEANINGS[name]}",
-        )
-    parser.add_argument(
-        "--no-titles",
-        action="store_true",
-        help="the first line is a row already; columns are given by number",
-    )
-    parser.add_argument(
-        "--delimiter",
-        choices=(",", ";", "tab"),
-        help="what stands between the cells (default: what the line of titles shows)",
-    )
-    parser.add_argument(
-        "--tz",
-        type=read_zone,
-        default=UTC,
-        metavar="ZONE",
-        help="the zone of the report's times, such as Europe/Moscow or +03:00 (default UTC)",
-    )
-    add_encoding(parser)
-
-
-_MEANINGS = {
-    "subid": "click id",
-    "payout": "amount",
-    "tid": "transaction id",
-    "status": "status",
-    "currency": "currency",
-    TIME: "time of the conversion",
-}
-
-
 def find_columns(line: str, args: argparse.Namespace) -> Columns:
-    """Find the columns in the line of titles; raises RefusedError where the click id is none."""
+    """Find the columns in the line of titles; UnusableFileError without a click id."""
     given = {name: text for name in COLUMN_NAMES if (text := getattr(args, f"{name}_column"))}
     signs = DELIMITERS if args.delimiter is None else args.delimiter.replace("tab", "\t")
     found = [_find_columns(line, sign, given, has_titles=not args.no_titles) for sign in signs]
@@ -160,9 +120,11 @@ def find_columns(line: str, args: argparse.Namespace) -> Columns:
     columns = max(found, key=lambda columns: (len(columns.places), len(columns.titles)))
     for name, text in given.items():
         if name not in columns.places:
-            raise RefusedError(f"no column is {text!r} (the first line is {quote_value(line)})")
+            raise UnusableFileError(
+                f"no column is {text!r} (the first line is {quote_value(line)})"
+            )
     if "subid" not in columns.places:
-        raise RefusedError(
+        raise UnusableFileError(
             f"no column is known to hold the click id (the first line is {quote_value(line)}):"
             " name it with --subid-column, or, where that line is a row already, give the columns"
             " by number with --no-titles"

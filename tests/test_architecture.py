@@ -14,6 +14,7 @@ FLOORS = {
     "statuses": 0,
     "rates": 0,
     "php_ini": 0,
+    "rearm": 0,
     "proxies": 0,
     "sheet": 1,
     "query": 1,

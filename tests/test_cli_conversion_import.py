@@ -19,9 +19,10 @@ from live import PATIENCE_SECONDS
 
 import cli
 from booking import Terms
-from cells import disarm, rearm
-from commands.conversion_import import LineImporter
+from cells import disarm
+from commands.conversion_importer import LineImporter
 from commands.conversion_lines import LineReader, Said
+from rearm import rearm
 from storage import open_database
 
 
@@ -275,7 +276,7 @@ def test_a_line_is_told_when_it_is_on_disk(
     tracker: Client, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     # No time at all: the machine does something else.
-    monkeypatch.setattr("commands.conversion_import.WORK_SECONDS", seconds)
+    monkeypatch.setattr("commands.conversion_importer.WORK_SECONDS", seconds)
     terms = Terms("USD")
     reader = LineReader(terms, {})
     lines = [reader.read(number, Said(f"n{number}")) for number in range(100)]

@@ -25,8 +25,8 @@ import cli
 from booking import read_terms
 from clicks import RowReader, read_click
 from commands.click_file import ClickFile, find_name, read_header
+from commands.csv_file import UnusableFileError
 from commands.intake import PARKED_AT_ONCE, SORTED_ROWS, Importer
-from commands.tracker import RefusedError
 from config import load
 from rows import ClickRow
 from service import read_clock
@@ -102,7 +102,7 @@ def test_the_delimiter_is_the_one_under_which_columns_are_known(
 
 @pytest.mark.parametrize("line", ["", "campaign,offer", "c1,Summer,O1", '"subid'])
 def test_a_file_without_click_ids_is_refused(line: str) -> None:
-    with pytest.raises(RefusedError, match="no column of the first line is the click id"):
+    with pytest.raises(UnusableFileError, match="no column of the first line is the click id"):
         read_header(line)
 
 
