@@ -3,31 +3,33 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import display
 from booking import read_terms
 from cells import Column, Kind
-from commands.conversion_importer import SKIPPED, LineImporter, Told, read_lines
+from commands.conversion_importer import SKIPPED, LineImporter, Told
 from commands.conversion_lines import LINE_NAMES, LineReader
-from commands.csv_file import (
-    DELIMITERS,
-    CsvFile,
-    UnusableFileError,
-    find_size,
-    open_file,
-    split_line,
-)
+from commands.conversion_table import ConversionTable
+from commands.csv_file import find_size, open_file
 from commands.exits import INTERRUPTED
-from commands.line_options import add_line_options, read_lists
-from commands.options import Subparsers, add_command, add_encoding, add_json
+from commands.line_options import (
+    add_column_options,
+    add_line_options,
+    add_shape_options,
+    build_reader,
+    read_columns,
+    read_shape,
+)
+from commands.options import Subparsers, add_command, add_json
+from commands.table_file import Titles
 from commands.tracker import load_keyless, writing
-from config import Settings
 from display import Bar
-from query import quote_value
+from odd_rows import describe_aside
 from rates import decimal_text
 from service import read_clock
 from statuses import Incoming, Verdict
+from titles import PAYOUT
 
 COLUMNS = (
     Column("line"),
@@ -41,8 +43,7 @@ COLUMNS = (
 NOTHING = "The file has no lines."
 
 VERDICTS = (*(verdict.value for verdict in Verdict), SKIPPED)
-# A word is ignored only where somebody asked for it.
-NOT_TAKEN = frozenset({Verdict.REFUSED, Verdict.UNMAPPED, Verdict.INVALID, SKIPPED})
+
 
 # More would bury the summary of a terminal; a pipe and --verbose have every line.
 SENTENCES_SHOWN = 20
@@ -58,20 +59,19 @@ def add_parser(subparsers: Subparsers) -> None:
         "postback import conversions.csv\n  postback import --status-map approved=sale - < file",
         more="Lines are what Keitaro's import takes: empty fields keep their commas, those at the"
         " end may be\nmissing, no status means sale, rejected removes. A fifth field may name the"
-        " currency. Each line\ngoes the way of a live postback, and what is known already is"
-        " repeated: importing a file twice\nchanges nothing more. A terminal shows the lines that"
-        " were not taken, a pipe all of them.\nExit status 1 where a line was not taken.",
+        " currency. Under a line\nof titles columns are found by their titles (Sub ID, Click ID,"
+        " Transaction ID, Payout, Commission …)\nin any order, or given. Amounts are read as people"
+        " write them ($1,234.50, 12,50 EUR, (5.40)), but for\nthose with two readings. Each line"
+        " goes the way of a live postback, and what is known already is\nrepeated: importing a"
+        " file twice changes nothing more. A terminal shows the lines that were not\ntaken, a pipe"
+        " all of them. Exit status 1 where a line was not taken, or repeats a conversion with"
+        "\nanother amount.",
     )
     parser.add_argument("file", metavar="FILE", help="the file; - reads standard input")
     add_line_options(parser)
     parser.add_argument("--network", metavar="NAME", help="the network's name, kept with them")
-    parser.add_argument(
-        "--delimiter",
-        choices=(",", ";", "tab"),
-        default=",",
-        help="what stands between the fields (default a comma)",
-    )
-    add_encoding(parser)
+    add_column_options(parser, LINE_NAMES)
+    add_shape_options(parser)
     parser.add_argument("--verbose", action="store_true", help="show every line on a terminal, too")
     add_json(parser)
 
@@ -79,47 +79,56 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Take the lines of a file in."""
     settings = load_keyless(args)
-    delimiter = "\t" if args.delimiter == "tab" else args.delimiter
     with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
-        csv_file = CsvFile(source, args.encoding)
-        _skip_titles(csv_file, delimiter)
-        reader = _build_reader(args, settings)
+        table = _open_table(source, args)
+        reader = build_reader(args, settings, table.columns, args.network)
+        reader.amounts.learn(table.look_through(PAYOUT))
         importer = LineImporter(storage, read_terms(settings), read_clock)
         with display.progress("conversions", find_size(source)) as bar:
+            _tell_columns(table, bar)
             teller = _choose_teller(args, bar)
-            is_stopped = _take_in(csv_file, delimiter, reader, importer, teller, bar)
+            is_stopped = _take_in(table, reader, importer, teller, bar)
     teller.close()
+    if aside := describe_aside(table.aside):
+        display.complain(aside)
     _say_totals(teller, is_alone=args.json)
     if teller.counts[Verdict.UNMAPPED]:
         display.complain("say what the unmapped words mean: --status-map approved=sale")
     return INTERRUPTED if is_stopped else int(teller.not_taken > 0)
 
 
-def _build_reader(args: argparse.Namespace, settings: Settings) -> LineReader:
-    return LineReader(
-        read_terms(settings),
-        read_lists(args),
-        network=args.network,
-        currency=args.currency,
-        secrets=settings.secrets(),
-        decimal_comma=args.decimal_comma,
-    )
+def _open_table(source: BinaryIO, args: argparse.Namespace) -> ConversionTable:
+    given = read_columns(args)
+    wanted = Titles.NEEDED if given else Titles.POSSIBLE
+    if args.no_titles:
+        wanted = Titles.NONE
+        given = given or {name: str(number) for number, name in enumerate(LINE_NAMES, 1)}
+    shape = read_shape(args)
+    return ConversionTable(source, shape, given, wanted, decimal_comma=args.decimal_comma)
+
+
+def _tell_columns(table: ConversionTable, bar: Bar) -> None:
+    """Say what is read as what, where the file does not have the order of lines."""
+    notes = list(table.notes)
+    if table.columns.titles and not table.is_in_order:
+        notes.append(table.columns.describe())
+        notes.append(table.columns.describe_unread())
+        if "status" not in table.columns.places:
+            notes.append("no column is the status: every row is a sale")
+    for note in filter(None, notes):
+        bar.complain(note)
 
 
 def _take_in(
-    csv_file: CsvFile,
-    delimiter: str,
-    reader: LineReader,
-    importer: LineImporter,
-    teller: "Teller",
-    bar: Bar,
+    table: ConversionTable, reader: LineReader, importer: LineImporter, teller: "Teller", bar: Bar
 ) -> bool:
     """Take all lines in; True where Ctrl-C ended it."""
     try:
-        for records in csv_file.read(delimiter):
-            for piece in importer.take(list(read_lines(records, reader))):
+        for rows in table.read():
+            lines = [reader.read(row.number, row.said, row.flaw) for row in rows]
+            for piece in importer.take(lines):
                 teller.tell(piece)
-            bar.advance_to(csv_file.find_position())
+            bar.advance_to(table.find_position())
     except KeyboardInterrupt:
         teller.say_how_far("stopped", bar)
         return True
@@ -130,27 +139,6 @@ def _take_in(
     return False
 
 
-def _skip_titles(csv_file: CsvFile, delimiter: str) -> None:
-    """Take a line of titles off the file; UnusableFileError where lines cannot be meant so."""
-    line = csv_file.peek_first_line()
-    other = max(DELIMITERS, key=line.count)
-    if delimiter == "," and other != ",":
-        name = "tab" if other == "\t" else other
-        raise UnusableFileError(
-            f"the first line has more of {other!r} than of commas ({quote_value(line)}): if that"
-            f" stands between the fields, say --delimiter {name!r}"
-        )
-    titles = [cell.strip().lower() for cell in split_line(line, delimiter)]
-    if titles[0:1] != ["subid"] and not {"subid", "payout"} <= set(titles):
-        return
-    if tuple(titles) != LINE_NAMES[: len(titles)]:
-        raise UnusableFileError(
-            f"the first line names other columns than {','.join(LINE_NAMES)} ({quote_value(line)}):"
-            " put them in that order (`postback reconcile` finds columns by name)"
-        )
-    csv_file.take_first_line()
-
-
 class Teller:
     """Counts what came of the lines, and tells it; this one tells nothing."""
 
@@ -158,15 +146,13 @@ class Teller:
         """Begin with no line."""
         self.counts: Counter[str] = Counter()
         self.last_line = 0
-
-    @property
-    def not_taken(self) -> int:
-        """How many lines changed nothing and should have."""
-        return sum(self.counts[verdict] for verdict in NOT_TAKEN)
+        # How many lines changed nothing and should have.
+        self.not_taken = 0
 
     def tell(self, piece: Sequence[Told]) -> None:
         """Tell what came of lines that are on disk."""
         self.counts.update(told.verdict for told in piece)
+        self.not_taken += sum(not told.is_taken for told in piece)
         self.last_line = piece[-1].line.number
         self._show(piece)
 
@@ -217,7 +203,7 @@ class _SentenceTeller(Teller):
 
     def _show(self, piece: Sequence[Told]) -> None:
         for told in piece:
-            if told.verdict not in NOT_TAKEN and not told.warnings:
+            if told.is_taken and not told.warnings:
                 continue
             if self._said < SENTENCES_SHOWN:
                 self._said += 1

@@ -7,12 +7,12 @@ from datetime import datetime
 from typing import NamedTuple
 
 import booking
-from booking import Arrival, Terms
-from commands.conversion_lines import LINE_NAMES, Line, LineReader, Said
-from commands.csv_file import Records
+from booking import Arrival, Outcome, Terms
+from commands.conversion_lines import Line
 from database import LOCK_POLL_SECONDS
-from rearm import rearm
+from rates import decimal_text
 from rows import utc_text
+from statuses import Incoming, Verdict
 from storage import Storage
 
 # The engine never saw such a line: it is no CSV, or its payout cannot be read.
@@ -25,30 +25,22 @@ WORK_SECONDS = 0.03
 PIECES_A_CHECKPOINT = 16
 
 
-def read_lines(records: Records, reader: LineReader) -> Iterator[Line]:
-    """Read records as lines; empty ones are left out."""
-    for number, cells in zip(records.numbers, records.cells, strict=True):
-        if number in records.flaws:
-            yield Line(number, Said(), flaw=records.flaws[number])
-        elif any(cells[len(LINE_NAMES) :]):
-            flaw = (
-                f"{len(cells)} fields, and a line has {','.join(LINE_NAMES)}: is a value with"
-                " commas unquoted?"
-            )
-            yield Line(number, Said(*cells[: len(LINE_NAMES)]), flaw=flaw)
-        elif any(map(str.strip, cells)):
-            fields = map(rearm, cells[: len(LINE_NAMES)])
-            yield reader.read(number, Said(*fields))
+# How the engine's reason begins where an amount that is known is another one.
+_OTHER_AMOUNT = "known already with another amount"
+
+# A word is ignored only where somebody asked for it.
+NOT_TAKEN = frozenset({Verdict.REFUSED, Verdict.UNMAPPED, Verdict.INVALID, SKIPPED})
 
 
 class Told(NamedTuple):
-    """What came of a line."""
+    """What came of a line; `is_taken` where it is in, or was in before as it stands there."""
 
     line: Line
     verdict: str
     reason: str
     warnings: tuple[str, ...] = ()
     conversion_id: int | None = None
+    is_taken: bool = True
 
 
 class LineImporter:
@@ -84,11 +76,32 @@ class LineImporter:
 
     def _keep_line(self, line: Line, at: str) -> Told:
         if line.flaw or line.postback is None:
-            return Told(line, SKIPPED, line.flaw)
+            return Told(line, SKIPPED, line.flaw, is_taken=False)
         arrival = Arrival(at, "import", None, None, line.query, line.postback)
         outcome = booking.keep(self._storage, arrival, self._terms)
+        is_other = outcome.verdict is Verdict.REPEATED and outcome.reason.summary.startswith(
+            _OTHER_AMOUNT
+        )
         return Told(
-            line, outcome.verdict, outcome.reason.detail, outcome.warnings, outcome.conversion_id
+            line,
+            outcome.verdict,
+            outcome.reason.detail,
+            outcome.warnings + self._find_warnings(line.postback.incoming, outcome),
+            outcome.conversion_id,
+            is_taken=outcome.verdict not in NOT_TAKEN and not is_other,
+        )
+
+    def _find_warnings(self, incoming: Incoming, outcome: Outcome) -> tuple[str, ...]:
+        """Warn of money that is taken from a click which has earned none."""
+        if outcome.verdict is not Verdict.RECORDED or (incoming.amount or 0) >= 0:
+            return ()
+        assert incoming.amount is not None
+        known = self._storage.find_click(incoming.subid or "")
+        if known is None or len(known.click.conversions) != 1:
+            return ()
+        return (
+            f"the click's first conversion is worth {decimal_text(incoming.amount)}: nothing stood"
+            " on it that this could take back; to take a conversion back, import it as rejected",
         )
 
     def _let_others_through(self) -> None:

@@ -2,12 +2,22 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import NamedTuple
 from urllib.parse import quote
 
+from amounts import AmountReader
 from booking import Terms, reread
-from query import PHP_WHITE_SPACE, Postback, hide_secrets, secrets_pattern
-from rates import decimal_text, read_amount
+from currencies import read_mark, settle_currency
+from query import (
+    PHP_WHITE_SPACE,
+    Postback,
+    hide_secrets,
+    is_macro,
+    quote_value,
+    secrets_pattern,
+)
+from rates import decimal_text
 from statuses import Status
 
 # What Keitaro's import box takes, in its order, and a currency of ours behind it.
@@ -15,6 +25,8 @@ from statuses import Status
 LINE_NAMES = ("subid", "payout", "tid", "status", "currency")
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.,-]+")
+# As in most lines: no other reading, no currency in it.
+_PLAIN_AMOUNT = re.compile(r"[+-]?[0-9]+(?:\.[0-9]{1,2})?")
 
 IGNORE = "ignore"
 # Where a word of `--status-map` goes: the URL's list of each status, and that of what to drop.
@@ -60,35 +72,63 @@ class LineReader:
         """Take the terms, and what all lines have in common besides what each says."""
         self._terms = terms
         self._currency = currency or ""
+        self.amounts = AmountReader(decimal_comma=decimal_comma or terms.decimal_comma)
         self._secrets = secrets_pattern(secrets)
-        self._has_decimal_comma = decimal_comma
         common = {**({} if network is None else {"from": network}), **lists}
         self._common_query = hide_secrets(_write_query(common.items()), self._secrets)
         # Read once: splitting the words of each of a million lines took a third of the time.
         self._common = reread(self._common_query, terms)
 
-    def read(self, number: int, said: Said) -> Line:
+    def read(self, number: int, said: Said, flaw: str = "") -> Line:
         """Read a line; a payout or currency that cannot be read is a flaw. Never raises."""
-        said = Said(*(text.strip(PHP_WHITE_SPACE) for text in said))
-        said = said._replace(currency=said.currency or self._currency)
-        query = hide_secrets(self._write_own_query(said), self._secrets)
+        said = given = Said(*(text.strip(PHP_WHITE_SPACE) for text in said))
+        if flaw:
+            return Line(number, said, flaw=flaw)
+        said, flaw = self._read_money(said)
+        warnings: tuple[str, ...] = ()
+        if given.payout and not said.payout:
+            warnings = (f"payout {quote_value(given.payout)} says that there is no amount",)
+        query = hide_secrets(_write_query(zip(LINE_NAMES, said, strict=True)), self._secrets)
         own = reread(query, self._terms)
         postback = own._replace(
             incoming=own.incoming._replace(lists=self._common.incoming.lists),
             network=self._common.network,
-            warnings=own.warnings + self._common.warnings,
+            warnings=own.warnings + self._common.warnings + warnings,
         )
         if self._common_query:
             query = f"{query}&{self._common_query}"
-        return Line(number, said, query, postback, _find_flaw(said, postback))
+        return Line(number, said, query, postback, flaw or _find_flaw(said, postback))
 
-    def _write_own_query(self, said: Said) -> str:
-        if self._has_decimal_comma and said.payout:
-            # With a point the query reads the same again, whatever the config says by then.
-            amount = read_amount(said.payout, decimal_comma=True)
-            if amount is not None:
-                said = said._replace(payout=decimal_text(amount))
-        return _write_query(zip(LINE_NAMES, said, strict=True))
+    def _read_money(self, said: Said) -> tuple[Said, str]:
+        """Write amount and currency as a postback does, or say why they cannot be."""
+        marks: tuple[str, ...] = ()
+        # Of a macro the engine's reader says what it is.
+        if said.payout and not _PLAIN_AMOUNT.fullmatch(said.payout) and not is_macro(said.payout):
+            written = self.amounts.read(said.payout)
+            if written.flaw:
+                return said, f"payout {written.flaw}"
+            marks = written.marks
+            amount = "" if written.amount is None else _write_amount(written.amount)
+            said = said._replace(payout=amount)
+        return self._read_currency(said, marks)
+
+    def _read_currency(self, said: Said, marks: tuple[str, ...]) -> tuple[Said, str]:
+        """Find the currency: what the line says of it, else that of all lines."""
+        column = said.currency
+        if not marks and not column:
+            return said._replace(currency=self._currency) if self._currency else said, ""
+        mark = read_mark(column)
+        if column and mark is None:
+            # The engine's reader says what it thinks of it.
+            return said, _describe_doubt((*marks, column)) if marks else ""
+        own = (*marks, mark) if mark else marks
+        code = find_common_currency(own, self._currency, self._terms.currency)
+        return (said, _describe_doubt(own)) if code is None else (said._replace(currency=code), "")
+
+
+def find_common_currency(marks: Sequence[str], likely: str, tracker: str) -> str | None:
+    """Find what marks mean where a code is likely but not sure; None where it may be several."""
+    return settle_currency(marks, likely or None, tracker) or settle_currency(marks, None, tracker)
 
 
 def _write_query(pairs: Iterable[tuple[str, str]]) -> str:
@@ -98,6 +138,20 @@ def _write_query(pairs: Iterable[tuple[str, str]]) -> str:
         for name, text in pairs
         if text
     )
+
+
+def _write_amount(amount: Decimal) -> str:
+    text = decimal_text(amount)
+    # With three digits behind the point it could be taken for thousands where `decimal_comma` is
+    # on by the time that it is read again.
+    return f"{text}0" if text[-4:-3] == "." else text
+
+
+def _describe_doubt(marks: Sequence[str]) -> str:
+    seen = " and ".join(map(repr, marks))
+    if len(marks) > 1:
+        return f"currency {seen} contradict each other"
+    return f"currency {seen} may be several: say which with --currency"
 
 
 def _find_flaw(said: Said, postback: Postback) -> str:

@@ -1,21 +1,57 @@
 """The options that say how lines of conversions are to be read, and what they come to."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 
-from commands.conversion_lines import LISTS_OF_WORDS
+from booking import read_terms
+from commands.conversion_lines import LISTS_OF_WORDS, LineReader, find_common_currency
+from commands.conversion_table import Columns
+from commands.csv_file import UnusableFileError
 from commands.options import add_encoding, read_code, read_zone
-from commands.report_file import COLUMN_NAMES, TIME
+from commands.table_file import Shape
+from config import Settings
+from moments import DateOrder
 from query import LIST_NAMES
 from statuses import Status
+from titles import PAYOUT, TIME
+
+_DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|", "bar": "|"}
 
 
-def add_report_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says how a report is to be read."""
-    for name in COLUMN_NAMES:
+def add_shape_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says how a file of rows is made: encoding, delimiter, lines to skip, sheet."""
+    parser.add_argument(
+        "--delimiter",
+        choices=_DELIMITERS,
+        help="what stands between the cells (default: what the titles show, else a comma)",
+    )
+    parser.add_argument(
+        "--skip-lines",
+        type=_read_count,
+        default=0,
+        metavar="N",
+        help="pass N lines over before anything is read",
+    )
+    parser.add_argument(
+        "--sheet", metavar="NAME", help="the sheet of a workbook (default: the one with titles)"
+    )
+    add_encoding(parser)
+
+
+def read_shape(args: argparse.Namespace) -> Shape:
+    """Give what the options of `add_shape_options` say."""
+    delimiter = None if args.delimiter is None else _DELIMITERS[args.delimiter]
+    return Shape(args.encoding, delimiter, args.skip_lines, args.sheet)
+
+
+def add_column_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Add what says which column is what, for some of our names."""
+    for name in names:
+        also = ["--amount-column"] if name == PAYOUT else []
         parser.add_argument(
             f"--{name}-column",
+            *also,
             metavar="TITLE",
             help=f"the title or the number of the column with the {_MEANINGS[name]}",
         )
@@ -24,19 +60,34 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the first line is a row already; columns are given by number",
     )
-    parser.add_argument(
-        "--delimiter",
-        choices=(",", ";", "tab"),
-        help="what stands between the cells (default: what the line of titles shows)",
-    )
+
+
+def read_columns(args: argparse.Namespace) -> dict[str, str]:
+    """Give the columns that the options of `add_column_options` name."""
+    return {n: text for n in _MEANINGS if (text := getattr(args, f"{n}_column", None))}
+
+
+def add_time_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says how times are written: their zone, and what comes first in a date."""
     parser.add_argument(
         "--tz",
         type=read_zone,
         default=UTC,
         metavar="ZONE",
-        help="the zone of the report's times, such as Europe/Moscow or +03:00 (default UTC)",
+        help="the zone of times without one, such as Europe/Moscow or +03:00 (default UTC)",
     )
-    add_encoding(parser)
+    parser.add_argument(
+        "--dates",
+        type=DateOrder,
+        choices=list(DateOrder),
+        help="what comes first in 11/10/2026 (default: what the file's other dates show)",
+    )
+
+
+def _read_count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines; write 3")
+    return int(text)
 
 
 _MEANINGS: Mapping[str, str] = {
@@ -72,6 +123,31 @@ def add_line_options(parser: argparse.ArgumentParser) -> None:
             metavar="WORDS",
             help=f"the network's words for {status}, with commas",
         )
+
+
+def build_reader(
+    args: argparse.Namespace, settings: Settings, columns: Columns, network: str | None = None
+) -> LineReader:
+    """Give the reader of the lines of a file; UnusableFileError where its currency is not sure."""
+    terms = read_terms(settings)
+    currency = args.currency
+    if columns.currency is not None:
+        # What stands in the amount's title.
+        marks = (columns.currency,)
+        currency = find_common_currency(marks, args.currency or "", terms.currency)
+        if currency is None:
+            raise UnusableFileError(
+                f"the title of the amount has {columns.currency!r}, which may be several"
+                " currencies: say which with --currency"
+            )
+    return LineReader(
+        terms,
+        read_lists(args),
+        network=network,
+        currency=currency,
+        secrets=settings.secrets(),
+        decimal_comma=args.decimal_comma,
+    )
 
 
 def read_lists(args: argparse.Namespace) -> dict[str, str]:

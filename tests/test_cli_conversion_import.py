@@ -152,6 +152,9 @@ def test_a_parked_line_is_applied_when_its_click_comes(
         ('c1,"12,50",t1\n', ("--decimal-comma",)),
         ("c1;12,50;t1;\n", ("--delimiter", ";", "--decimal-comma")),
         ("c1\t12.50\tt1\n", ("--delimiter", "tab")),
+        ("c1\t12.50\tt1\n", ()),
+        ("subid,tid,payout\nc1,t1,12.50\n", ()),
+        ("status,tid,subid,payout\nsale,t1,c1,12.50\n", ()),
         ("c1,12.50,t1,sale\n".encode("utf-16"), ("--encoding", "utf-16")),
         ("c1,12.50,t1,approved\n", ("--sale-status", "approved,paid")),
         ("c1,12.50,t1,Approved\n", ("--status-map", "paid=sale,approved=sale")),
@@ -171,9 +174,8 @@ def test_files_of_many_makes_say_the_same(
     ("content", "words", "sentence"),
     [
         ("c1;12,50;t1;sale\n", (), "say --delimiter ';'"),
-        ("c1\t12.50\tt1\n", (), "say --delimiter 'tab'"),
-        ("subid,tid,payout\nc1,t1,5\n", (), "in that order"),
-        ("status,subid,payout\nsale,c1,5\n", (), "in that order"),
+        ("c1\t12,50\tt1\n", (), "say --delimiter 'tab'"),
+        ("c1|12,50|t1|\n", (), "say --delimiter '|'"),
         ("c1,5,т1\n".encode("cp1251"), (), "not UTF-8"),
     ],
 )
@@ -198,7 +200,8 @@ def test_a_file_that_means_something_else_is_refused_as_a_whole(
         ("--status-map", "approved=paid"),
         ("--status-map", "=sale"),
         ("--currency", "€"),
-        ("--delimiter", "|"),
+        ("--delimiter", "x"),
+        ("--skip-lines", "-1"),
         ("--encoding", "klingon"),
     ],
     ids=" ".join,
@@ -350,8 +353,9 @@ def test_wrong_bytes_in_a_pipe_end_the_import_with_a_sentence(tracker: Client) -
 
     assert ran.status == 1
     assert "the file is not UTF-8" in ran.err
-    assert "the lines through 1000 are in" in ran.err
-    assert len(tracker.postbacks()) == 1000
+    kept = len(tracker.postbacks())
+    assert kept >= 1000
+    assert f"the lines through {kept} are in" in ran.err
 
 
 def test_a_database_that_stays_locked_is_told(
