@@ -21,7 +21,7 @@ class FileKind(NamedTuple):
 
 # Source: file(1)'s descriptions of the formats, and their specifications.
 _MAGIC: tuple[tuple[bytes, FileKind], ...] = (
-    (b"\xd0\xcf\x11\xe0", FileKind("an old Excel workbook (.xls)", _AS_CSV, is_workbook=True)),
+    (b"\xd0\xcf\x11\xe0", FileKind("an old Excel workbook (.xls), or a locked one", _AS_CSV)),
     (b"\x1f\x8b", FileKind("packed with gzip (.gz)", _UNPACK)),
     (b"BZh", FileKind("packed with bzip2 (.bz2)", _UNPACK)),
     (b"\xfd7zXZ", FileKind("packed with xz (.xz)", _UNPACK)),
@@ -45,12 +45,13 @@ JSON = FileKind("JSON", "ask for the report as CSV")
 BINARY = FileKind(
     "no text, or UTF-16 without its mark", "if it is that, say --encoding utf-16-le or utf-16-be"
 )
-_WORKBOOKS = {
-    "xl/workbook.xml": "an Excel workbook (.xlsx)",
+_WORKBOOK = "xl/workbook.xml"
+_DOCUMENTS = {
     "xl/workbook.bin": "a binary Excel workbook (.xlsb)",
-    "content.xml": "a workbook of LibreOffice (.ods)",
+    "content.xml": "a document of LibreOffice (.ods)",
+    "word/document.xml": "a Word document (.docx)",
+    "Index/Document.iwa": "a document of Apple's (.numbers)",
 }
-_DOCUMENTS = {"word/document.xml": "a Word document", "Index/Document.iwa": "a file of Apple's"}
 
 
 def find_kind(head: bytes) -> FileKind | None:
@@ -77,11 +78,10 @@ def find_zip_kind(source: BinaryIO) -> FileKind:
     try:
         with zipfile.ZipFile(source) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
         return FileKind("a broken ZIP", "fetch it again")
-    for member, name in _WORKBOOKS.items():
-        if member in names:
-            return FileKind(name, _AS_CSV, is_workbook=True)
+    if _WORKBOOK in names:
+        return FileKind("an Excel workbook (.xlsx)", _AS_CSV, is_workbook=True)
     for member, name in _DOCUMENTS.items():
         if member in names:
             return FileKind(name, _AS_CSV)

@@ -249,14 +249,6 @@ def find_click_names(titles: Sequence[str]) -> list[str | None]:
     return names
 
 
-def count_conversion_titles(titles: Sequence[str]) -> int:
-    """Tell how many of some cells are titles that conversions have."""
-    return sum(
-        squeeze_title(title) in _CONVERSION_TITLES or _split_currency(title)[0] in _PAYOUTS
-        for title in titles
-    )
-
-
 def _find_subid_name(title: str) -> str | None:
     exact = title.strip().casefold()
     if exact in SUBID_NAMES:
@@ -304,7 +296,6 @@ def _squeeze(titles: Iterable[tuple[str, str]]) -> tuple[str, ...]:
 
 
 _SURE, _UNSURE = _squeeze(PAYOUT_TITLES), _squeeze(UNSURE_PAYOUT_TITLES)
-_PAYOUTS = frozenset((*_SURE, *_UNSURE))
 _KNOWN: Mapping[str, Sequence[str]] = {
     "subid": _squeeze(SUBID_TITLES),
     "tid": _squeeze(TID_TITLES),
@@ -312,6 +303,5 @@ _KNOWN: Mapping[str, Sequence[str]] = {
     "currency": _squeeze(CURRENCY_TITLES),
     TIME: _squeeze(TIME_TITLES),
 }
-_CONVERSION_TITLES = _PAYOUTS.union(*_KNOWN.values())
 _KNOWN_OF_CLICKS = {name: _squeeze(titles) for name, titles in CLICK_TITLES.items()}
 _SUBID_BY_LETTERS = {squeeze_title(name): name for name in reversed(SUBID_NAMES)}

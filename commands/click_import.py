@@ -12,11 +12,15 @@ from commands.click_file import ClickFile
 from commands.csv_file import find_size, open_file
 from commands.exits import INTERRUPTED
 from commands.intake import Importer
-from commands.line_options import add_shape_options, add_time_options, read_shape
+from commands.line_options import (
+    add_shape_options,
+    add_time_options,
+    build_moments,
+    read_shape,
+)
 from commands.options import Subparsers, add_command, add_json
 from commands.tracker import load_keyless, writing
 from display import Bar
-from moments import MomentReader
 from odd_rows import describe_aside
 from service import read_clock
 
@@ -49,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Take the clicks of a file in."""
     settings = load_keyless(args)
     with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
-        moments = MomentReader(args.tz, args.dates)
-        click_file = ClickFile(source, read_shape(args), moments)
+        click_file = ClickFile(source, read_shape(args), build_moments(args))
         importer = Importer(storage, read_terms(settings), read_clock)
         with display.progress("clicks", find_size(source)) as bar:
             complaints = _Complaints(bar)

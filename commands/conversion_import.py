@@ -103,8 +103,8 @@ def _open_table(source: BinaryIO, args: argparse.Namespace) -> ConversionTable:
     if args.no_titles:
         wanted = Titles.NONE
         given = given or {name: str(number) for number, name in enumerate(LINE_NAMES, 1)}
-    shape = read_shape(args)
-    return ConversionTable(source, shape, given, wanted, decimal_comma=args.decimal_comma)
+    shape, has_comma = read_shape(args), args.decimal_comma
+    return ConversionTable(source, shape, given, wanted, names=LINE_NAMES, decimal_comma=has_comma)
 
 
 def _tell_columns(table: ConversionTable, bar: Bar) -> None:

@@ -102,6 +102,9 @@ class LineReader:
     def _read_money(self, said: Said) -> tuple[Said, str]:
         """Write amount and currency as a postback does, or say why they cannot be."""
         marks: tuple[str, ...] = ()
+        if not said.currency and not self._currency and _PLAIN_AMOUNT.fullmatch(said.payout):
+            # As most lines are.
+            return said, ""
         # Of a macro the engine's reader says what it is.
         if said.payout and not _PLAIN_AMOUNT.fullmatch(said.payout) and not is_macro(said.payout):
             written = self.amounts.read(said.payout)

@@ -15,7 +15,6 @@ from titles import (
     PAYOUT,
     TIME,
     Places,
-    count_conversion_titles,
     find_conversion_places,
 )
 
@@ -82,9 +81,9 @@ class ConversionTitles:
         self._given = given
 
     def count(self, titles: Sequence[str]) -> int:
-        """Tell how many of some cells are titles that are known."""
-        named = find_conversion_places(titles, self._given).places.keys() & self._given.keys()
-        return count_conversion_titles(titles) + len(named)
+        """Tell how many of our names some cells are titles of."""
+        # Names and not titles: two words that happen to be titles of one name are a row.
+        return len(find_conversion_places(titles, self._given).places)
 
     def has_click_id(self, titles: Sequence[str]) -> bool:
         """Tell whether one of them is known to stand over click ids."""
@@ -107,16 +106,22 @@ class ConversionTable:
         given: Mapping[str, str],
         wanted: Titles,
         *,
+        names: Sequence[str] = COLUMN_NAMES,
         decimal_comma: bool = False,
     ) -> None:
-        """Take an open file, what is said of it and of its columns, and whether it has titles."""
+        """Take an open file, what is said of it and of its columns, and the names that are read."""
+        self._names = names
         self._file = TableFile(source, shape, ConversionTitles(given), wanted)
         self.notes = self._file.notes
         self.columns = self._find_columns(given, wanted)
         # Lines as Keitaro's import takes them.
         self._is_ours = wanted is Titles.POSSIBLE and not self._file.titles
-        # What a comma within an amount would leave behind it; with titles a cell too many tells.
-        self._rest = _REST_OF_DECIMAL_COMMA if decimal_comma else _REST if self._is_ours else None
+        self._is_loose = decimal_comma or self._is_ours
+        # What a comma within an amount would leave behind it.
+        self._rest = _REST_OF_DECIMAL_COMMA if decimal_comma else _REST
+        self._said = [self.columns.places.get(name) for name in LINE_NAMES]
+        self._time = self.columns.places.get(TIME)
+        self._width = len(LINE_NAMES) if self.is_in_order else len(self.columns.titles)
         if self._is_ours and (form := find_foreign_form(self._file.first, self._file.delimiter)):
             raise UnusableFileError(form)
         self.find_position = self._file.find_position
@@ -148,7 +153,8 @@ class ConversionTable:
         else:
             found = find_conversion_places(titles, given)
             _refuse_doubt(found, titles, given)
-            return Columns(found.places, titles, found.currency)
+            places = {n: place for n, place in found.places.items() if n in self._names}
+            return Columns(places, titles, found.currency)
         return Columns(places, titles)
 
     def _read_records(self, records: Records) -> Iterator[Row]:
@@ -157,49 +163,51 @@ class ConversionTable:
         title = titles[subid] if titles else ""
         rows = zip(records.numbers, records.cells, records.texts, strict=True)
         for number, cells, text in rows:
-            if number in records.flaws:
+            if is_plain(_get(cells, subid), title, _get(cells, tid)):
+                yield self._read_row(number, cells, self._find_flaw(cells, text))
+            elif number in records.flaws:
                 yield Row(number, Said(), flaw=records.flaws[number])
-            elif not any(map(str.strip, cells)):
-                continue
-            elif is_plain(_get(cells, subid), title, _get(cells, tid)):
-                yield self._read_row(number, cells, text)
-            else:
+            elif any(map(str.strip, cells)):
                 yield from self._read_odd(number, cells, text)
 
     def _read_odd(self, number: int, cells: Sequence[str], text: str) -> Iterator[Row]:
         oddity = find_oddity(cells, self.columns.places, self.columns.titles)
-        if oddity is None:
-            yield self._read_row(number, cells, text)
-        elif oddity.aside is None:
-            yield Row(number, Said(), flaw=oddity.flaw)
-        else:
+        if oddity is not None and oddity.aside is not None:
             self.aside[oddity.aside] += 1
-
-    def _read_row(self, number: int, cells: Sequence[str], text: str) -> Row:
+            return
         flaw = self._find_flaw(cells, text)
-        values = {
-            name: cells[place] for name, place in self.columns.places.items() if place < len(cells)
-        }
-        time = values.pop(TIME, "").strip()
-        return Row(number, Said(**values), time, flaw)
+        if oddity is not None:
+            flaw = oddity.flaw
+        elif self._is_ours and not flaw:
+            flaw = find_foreign_form(cells, self._file.delimiter)
+        yield self._read_row(number, cells, flaw)
+
+    def _read_row(self, number: int, cells: Sequence[str], flaw: str) -> Row:
+        said = Said(*[_get(cells, place) for place in self._said])
+        return Row(number, said, _get(cells, self._time).strip(), flaw)
 
     def _find_flaw(self, cells: Sequence[str], text: str) -> str:
-        width = len(LINE_NAMES) if self.is_in_order else len(self.columns.titles)
+        width = self._width
         if width and any(cells[width:]):
             what = f"{len(cells)} cells under {width} titles"
             if self.is_in_order:
                 what = f"{len(cells)} fields, and a line has {','.join(LINE_NAMES)}"
             return f"{what}: is a value with commas unquoted?"
-        payout = self.columns.places.get(PAYOUT)
-        if self._rest and payout is not None and self._file.delimiter == ",":
-            is_cut = _is_cut(text, payout, self._rest)
-        else:
-            is_cut = False
-        if is_cut:
+        # With titles a cell too many tells, but not where others are missing at the end.
+        is_loose = self._is_loose or len(cells) < width
+        if is_loose and self._is_cut(cells, text):
             return "an amount with a comma in it stands without quotes: put it in quotes"
-        if not self._is_ours:
-            return ""
-        return find_foreign_form(cells, self._file.delimiter)
+        return ""
+
+    def _is_cut(self, cells: Sequence[str], text: str) -> bool:
+        """Tell whether an amount without quotes was cut at a comma of its own."""
+        place = self.columns.places.get(PAYOUT)
+        if place is None or place + 1 >= len(cells) or not _WHOLE.fullmatch(cells[place].strip()):
+            return False
+        if self._file.delimiter != "," or not self._rest.fullmatch(cells[place + 1].strip()):
+            return False
+        raw = [found[1] for found in _RAW_CELL.finditer(text.rstrip("\r\n"))]
+        return not raw[place].startswith('"') and not raw[place + 1].startswith('"')
 
 
 def _get(cells: Sequence[str], place: int | None) -> str:
@@ -252,13 +260,3 @@ def _refuse_doubt(found: Places, titles: Sequence[str], given: Mapping[str, str]
             f"the amount may be {rivals}: say which with --amount-column, such as"
             f" --amount-column {found.rivals[0]!r}"
         )
-
-
-def _is_cut(text: str, place: int, rest: re.Pattern[str]) -> bool:
-    """Tell whether an amount without quotes was cut at a comma of its own."""
-    raw = [found[1].strip() for found in _RAW_CELL.finditer(text.rstrip("\r\n"))]
-    return (
-        place + 1 < len(raw)
-        and _WHOLE.fullmatch(raw[place]) is not None
-        and rest.fullmatch(raw[place + 1]) is not None
-    )

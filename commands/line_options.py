@@ -11,7 +11,7 @@ from commands.csv_file import UnusableFileError
 from commands.options import add_encoding, read_code, read_zone
 from commands.table_file import Shape
 from config import Settings
-from moments import DateOrder
+from moments import DateOrder, MomentReader
 from query import LIST_NAMES
 from statuses import Status
 from titles import PAYOUT, TIME
@@ -78,10 +78,14 @@ def add_time_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dates",
-        type=DateOrder,
-        choices=list(DateOrder),
+        choices=[order.value for order in DateOrder],
         help="what comes first in 11/10/2026 (default: what the file's other dates show)",
     )
+
+
+def build_moments(args: argparse.Namespace) -> MomentReader:
+    """Give the reader of times that the options of `add_time_options` ask for."""
+    return MomentReader(args.tz, None if args.dates is None else DateOrder(args.dates))
 
 
 def _read_count(text: str) -> int:

@@ -30,6 +30,7 @@ from commands.line_options import (
     add_line_options,
     add_shape_options,
     add_time_options,
+    build_moments,
     build_reader,
     read_columns,
     read_shape,
@@ -38,7 +39,6 @@ from commands.options import Subparsers, add_command, add_json, add_since, add_u
 from commands.report_file import ReportFile
 from commands.table_file import Titles
 from commands.tracker import load_keyless, reading
-from moments import MomentReader
 from odd_rows import describe_aside
 from rates import read_amount
 from titles import COLUMN_NAMES, PAYOUT
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         has_comma = args.decimal_comma
         table = ConversionTable(source, read_shape(args), given, wanted, decimal_comma=has_comma)
         reader = build_reader(args, settings, table.columns)
-        report = ReportFile(table, reader, MomentReader(args.tz, args.dates))
+        report = ReportFile(table, reader, build_moments(args))
         _tell_columns(table)
         has_more = not {"status", PAYOUT}.isdisjoint(table.columns.places)
         comparison = Comparison(questions, args.tolerance, has_more_than_ids=has_more)

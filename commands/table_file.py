@@ -32,9 +32,12 @@ DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 # Reports have a name, a period, an account and a blank line or two before their titles.
 HEAD_LINES = 50
+# Titles that a spreadsheet has broken stand within quotes, on several lines.
+TITLE_LINES = 5
 
 # A line of Excel's that says what stands between the cells.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _NUMBER = re.compile(r"[-+]?[0-9][0-9.,' ]*")
 # Around values that came from a page or a chat: what is no space to PHP, and cannot be seen.
 _UNSEEN = "\xa0\u200b\u200e\u200f\u2060\ufeff\u2009\u202f"
@@ -114,9 +117,10 @@ class TableFile:
     def read(self) -> Iterator[Records]:
         """Give the rows, some at a time, their cells as they were before a spreadsheet's signs."""
         for records in self._csv.read(self.delimiter):
-            for place, text in enumerate(records.texts):
-                if "'" in text or '="' in text or not text.isascii():
-                    records.cells[place] = [_clean(cell) for cell in records.cells[place]]
+            if _may_be_dirty("".join(records.texts)):
+                for place, text in enumerate(records.texts):
+                    if _may_be_dirty(text):
+                        records.cells[place] = [_clean(cell) for cell in records.cells[place]]
             yield records
 
     def look_through(self, place: int, rows: int | None = None) -> Iterator[str]:
@@ -170,13 +174,28 @@ class TableFile:
             self._begin_titleless(lines, texts)
 
     def _take_head(self) -> list[str]:
-        """Take lines to look at: as many as may stand before the titles, or a row from a pipe."""
-        lines: list[str] = []
-        while len(lines) < HEAD_LINES and (line := self._csv.take_line()) is not None:
-            lines.append(line)
+        """Take records to look at: as many as may stand before the titles, or one from a pipe."""
+        records: list[str] = []
+        while len(records) < HEAD_LINES and (line := self._take_record()):
+            records.append(line)
             if self._start is None and self._is_enough(strip_line(line)):
                 break
-        return lines
+        return records
+
+    def _take_record(self) -> str:
+        """Take a line, with those behind it that a quote in it goes on over; empty at the end."""
+        first = self._csv.take_line() or ""
+        more: list[str] = []
+        while "".join((first, *more)).count('"') % 2 and len(more) < TITLE_LINES:
+            line = self._csv.take_line()
+            if line is None:
+                break
+            more.append(line)
+        if "".join((first, *more)).count('"') % 2:
+            # A quote that nobody closes is no reason to take lines together.
+            self._csv.give_back(more)
+            return first
+        return "".join((first, *more))
 
     def _is_enough(self, text: str) -> bool:
         # Whoever types into a pipe does not write fifty lines first.
@@ -214,13 +233,14 @@ class TableFile:
         before = [n for n in range(head.place) if texts[n].strip() and not _is_separator(texts[n])]
         for place in before:
             if self._wanted is Titles.POSSIBLE and looks_like_row(self._split(texts[place])):
+                titles = self._number(lines, head.place)
                 raise UnusableFileError(
-                    f"line {self._passed + place + 1} looks like a row"
-                    f" ({quote_value(texts[place])}), but line {self._passed + head.place + 1}"
-                    f" names columns: if it is none, say --skip-lines {self._passed + head.place}"
+                    f"line {self._number(lines, place)} looks like a row"
+                    f" ({quote_value(texts[place])}), but line {titles} names columns: if it is"
+                    f" none, say --skip-lines {titles - 1}"
                 )
         if before:
-            self.notes.append(_describe_passed([self._passed + place + 1 for place in before]))
+            self.notes.append(_describe_passed([self._number(lines, place) for place in before]))
         self._begin_rows(lines, head.place + 1)
 
     def _begin_titleless(self, lines: Sequence[str], texts: Sequence[str]) -> None:
@@ -240,8 +260,8 @@ class TableFile:
         self._begin_rows(lines, start)
 
     def _begin_rows(self, lines: Sequence[str], start: int) -> None:
-        self._csv.give_back(lines[start:])
-        self._passed += start
+        self._csv.give_back(_cut(lines[start:]))
+        self._passed += len(_cut(lines[:start]))
 
     def _pass_separator(self, texts: Sequence[str]) -> int:
         """Take what Excel says in the first line; gives the place of the line behind it."""
@@ -264,7 +284,13 @@ class TableFile:
         what = self._vocabulary.describe_missing([] if head is None else head.titles)
         if head is None:
             return f"{what} (the first line is {quote_value(first)})"
-        return f"{what} (line {self._passed + head.place + 1} is {quote_value(texts[head.place])})"
+        return (
+            f"{what} (line {self._number(texts, head.place)} is {quote_value(texts[head.place])})"
+        )
+
+    def _number(self, lines: Sequence[str], place: int) -> int:
+        """Give the number in the file of the first line of a record."""
+        return self._passed + sum(max(1, len(_LINE.findall(text))) for text in lines[:place]) + 1
 
     def _split(self, text: str) -> list[str]:
         return split_line(text, self._delimiter or max(DELIMITERS, key=text.count))
@@ -277,8 +303,17 @@ def looks_like_row(cells: Sequence[str]) -> bool:
     return read_written(cells[1].strip()).amount is not None
 
 
+def _cut(records: Sequence[str]) -> list[str]:
+    """Cut records into the lines that they were put together from."""
+    return [line for record in records for line in _LINE.findall(record)]
+
+
 def _is_separator(text: str) -> bool:
     return _SEPARATOR_LINE.fullmatch(text.strip()) is not None
+
+
+def _may_be_dirty(text: str) -> bool:
+    return "'" in text or '="' in text or not text.isascii()
 
 
 def _clean(cell: str) -> str:

@@ -65,8 +65,8 @@ class Date(float):
     """Days since 1899-12-30, shown as a date."""
 
 
-def build_xlsx(sheets: Mapping[str, Rows], hidden: Sequence[str] = ()) -> bytes:
-    """Build a small workbook of Excel's."""
+def build_xlsx(sheets: Mapping[str, Rows], hidden: Sequence[str] = (), far_cell: str = "") -> bytes:
+    """Build a small workbook of Excel's, each sheet with a cell far from all others if wanted."""
     named = "".join(
         f'<sheet name="{escape(name)}" sheetId="{n}" r:id="r{n}"'
         f"{' state=' + chr(34) + 'hidden' + chr(34) if name in hidden else ''}/>"
@@ -87,38 +87,21 @@ def build_xlsx(sheets: Mapping[str, Rows], hidden: Sequence[str] = ()) -> bytes:
         "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{_LINKS}">{links}</Relationships>',
         "xl/styles.xml": _STYLES,
         **{
-            f"xl/worksheets/sheet{n}.xml": _build_sheet(rows)
+            f"xl/worksheets/sheet{n}.xml": _build_sheet(rows, far_cell)
             for n, rows in enumerate(sheets.values(), 1)
         },
     }
-    return _zip(parts)
+    return pack(parts)
 
 
-def build_ods(rows: Rows) -> bytes:
-    """Build a small workbook of LibreOffice's."""
-    table = "".join(
-        f"<table:table-row>{''.join(map(_ods_cell, row))}</table:table-row>" for row in rows
-    )
-    names = "".join(
-        f' xmlns:{name}="urn:oasis:names:tc:opendocument:xmlns:{name}:1.0"'
-        for name in ("office", "table", "text")
-    )
-    content = (
-        f"<office:document-content{names}><office:body><office:spreadsheet>"
-        f'<table:table table:name="Report">{table}</table:table>'
-        "</office:spreadsheet></office:body></office:document-content>"
-    )
-    kind = "application/vnd.oasis.opendocument.spreadsheet"
-    manifest = '<manifest xmlns="urn:oasis:names:tc:opendocument:xmlns:manifest:1.0"/>'
-    return _zip({"mimetype": kind, "content.xml": content, "META-INF/manifest.xml": manifest})
-
-
-def _build_sheet(rows: Rows) -> str:
+def _build_sheet(rows: Rows, far_cell: str) -> str:
     lines = "".join(
         f'<row r="{n}">{"".join(_cell(value, n, place) for place, value in enumerate(row))}</row>'
         for n, row in enumerate(rows, 1)
         if row
     )
+    if far_cell:
+        lines += f'<row><c r="{far_cell}"><v>0</v></c></row>'
     return f'<worksheet xmlns="{_MAIN}"><sheetData>{lines}</sheetData></worksheet>'
 
 
@@ -132,18 +115,10 @@ def _cell(value: Cell, row: int, place: int) -> str:
     return f'<c r="{name}"{style}><v>{float(value)!r}</v></c>'
 
 
-def _ods_cell(value: Cell) -> str:
-    if isinstance(value, str):
-        text = f"<text:p>{escape(value)}</text:p>"
-        return f'<table:table-cell office:value-type="string">{text}</table:table-cell>'
-    if value is None:
-        return "<table:table-cell/>"
-    return f'<table:table-cell office:value-type="float" office:value="{value!r}"/>'
-
-
-def _zip(parts: dict[str, str]) -> bytes:
+def pack(parts: Mapping[str, str]) -> bytes:
+    """Build a ZIP."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in parts.items():
             archive.writestr(name, text)
     return packed.getvalue()
