@@ -13,6 +13,7 @@ class Aside(StrEnum):
 
     TOTALS = "totals"
     TITLES = "titles again"
+    RULES = "ruled lines"
 
 
 class Oddity(NamedTuple):
@@ -31,6 +32,9 @@ _TOTALS = re.compile(
 )
 _TOTALS_END = re.compile(r"\s*[:=(].*")
 
+# What is drawn beneath titles in a chat and by database clients: `|---|:--|`, `---+---`.
+_RULE = re.compile(r"[-=+:|_\s]*[-=+_]{2}[-=+:|_\s]*")
+
 # What a spreadsheet makes of a long number: 1.23457E+18. The digits that are missing are lost.
 _SPOILT = re.compile(r"[1-9](?:[.,][0-9]+)?E\+[0-9]{2}")
 
@@ -43,6 +47,8 @@ def find_oddity(
     """Tell what is odd about a row, by where its click id, transaction id and status stand."""
     if titles and [cell.strip() for cell in cells] == list(titles):
         return Oddity(Aside.TITLES)
+    if all(map(_RULE.fullmatch, filter(str.strip, cells))):
+        return Oddity(Aside.RULES)
     text = {name: cells[place].strip() for name, place in places.items() if place < len(cells)}
     subid = text.get("subid", "")
     if _is_total(cells, subid) and not text.get("tid") and not text.get("status"):

@@ -61,7 +61,7 @@ class ClickFile:
         self.titles = self._file.titles
         self.names = find_click_names(self.titles)
         self.unknown = [
-            title for title, name in zip(self.titles, self.names, strict=True) if name is None
+            t for t, name in zip(self.titles, self.names, strict=True) if t and name is None
         ]
         self._reader = RowReader(self.names, moments.zone)
         self._moments = moments

@@ -115,6 +115,8 @@ def _tell_columns(table: ConversionTable, bar: Bar) -> None:
         notes.append(table.columns.describe_unread())
         if "status" not in table.columns.places:
             notes.append("no column is the status: every row is a sale")
+        if PAYOUT not in table.columns.places:
+            notes.append("no column is the amount (--amount-column): rows come in without one")
     for note in filter(None, notes):
         bar.complain(note)
 

@@ -226,6 +226,8 @@ def find_foreign_form(cells: Sequence[str], delimiter: str) -> str:
     if _FUNNELFLUX.fullmatch(first):
         whose = f"{quote_value(first)} is a line of FunnelFlux's (click:transaction, payout)"
         return f"{whose}: {takes}"
+    if is_alone and "," in first:
+        return f"{quote_value(first)} is one field: do whole lines stand in quotes?"
     other = next((sign for sign in ";\t|" if sign != delimiter and sign in first), None)
     if is_alone and other:
         return f"{quote_value(first)} is one field: say --delimiter {other!r} if that parts it"

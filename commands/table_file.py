@@ -39,9 +39,13 @@ TITLE_LINES = 5
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _NUMBER = re.compile(r"[-+]?[0-9][0-9.,' ]*")
-# Around values that came from a page or a chat: what is no space to PHP, and cannot be seen.
-_UNSEEN = "\xa0\u200b\u200e\u200f\u2060\ufeff\u2009\u202f"
-_LETTERS_ONLY = re.compile(r"[^\W\d_][^\d{}\[\]%#<>$€]*")
+# Around values that came from a page or a chat: what is no space to PHP, and cannot be seen. DOS
+# ended a text with the first.
+_UNSEEN = "\x1a\xa0\u200b\u200e\u200f\u2060\ufeff\u2009\u202f"
+# Quotes as a word processor makes them of plain ones.
+_TYPOGRAPHIC = re.compile("[“”„«»](.*)[“”«»]")
+# No row has this in the place of its amount: words, and no macro.
+_WORDS_ONLY = re.compile(r"[^\W\d_][^\d{}\[\]%#<>]*")
 
 
 class Shape(NamedTuple):
@@ -249,7 +253,7 @@ class TableFile:
         if self._delimiter is None:
             self._delimiter = _choose_delimiter(first)
         self.first = cells = split_line(first, self.delimiter)
-        if len(cells) > 1 and _LETTERS_ONLY.fullmatch(cells[1].strip()) and cells[0].strip():
+        if len(cells) > 1 and _WORDS_ONLY.fullmatch(cells[1].strip()) and cells[0].strip():
             written = read_written(cells[1].strip())
             if written.flaw:
                 raise UnusableFileError(
@@ -313,12 +317,14 @@ def _is_separator(text: str) -> bool:
 
 
 def _may_be_dirty(text: str) -> bool:
-    return "'" in text or '="' in text or not text.isascii()
+    return "'" in text or '="' in text or "\x1a" in text or not text.isascii()
 
 
 def _clean(cell: str) -> str:
     """Take off what spreadsheets and pages put around a value: `="C1"`, `'=x`, no-break blanks."""
     cell = cell.strip(_UNSEEN)
+    if quoted := _TYPOGRAPHIC.fullmatch(cell.strip()):
+        return quoted[1]
     if cell.startswith('="') and cell.endswith('"') and len(cell) > 2:
         return cell[2:-1].replace('""', '"')
     return rearm(cell)

@@ -6,12 +6,14 @@ and from threads of people who had such a file.
 
 import gzip
 import os
+import re
+import select
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cli_calls import build_command, build_environment, call_process
+from cli_calls import PATIENCE_SECONDS, build_command, build_environment, call_process
 from conftest import Client
 from file_calls import Cell, Date, build_xlsx, call, kept, pack, set_up
 
@@ -101,6 +103,7 @@ def test_every_title_of_a_click_is_found() -> None:
     [
         ("visitor,payout,status\nC1,12.50,sale\n", ()),
         ("Клик,Сумма,Номер\nC1,12.50,T1\n", ()),
+        ("Click ID,Betrag €\nC1,12.50\n", ()),
         ("date,payout\n2026-11-24,5\n", ()),
     ],
     ids=lambda part: part.splitlines()[0] if isinstance(part, str) else "",
@@ -160,6 +163,8 @@ SEMICOLONS = REPORT.replace(",", ";")
         ('"Click ID", "Transaction ID", "Payout", "Status"\n"C1", "T1", "12.50", "sale"\n', ()),
         ('Click ID,Transaction ID,Payout\n"=""C1""","=""T1""","=""12.50"""\n', ()),
         ('Click ID,Transaction ID,Payout\n="C1",="T1",12.50\n', ()),
+        ("Click ID,Transaction ID,Payout\n“C1”,„T1“,«12.50»\n", ()),
+        (f"{REPORT}\x1a", ()),
         ("Click ID,Transaction ID,Payout\n\xa0C1\xa0,\u200bT1,12.50\xa0\n", ()),
         ("Click ID,Transaction ID,Payout\nC1,T1,'-12.50\n".replace("'-", ""), ()),
     ],
@@ -189,6 +194,7 @@ def test_tables_of_every_shape_are_read(
         ("C1|12,50|T1|sale\n", ("--delimiter", "bar")),
         ('"C1", "12.50", "T1", "sale"\n', ()),
         ("\n\nC1,12.50,T1\n\n", ()),
+        ('"C1", "12.50", "T1", "sale\n"\n', ()),
         ('="C1",12.50,T1\n', ()),
         ("C1,12.50,T1\n".encode("utf-16"), ()),
         ("subid\nC1,12.50,T1,sale\n", ()),
@@ -386,6 +392,7 @@ def test_a_workbook_comes_through_a_pipe(tracker: Client) -> None:
         ("C1:main", "FunnelFlux's"),
         ("subid=C1&payout=5", "is a query"),
         ("https://t.example/key/postback?subid=C1&payout=5", "is a query"),
+        ('"C1,12.50,T1,sale"', "do whole lines stand in quotes?"),
         ("C1;5;T1", "say --delimiter ';'"),
     ],
 )
@@ -427,6 +434,7 @@ def test_click_ids_with_colons_come_in_under_titles(
         "Итого,,1260.40,",
         "Summe,,1260.40,",
         "Total (USD),,1260.40,",
+        "---,---,---,---",
         "Click ID,Transaction ID,Payout,Status",
         "click id , Transaction ID,Payout,Status".replace("click id ", "Click ID"),
     ],
@@ -442,7 +450,21 @@ def test_rows_that_are_none_are_set_apart(
         assert (reported, ran.objects[1]["differences"]) == (["C1", ""], ["unreadable"])
         return
     assert reported == ["C1"]
-    assert "set apart, since they are no rows: 1 t" in ran.err
+    assert re.search("set apart, since they are no rows: 1 (totals|titles again|ruled)", ran.err)
+
+
+@pytest.mark.parametrize("command", ["import", "clicks import"])
+def test_a_table_from_a_chat_is_read(
+    tracker: Client, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    content = "| Click ID | TID | Payout |\n|:---|----|---:|\n| C1 | T1 | 12.50 |\n(1 row)\n"
+
+    ran = call(tracker, capsys, command, content)
+
+    assert "1 ruled lines" in ran.err
+    # The line of the end has no click id, and is told.
+    assert ran.status == 1
+    assert kept(tracker) == ([ONE] if command == "import" else [])
 
 
 @pytest.mark.parametrize("command", ["import", "clicks import"])
@@ -614,9 +636,10 @@ def test_titles_are_found_in_what_somebody_types(tracker: Client) -> None:
     # The pipe stays open: nothing more comes until the titles were understood.
     running.stdin.write(b"tid,subid,payout\n")
     running.stdin.flush()
-    told = running.stderr.readline().decode()
+    ready, _, _ = select.select([running.stderr], [], [], PATIENCE_SECONDS)
+    told = running.stderr.readline().decode() if ready else ""
     running.stdin.write(b"T1,C1,12.50\n")
-    running.communicate(timeout=60)
+    running.communicate(timeout=PATIENCE_SECONDS)
 
     assert "columns: subid 'subid', payout 'payout', tid 'tid'" in told
     assert kept(tracker) == [ONE]
