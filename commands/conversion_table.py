@@ -92,7 +92,10 @@ class ConversionTitles:
     def describe_missing(self, titles: Sequence[str]) -> str:
         """Say what to do where none of some titles stands over click ids."""
         if "subid" in self._given:
-            return f"no column is {self._given['subid']!r}"
+            return (
+                f"no column is {self._given['subid']!r}: say --no-titles where the first line is a"
+                " row already"
+            )
         return _NO_CLICK_ID
 
 
@@ -259,6 +262,6 @@ def _refuse_doubt(found: Places, titles: Sequence[str], given: Mapping[str, str]
     if found.rivals and PAYOUT not in given:
         rivals = " or ".join(map(repr, found.rivals))
         raise UnusableFileError(
-            f"the amount may be {rivals}: say which with --amount-column, such as"
-            f" --amount-column {found.rivals[0]!r}"
+            f"the amount may be {rivals}: say which with --amount-column, by title or number, such"
+            f" as --amount-column {found.rivals[0]!r}"
         )

@@ -24,8 +24,9 @@ from commands.csv_file import (
 from commands.workbook import read_workbook
 from file_kinds import HEAD_BYTES, FileKind, find_kind, find_zip_kind, is_zip
 from odd_rows import is_total
-from query import quote_value
+from query import PAYOUT_NAMES, SUBID_NAMES, quote_value
 from rearm import rearm
+from titles import squeeze_title
 
 DELIMITERS = ",;\t|"
 DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -44,6 +45,7 @@ _NUMBER = re.compile(r"[-+]?[0-9][0-9.,' ]*")
 _UNSEEN = "\x1a\xa0\u200b\u200e\u200f\u2060\ufeff\u2009\u202f"
 # Quotes as a word processor makes them of plain ones.
 _TYPOGRAPHIC = re.compile("[“”„«»](.*)[“”«»]")
+_SURE_TITLES = frozenset(map(squeeze_title, (*SUBID_NAMES, *PAYOUT_NAMES, "status", "currency")))
 # No row has this in the place of its amount: words, and no macro.
 _WORDS_ONLY = re.compile(r"[^\W\d_][^\d{}\[\]%#<>]*")
 
@@ -217,16 +219,14 @@ class TableFile:
         heads = []
         for delimiter in given or DELIMITERS:
             titles = split_line(text, delimiter)
-            known = self._vocabulary.count(titles)
-            if known and not any(_NUMBER.fullmatch(title.strip()) for title in titles):
+            if known := self._vocabulary.count(titles):
                 has_click_id = self._vocabulary.has_click_id(titles)
                 heads.append(_Head(place, delimiter, titles, known, has_click_id))
         # max() gives the first of equals: a comma, where one column tells nothing.
         best = max(heads, key=lambda head: (head.known, len(head.titles)), default=None)
-        if best is None or self._wanted is Titles.NEEDED:
-            return best
-        # Without titles a row stands here, and a word in it may happen to be a title.
-        is_sure = best.known > 1 or (best.has_click_id and best.known == len(best.titles))
+        if best is None or any(_NUMBER.fullmatch(title.strip()) for title in best.titles):
+            return None
+        is_sure = self._wanted is Titles.NEEDED or _are_sure(best.titles, best.known)
         return best if is_sure else None
 
     def _take_titles(self, head: _Head, lines: Sequence[str], texts: Sequence[str]) -> None:
@@ -298,6 +298,14 @@ class TableFile:
 
     def _split(self, text: str) -> list[str]:
         return split_line(text, self._delimiter or max(DELIMITERS, key=text.count))
+
+
+def _are_sure(titles: Sequence[str], known: int) -> bool:
+    """Tell whether cells are titles where a row may stand: a click may be called s1 or order."""
+    if known == 1:
+        return len(titles) == 1 and squeeze_title(titles[0]) in _SURE_TITLES
+    # A row leaves fields empty between others, titles do not.
+    return all(",".join(title.strip() for title in titles).strip(",").split(","))
 
 
 def looks_like_row(cells: Sequence[str]) -> bool:

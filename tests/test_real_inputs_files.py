@@ -105,6 +105,8 @@ def test_every_title_of_a_click_is_found() -> None:
         ("Клик,Сумма,Номер\nC1,12.50,T1\n", ()),
         ("Click ID,Betrag €\nC1,12.50\n", ()),
         ("date,payout\n2026-11-24,5\n", ()),
+        ("payout\n5\n", ()),
+        ("C1,5\n", ("--subid-column", "1")),
     ],
     ids=lambda part: part.splitlines()[0] if isinstance(part, str) else "",
 )
@@ -114,7 +116,7 @@ def test_no_place_counts_where_titles_stand(
     ran = call(tracker, capsys, "import", content, *words)
 
     assert (ran.status, tracker.postbacks()) == (1, [])
-    assert "--subid-column" in ran.err
+    assert ("--no-titles" if words else "--subid-column") in ran.err
 
 
 def test_titles_that_nobody_knows_can_be_named(
@@ -208,6 +210,18 @@ def test_lines_without_titles_stand_in_the_order_of_the_original(
     ran = call(tracker, capsys, "import", content, *words)
 
     assert (ran.status, kept(tracker)) == (0, [ONE]), ran.err
+
+
+@pytest.mark.parametrize("subid", ["s1", "cid", "U1", "order", "Reference"])
+def test_a_click_id_that_happens_to_be_a_title_is_a_row(
+    tracker: Client, capsys: pytest.CaptureFixture[str], subid: str
+) -> None:
+    tracker.click(subid)
+
+    ran = call(tracker, capsys, "import", f"{subid}\n{subid},,order\n")
+
+    assert (ran.status, kept(tracker)) == (1, [(subid, "", "sale", None, None)])
+    assert len(tracker.postbacks()) == 2
 
 
 def test_what_is_passed_over_is_said(tracker: Client, capsys: pytest.CaptureFixture[str]) -> None:
