@@ -105,11 +105,12 @@ class LineReader:
         if not said.currency and not self._currency and _PLAIN_AMOUNT.fullmatch(said.payout):
             # As most lines are.
             return said, ""
-        # Of a macro the engine's reader says what it is.
-        if said.payout and not _PLAIN_AMOUNT.fullmatch(said.payout) and not is_macro(said.payout):
+        if said.payout and not _PLAIN_AMOUNT.fullmatch(said.payout):
+            # Before macros are looked for: `(5.40)` has the form of one.
             written = self.amounts.read(said.payout)
             if written.flaw:
-                return said, f"payout {written.flaw}"
+                # Of a macro the engine's reader says what it is.
+                return said, "" if is_macro(said.payout) else f"payout {written.flaw}"
             marks = written.marks
             amount = "" if written.amount is None else _write_amount(written.amount)
             said = said._replace(payout=amount)
