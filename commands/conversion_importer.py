@@ -29,7 +29,7 @@ PIECES_A_CHECKPOINT = 16
 _OTHER_AMOUNT = "known already with another amount"
 
 # A word is ignored only where somebody asked for it.
-NOT_TAKEN = frozenset({Verdict.REFUSED, Verdict.UNMAPPED, Verdict.INVALID, SKIPPED})
+NOT_TAKEN = (Verdict.REFUSED, Verdict.UNMAPPED, Verdict.INVALID)
 
 
 class Told(NamedTuple):
@@ -79,16 +79,13 @@ class LineImporter:
             return Told(line, SKIPPED, line.flaw, is_taken=False)
         arrival = Arrival(at, "import", None, None, line.query, line.postback)
         outcome = booking.keep(self._storage, arrival, self._terms)
-        is_other = outcome.verdict is Verdict.REPEATED and outcome.reason.summary.startswith(
-            _OTHER_AMOUNT
-        )
         return Told(
             line,
             outcome.verdict,
             outcome.reason.detail,
             outcome.warnings + self._find_warnings(line.postback.incoming, outcome),
             outcome.conversion_id,
-            is_taken=outcome.verdict not in NOT_TAKEN and not is_other,
+            _is_taken(outcome),
         )
 
     def _find_warnings(self, incoming: Incoming, outcome: Outcome) -> tuple[str, ...]:
@@ -111,3 +108,9 @@ class LineImporter:
             self._storage.checkpoint()
         # Those who wait look every LOCK_POLL_SECONDS: without a pause we would win every time.
         time.sleep(2 * LOCK_POLL_SECONDS)
+
+
+def _is_taken(outcome: Outcome) -> bool:
+    if outcome.verdict is Verdict.REPEATED:
+        return not outcome.reason.summary.startswith(_OTHER_AMOUNT)
+    return outcome.verdict not in NOT_TAKEN
