@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from config import Settings
-from query import Postback, read_fields, read_postback, warn_of_unread
+from query import Postback, read_fields, read_postback, warn_of_query
 from rates import Priced, Rate, price_at
 from rows import (
     ClickRow,
@@ -353,5 +353,5 @@ def reread(query: str, terms: Terms) -> Postback:
         tracker_currency=terms.currency,
         decimal_comma=terms.decimal_comma,
     )
-    unread = warn_of_unread(query)
-    return postback._replace(warnings=unread + postback.warnings) if unread else postback
+    more = warn_of_query(query)
+    return postback._replace(warnings=more + postback.warnings) if more else postback

@@ -11,6 +11,7 @@ from booking import Terms, reread
 from query import (
     IGNORE_LIST_NAMES,
     PAYOUT_NAMES,
+    PHP_WHITE_SPACE,
     REJECTED_LIST_NAMES,
     SUBID_NAMES,
     Postback,
@@ -86,20 +87,32 @@ def read_parts(query: str, terms: Terms) -> list[Part]:
     The query is one of the log or of an address: each character one byte.
     """
     pairs = [pair for pair in read_pairs(query) if pair]
-    last = {name: place for place, pair in enumerate(pairs) for name in read_fields(pair)}
+    counting = _find_counting(pairs)
     parts = []
     for place, pair in enumerate(pairs):
         own = read_fields(pair)
         if not own:
             parts.append(Part(pair, None, "left out: no plain parameter, as PHP reads names"))
         for name, value in own.items():
-            if last[name] == place:
+            if counting[name] == place:
                 meaning = _read_meaning(name, pair, query, terms)
+            elif place > counting[name]:
+                meaning = "left out: empty, and the name came before with a value"
             else:
                 meaning = "left out: the name comes again, and the last one counts"
             parts.append(Part(name, value, meaning))
     parts += [Part("…", None, warning) for warning in warn_of_unread(query)]
     return [*parts, *_describe_absent(query, terms)]
+
+
+def _find_counting(pairs: Sequence[str]) -> dict[str, int]:
+    """Tell where of each name the one stands that counts: the last that is not empty."""
+    counting: dict[str, int] = {}
+    for place, pair in enumerate(pairs):
+        for name, value in read_fields(pair).items():
+            if name not in counting or value.strip(PHP_WHITE_SPACE):
+                counting[name] = place
+    return counting
 
 
 def describe_word(postback: Postback) -> str:

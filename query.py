@@ -11,6 +11,7 @@ from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+from near_names import NEAR_NAMES, STATUS_WORDS, find_near_names
 from rates import read_amount, read_currency
 from rows import SUB_ID_NAMES
 from statuses import Incoming, WordLists
@@ -44,6 +45,12 @@ KNOWN_NAMES = (
     "from",
 )
 
+_KNOWN_NAMES = frozenset(KNOWN_NAMES)
+# Names of one meaning; what is not here has one name only.
+_ROWS = {name: row for row in (SUBID_NAMES, PAYOUT_NAMES) for name in row}
+# What other trackers have their own names for.
+_OFTEN_MISNAMED = ("status", "payout", "currency", "tid")
+
 # How many parameters are read; so many cookies, too. Source: the PHP manual, `max_input_vars`, and
 # its default. A postback has some twenty; 64 KiB have room for sixteen thousand, each with a cost.
 MAX_INPUT_VARS = 1000
@@ -75,17 +82,24 @@ class Postback(NamedTuple):
     network: str | None = None
     answer: str | None = None
     warnings: tuple[str, ...] = ()
+    # What the answer says as well, for it quotes nothing that was sent.
+    notices: tuple[str, ...] = ()
 
 
 def read_fields(raw: str) -> dict[str, str]:
-    """Read a query string or a form body (each character one byte) as PHP does: last name wins."""
-    fields = {}
+    """Read a query string or a form body (each character one byte) as PHP does: last name wins.
+
+    Unlike PHP, `amp;` before a name is dropped, and an empty value takes no other away.
+    """
+    fields: dict[str, str] = {}
     is_plain = _is_plain(raw)
     for pair in read_pairs(raw):
         name, _, value = pair.partition("=")
         php_name = name if is_plain and name.isidentifier() else _read_name(name)
         if php_name:
-            fields[php_name] = value if is_plain else _decode_value(value)
+            text = value if is_plain else _decode_value(value)
+            if php_name not in fields or text.strip(PHP_WHITE_SPACE):
+                fields[php_name] = text
     return fields
 
 
@@ -107,6 +121,43 @@ def warn_of_unread(raw: str) -> tuple[str, ...]:
     return (f"{unread} parameters after the first {MAX_INPUT_VARS} are left unread, as by PHP",)
 
 
+def warn_of_query(raw: str) -> tuple[str, ...]:
+    """Say what of a query is left unread, and what is read otherwise than PHP reads it."""
+    warnings = warn_of_unread(raw)
+    if (";" in raw or "%3" in raw) and _HTML_AND.search(raw):
+        return (*warnings, _HTML_AND_WARNING)
+    return warnings
+
+
+_HTML_AND = re.compile("(?:^|&)amp(?:;|%3b)", re.IGNORECASE)
+_HTML_AND_WARNING = "'&amp;' came in the place of '&': the names behind it are read without 'amp;'"
+
+
+def adopt_names(
+    fields: Mapping[str, str], known: frozenset[str]
+) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """Read names in another case as known ones that did not come; the fields, and warnings."""
+    strangers = [name for name in fields if name not in known and name.lower() in known]
+    adopted: dict[str, str] = {}
+    warnings = []
+    for name in strangers:
+        ours = name.lower()
+        if fields[name].strip(PHP_WHITE_SPACE) and not _came(fields, ours):
+            adopted[ours] = fields[name]
+            warnings.append(f"{quote_value(name)} is read as {ours!r}: names are in small letters")
+    return ({**fields, **adopted} if adopted else fields), tuple(warnings)
+
+
+def _came(fields: Mapping[str, str], name: str) -> bool:
+    """Tell whether a parameter came with a value, under any of its names."""
+    return any(_read_value(fields, other) is not None for other in _ROWS.get(name, (name,)))
+
+
+def names_click(fields: Mapping[str, str]) -> bool:
+    """Tell whether fields hold a usable click id."""
+    return read_subid(adopt_names(fields, _KNOWN_NAMES)[0], []) is not None
+
+
 def read_cookies(header: str) -> dict[str, str]:
     """Read a Cookie header (each character one byte): percent-decoded, the first of a name wins."""
     cookies: dict[str, str] = {}
@@ -125,6 +176,10 @@ def read_postback(
 ) -> Postback:
     """Read what was sent. Never raises: what cannot be used is named in the warnings."""
     warnings: list[str] = []
+    has_only_known = fields.keys() <= _KNOWN_NAMES
+    if not has_only_known:
+        fields, adopted = adopt_names(fields, _KNOWN_NAMES)
+        warnings += adopted
     word, word_is_macro = _read_word(fields, warnings)
     amount = _read_amount(fields, PAYOUT_NAMES, warnings, decimal_comma=decimal_comma)
     cost = _read_amount(fields, ("cost",), warnings, decimal_comma=decimal_comma)
@@ -138,13 +193,62 @@ def read_postback(
         currency=_read_currency(fields, tracker_currency, warnings),
         lists=_read_lists(fields),
     )
+    sub_ids = read_sub_ids(fields, warnings)
+    network = _read_usable(fields, "from", warnings)
+    notices = () if has_only_known else _notice_strangers(fields, incoming, warnings)
     return Postback(
         incoming=incoming,
-        sub_ids=read_sub_ids(fields, warnings),
-        network=_read_usable(fields, "from", warnings),
+        sub_ids=sub_ids,
+        network=network,
         answer=_read_value(fields, "return"),
         warnings=tuple(warnings),
+        notices=notices,
     )
+
+
+def _notice_strangers(
+    fields: Mapping[str, str], incoming: Incoming, warnings: list[str]
+) -> tuple[str, ...]:
+    """Warn of values that stand under others' names for ours; sentences that quote none."""
+    absent = list_absent(fields)
+    if incoming.subid is not None and "subid" in absent:
+        absent.remove("subid")
+    notices = {}
+    for name, near in find_near_names(fields, absent):
+        if (value := _read_value(fields, name)) is not None:
+            warnings.append(
+                f"{quote_value(name)} came ({quote_value(value)}) and no {near.ours!r}: other"
+                f" trackers call it so, here it is sent as {near.ours}="
+            )
+            notices[f"{near.name} came, {near.ours} did not"] = None
+    if "status" in absent:
+        warnings += _find_status_words(fields, incoming.lists, notices)
+    return tuple(notices)
+
+
+def list_absent(fields: Mapping[str, str]) -> list[str]:
+    """List what did not come of the parameters that others have their own names for."""
+    return [name for name in ("subid", *_OFTEN_MISNAMED) if not _came(fields, name)]
+
+
+def _find_status_words(
+    fields: Mapping[str, str], lists: WordLists, notices: dict[str, None]
+) -> Iterator[str]:
+    for name, value in fields.items():
+        if name in _KNOWN_NAMES or "status" in NEAR_NAMES.get(name.lower().replace("-", "_"), ()):
+            continue
+        word = value.strip(PHP_WHITE_SPACE).casefold()
+        # Not `1`, which may be the number of anything.
+        if word in STATUS_WORDS or (not word.isdecimal() and _is_listed(word, lists)):
+            notices["a parameter unknown here holds a status word, and status did not come"] = None
+            yield (
+                f"{quote_value(name)} holds {quote_value(value)}, a status word, and no 'status'"
+                " came, which makes it a sale: send the word as status="
+            )
+
+
+def _is_listed(word: str, lists: WordLists) -> bool:
+    return any(word in words for words in lists)
 
 
 def read_subid(fields: Mapping[str, str], warnings: list[str]) -> str | None:
@@ -192,7 +296,7 @@ def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> 
 
 def _leave_out_named(body: str, query: str) -> list[str]:
     """List the parameters of a body that a query does not name; unread ones as they came."""
-    named = read_fields(query)
+    named = {name for name, value in read_fields(query).items() if value.strip(PHP_WHITE_SPACE)}
     room = MAX_INPUT_VARS - len(list(filter(None, read_pairs(query))))
     rest = iter(body.split("&"))
     left = []
@@ -249,10 +353,16 @@ def _read_name(raw: str) -> str:
     if raw.isidentifier() and raw.isascii():
         return raw
     name = _decode(raw).partition("\0")[0].lstrip(" ")
+    if name[:4].lower() == "amp;":
+        name = _AMPS.sub("", name)
     head, bracket, rest = name.partition("[")
     if bracket and (not head or "]" in rest):
         return ""
     return name.replace(".", "_").replace(" ", "_").replace("[", "_")
+
+
+# However often a page was written into another: `&amp;amp;status=`.
+_AMPS = re.compile("(?:amp;)+", re.IGNORECASE)
 
 
 def _decode_value(raw: str) -> str:

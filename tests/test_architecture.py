@@ -21,6 +21,7 @@ FLOORS = {
     "files": 0,
     "stops": 0,
     "lock_holders": 0,
+    "near_names": 0,
     "sheet": 1,
     "answers": 1,
     "pasted": 1,
