@@ -78,8 +78,9 @@ NEAR_NAMES: Mapping[str, tuple[str, ...]] = {name: tuple(ours) for name, ours in
 # Words that say what came of a conversion wherever they stand; `new`, `ok` and `open` may be
 # anything. Ours are those of the contract.
 STATUS_WORDS = frozenset(
-    "lead sale rejected rebill approved canceled cancelled chargeback confirmed declined hold pending"
-    " refunded reversed trash".split()
+    {"lead", "sale", "rejected", "rebill"}
+    | {"approved", "canceled", "cancelled", "chargeback", "confirmed", "declined", "hold"}
+    | {"pending", "refunded", "reversed", "trash"}
 )
 
 

@@ -137,15 +137,26 @@ def adopt_names(
     fields: Mapping[str, str], known: frozenset[str]
 ) -> tuple[Mapping[str, str], tuple[str, ...]]:
     """Read names in another case as known ones that did not come; the fields, and warnings."""
-    strangers = [name for name in fields if name not in known and name.lower() in known]
-    adopted: dict[str, str] = {}
-    warnings = []
-    for name in strangers:
-        ours = name.lower()
-        if fields[name].strip(PHP_WHITE_SPACE) and not _came(fields, ours):
-            adopted[ours] = fields[name]
-            warnings.append(f"{quote_value(name)} is read as {ours!r}: names are in small letters")
-    return ({**fields, **adopted} if adopted else fields), tuple(warnings)
+    adopted = find_adopted(fields, known)
+    if not adopted:
+        return fields, ()
+    warnings = (
+        f"{quote_value(name)} is read as {ours!r}: names are in small letters here"
+        for name, ours in adopted.items()
+    )
+    return {**fields, **{ours: fields[name] for name, ours in adopted.items()}}, tuple(warnings)
+
+
+def find_adopted(fields: Mapping[str, str], known: frozenset[str] = _KNOWN_NAMES) -> dict[str, str]:
+    """Find the names in another case that are read as known ones: theirs, and ours."""
+    return {
+        name: ours
+        for name, value in fields.items()
+        if name not in known
+        and (ours := name.lower()) in known
+        and value.strip(PHP_WHITE_SPACE)
+        and not _came(fields, ours)
+    }
 
 
 def _came(fields: Mapping[str, str], name: str) -> bool:
@@ -213,7 +224,7 @@ def _notice_strangers(
     absent = list_absent(fields)
     if incoming.subid is not None and "subid" in absent:
         absent.remove("subid")
-    notices = {}
+    notices: dict[str, None] = {}
     for name, near in find_near_names(fields, absent):
         if (value := _read_value(fields, name)) is not None:
             warnings.append(

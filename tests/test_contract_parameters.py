@@ -73,6 +73,16 @@ def test_what_is_left_unread_is_left_when_a_click_comes_too(client: Client) -> N
         "subid=c1&subid[x]=wrong",
         "subid[]=wrong&sub_id=c1",
         "%20subid=c1",
+        "SUBID=c1",
+        "ClickId=c1",
+        "subid=&SubId=c1",
+        "SubId=x&click_id=c1",
+        "amp;subid=c1",
+        "amp;amp;subid=c1",
+        "%61mp%3Bsubid=c1",
+        "AMP;Subid=c1",
+        "subid=c1&subid=",
+        "subid=c1&subid=%20",
     ],
 )
 def test_the_click_is_found_under_every_name_it_goes_by(
@@ -95,8 +105,6 @@ def test_the_click_is_found_under_every_name_it_goes_by(
         "subid%5B%5D=c1",
         "sub_id[]=c1",
         "subid[0]=c1",
-        "subid=c1&subid=",
-        "SUBID=c1",
         "sub-id=c1",
         "aff_sub=c1",
         "status=sale;subid=c1",
@@ -320,7 +328,7 @@ def test_the_network_is_kept_with_postback_and_conversion(client: Client) -> Non
 
 
 def test_any_other_parameter_is_kept_with_the_postback(client: Client) -> None:
-    the_conversion(client, "subid=c1&ip=1.2.3.4&goal=deposit&sub_id_31=x&SUB_ID_1=y")
+    the_conversion(client, "subid=c1&ip=1.2.3.4&goal=deposit&sub_id_31=x&sub-id-1=y")
 
     kept = parse_qs(client.postbacks()[-1].query)
     assert (kept["ip"], kept["goal"]) == (["1.2.3.4"], ["deposit"])
