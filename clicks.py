@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from macros import is_macro
 from query import (
     PHP_WHITE_SPACE,
     SUBID_NAMES,
-    is_macro,
     quote_value,
     read_sub_ids,
     read_subid,
@@ -189,8 +189,9 @@ def _read_clicked_at(fields: Mapping[str, str], zone: tzinfo, warnings: list[str
 
 
 def _read_cost_model(fields: Mapping[str, str], warnings: list[str]) -> str | None:
-    text = _read_text(fields, "cost_model")
-    if text is None:
+    # `none` is a model, though elsewhere it is what a script writes for nothing.
+    text = fields.get("cost_model", "").strip(PHP_WHITE_SPACE)
+    if not text or (is_macro(text) and text.lower() not in COST_MODELS):
         return None
     if text.lower() not in COST_MODELS:
         models = ", ".join(COST_MODELS)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from booking import Terms, reread
+from macros import is_macro
 from near_names import find_near_names
 from query import (
     KNOWN_NAMES,
@@ -16,7 +17,6 @@ from query import (
     PAYOUT_NAMES,
     SUBID_NAMES,
     Postback,
-    is_macro,
     list_absent,
     quote_value,
     read_fields,

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+from macros import is_macro, is_nothing
 from near_names import NEAR_NAMES, STATUS_WORDS, find_near_names
 from rates import read_amount, read_currency
 from rows import SUB_ID_NAMES
@@ -61,14 +62,6 @@ PHP_WHITE_SPACE = " \t\n\r\0\x0b"
 # How much of a hostile value a warning repeats; the whole of it stands in the stored query.
 QUOTED_CHARACTERS = 64
 
-_NAME = r"[A-Za-z0-9 _.\-]{1,64}"
-# Literal placeholders of affiliate networks, as they arrive when nothing replaced them.
-_MACRO = re.compile(
-    rf"\{{{_NAME}\}}|\{{\{{{_NAME}\}}\}}|\$\{{{_NAME}\}}|\[{_NAME}\]|\[\[\[{_NAME}\]\]\]"
-    rf"|\#{_NAME}\#|\#\#{_NAME}\#\#|%{_NAME}%|%%{_NAME}%%|<{_NAME}>|\[={_NAME}=\]"
-)
-_BARE_MACROS = frozenset({"replace", "optional"})
-_MACRO_STARTS = frozenset("{$[#%<")
 _UNPRINTABLE = re.compile(r"[^!-~]")
 # Every printable ASCII character: quoting with these left alone touches nothing else.
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -282,13 +275,6 @@ def read_sub_ids(fields: Mapping[str, str], warnings: list[str]) -> dict[str, st
     }
 
 
-def is_macro(text: str) -> bool:
-    """Tell whether a value is, as a whole, a network's literal placeholder."""
-    if text[:1] in _MACRO_STARTS:
-        return _MACRO.fullmatch(text) is not None
-    return text.lower() in _BARE_MACROS
-
-
 def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> str:
     """Write down what was sent as one query in printable ASCII that reads back the same.
 
@@ -427,6 +413,8 @@ def _read_usable(fields: Mapping[str, str], name: str, warnings: list[str]) -> s
 
 
 def _macro_warning(name: str, value: str) -> str:
+    if is_nothing(value):
+        return f"{name} is {quote_value(value)}, which is what a script writes for nothing"
     return f"{name} is {quote_value(value)}, a macro that the network did not replace"
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     "stops": 0,
     "lock_holders": 0,
     "near_names": 0,
+    "macros": 0,
     "sheet": 1,
     "answers": 1,
     "pasted": 1,

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from query import (
     Postback,
-    is_macro,
     mend_query,
     read_cookies,
     read_fields,
@@ -75,37 +74,6 @@ def test_a_query_is_read_as_php_reads_it(query: str, fields: dict[str, str]) -> 
 )
 def test_cookies_are_read_as_php_reads_them(header: str, cookies: dict[str, str]) -> None:
     assert read_cookies(header) == cookies
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("{x}", "{{x}}", "${x}", "[x]", "[[[x]]]", "#x#", "##x##", "%x%", "%%x%%", "<x>", "[=x=]"),
-        *("{click id}", "{a-b.c_d}", "REPLACE", "replace", "Optional", "{" + "x" * 64 + "}"),
-    ],
-)
-def test_a_placeholder_as_a_whole_is_a_macro(text: str) -> None:
-    assert is_macro(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "x{x}",
-        "{x}y",
-        "{}",
-        "{x",
-        "[[x]]",
-        "{a/b}",
-        "{é}",
-        "REPLACED",
-        "#x",
-        "{" + "x" * 65 + "}",
-        "",
-    ],
-)
-def test_anything_beside_a_placeholder_is_a_value(text: str) -> None:
-    assert not is_macro(text)
 
 
 def test_a_percent_macro_whose_start_looks_like_an_escape_is_still_a_macro() -> None:
