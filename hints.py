@@ -24,6 +24,7 @@ from query import (
 from questions import Questions
 from rates import read_amount
 from statuses import Rule, Status, Verdict, read_word
+from wire_amounts import read_wire_amount
 
 # What network programs put around a click id; a click id itself has none of it.
 _TOKEN = re.compile(r"[A-Za-z0-9_.\-]{3,}")
@@ -36,6 +37,7 @@ SHORTEST_BEGINNING = 8
 # `a.b` and `sub-id` are near; `sum` and `subid` are not.
 NEARNESS = 0.8
 
+_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _SECOND_QUERY = re.compile(r"\?[A-Za-z_][A-Za-z0-9_]*=")
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
@@ -169,7 +171,7 @@ def _find_amounts(fields: Mapping[str, str], terms: Terms) -> Iterator[str]:
 
 
 def _is_readable(text: str, terms: Terms) -> bool:
-    return read_amount(text, decimal_comma=terms.decimal_comma) is not None
+    return read_wire_amount(text, decimal_comma=terms.decimal_comma) is not None
 
 
 def _read_otherwise(name: str, text: str) -> Iterator[str]:
@@ -177,7 +179,12 @@ def _read_otherwise(name: str, text: str) -> Iterator[str]:
     joined = len(amounts) > 1 and all(
         read_amount(part.strip(), decimal_comma=False) is not None for part in amounts
     )
-    if read_amount(text, decimal_comma=True) is not None:
+    if _THOUSANDS.fullmatch(text):
+        yield (
+            f"{name} {quote_value(text)} has commas between thousands: the network should send"
+            f" {text.replace(',', '')}"
+        )
+    elif read_amount(text, decimal_comma=True) is not None:
         yield (
             f"{name} {quote_value(text)} has a decimal comma: the network should send"
             f" {text.replace(',', '.')}, or set decimal_comma = yes in the config; what was booked"

@@ -48,7 +48,7 @@ _STYLES = (
     _write_style("<", ">", "<>"),
     rf"%%{_NAME}%%|%{_NAME}%|!!!{_NAME}!!!|@@{_NAME}@@|\*\|{_NAME}\|\*",
     # Campaign Manager's `%ecid!`, Python's `%(x)s`, a shell's `$(x)`.
-    rf"%[a-z]{{1,16}}!|%\({_NAME}\)[sd]|\$\({_NAME}\)",
+    rf"%[a-z]{{1,16}}!|%\({_NAME}\)[sd]|\$\({_LETTER}{_NAME}\)",
     # TikTok's; in small letters it may be anything.
     "__[A-Z](?:[A-Z0-9]|_(?!_)){0,62}__",
     # An amount may stand in parentheses, a number between other signs.

@@ -11,11 +11,13 @@ from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+from currencies import settle_currency
 from macros import is_macro, is_nothing
 from near_names import NEAR_NAMES, STATUS_WORDS, find_near_names
-from rates import read_amount, read_currency
+from rates import read_currency
 from rows import SUB_ID_NAMES
 from statuses import Incoming, WordLists
+from wire_amounts import read_wire_amount
 
 # Of equal meaning, the leftmost with a usable value wins. Source: Keitaro docs, "Postback".
 SUBID_NAMES = ("subid", "sub_id", "clickid", "click_id")
@@ -185,16 +187,19 @@ def read_postback(
         fields, adopted = adopt_names(fields, _KNOWN_NAMES)
         warnings += adopted
     word, word_is_macro = _read_word(fields, warnings)
-    amount = _read_amount(fields, PAYOUT_NAMES, warnings, decimal_comma=decimal_comma)
+    payout = _read_amount(fields, PAYOUT_NAMES, warnings, decimal_comma=decimal_comma)
     cost = _read_amount(fields, ("cost",), warnings, decimal_comma=decimal_comma)
+    currency = _read_currency(fields, warnings)
+    if payout.mark or cost.mark:
+        currency, cost = _settle_marks(payout, cost, currency, tracker_currency, warnings)
     incoming = Incoming(
         subid=_read_subid(fields, cookies, warnings),
         word=word,
         word_is_macro=word_is_macro,
         tid=_read_usable(fields, "tid", warnings) or "",
-        amount=amount,
-        cost=cost,
-        currency=_read_currency(fields, tracker_currency, warnings),
+        amount=payout.amount,
+        cost=cost.amount,
+        currency=tracker_currency if currency == "" else currency,
         lists=_read_lists(fields),
     )
     sub_ids = read_sub_ids(fields, warnings)
@@ -442,29 +447,48 @@ def _read_word(fields: Mapping[str, str], warnings: list[str]) -> tuple[str | No
     return word, True
 
 
+class _Money(NamedTuple):
+    """What came of an amount, the name it came under, and the sign or code beside it."""
+
+    amount: Decimal | None = None
+    name: str = ""
+    mark: str | None = None
+
+
+_NO_MONEY = _Money()
+
+
 def _read_amount(
     fields: Mapping[str, str], names: Sequence[str], warnings: list[str], *, decimal_comma: bool
-) -> Decimal | None:
+) -> _Money:
     for name in names:
         text = _read_usable(fields, name, warnings) if name in fields else None
         if text is None:
             continue
-        amount = read_amount(text, decimal_comma=decimal_comma)
-        if amount is not None:
-            return amount
-        warnings.append(
-            f"{name} {quote_value(text)} is unreadable: send plain digits with a decimal point,"
-            " such as 12.50"
+        read = read_wire_amount(text, decimal_comma=decimal_comma)
+        if read is not None:
+            return _Money(read.amount, name, read.mark)
+        warnings.append(_unreadable_warning(name, text))
+    return _NO_MONEY
+
+
+def _unreadable_warning(name: str, text: str) -> str:
+    if "\xa4cy=" in text:
+        return (
+            f"{name} {quote_value(text)} is unreadable: '\xa4cy' is what HTML makes of '&currency',"
+            " so write that into the network's URL by hand"
         )
-    return None
+    return (
+        f"{name} {quote_value(text)} is unreadable: send plain digits with a decimal point, such as"
+        " 12.50"
+    )
 
 
-def _read_currency(
-    fields: Mapping[str, str], tracker_currency: str, warnings: list[str]
-) -> str | None:
+def _read_currency(fields: Mapping[str, str], warnings: list[str]) -> str | None:
+    """Read the code that was sent, empty where none was; None is a currency that is unknown."""
     text = _read_value(fields, "currency")
     if text is None:
-        return tracker_currency
+        return ""
     if is_macro(text):
         warnings.append(_macro_warning("currency", text))
         return None
@@ -472,6 +496,48 @@ def _read_currency(
     if currency is None:
         warnings.append(f"currency {quote_value(text)} is no currency code such as EUR")
     return currency
+
+
+def _settle_marks(
+    payout: _Money, cost: _Money, sent: str | None, tracker_currency: str, warnings: list[str]
+) -> tuple[str | None, _Money]:
+    """Find the one currency of a postback whose amounts have signs, and the cost if it is in it."""
+    first = payout if payout.amount is not None else cost
+    currency = sent or _read_mark(first, sent, tracker_currency, warnings)
+    for money in (payout, cost):
+        if currency is None or _can_mean(money, currency, tracker_currency):
+            continue
+        if sent:
+            warnings.append(
+                f"{money.name} has {money.mark!r}, and currency={sent} came: that counts"
+            )
+        elif money is not first:
+            warnings.append(
+                f"{money.name} has {money.mark!r} and counts as not sent: {first.name} is in"
+                f" {currency}, and a postback has one currency"
+            )
+            cost = _NO_MONEY
+    return currency, cost
+
+
+def _read_mark(
+    money: _Money, sent: str | None, tracker_currency: str, warnings: list[str]
+) -> str | None:
+    if money.mark is None:
+        return None if sent is None else tracker_currency
+    currency = settle_currency([money.mark], None, tracker_currency)
+    if currency is None:
+        warnings.append(
+            f"{money.name} has {money.mark!r}, which may mean several currencies: send currency="
+            " beside it"
+        )
+    return currency
+
+
+def _can_mean(money: _Money, currency: str, tracker_currency: str) -> bool:
+    if money.mark is None:
+        return True
+    return settle_currency([money.mark], currency, tracker_currency) == currency
 
 
 _NO_LISTS = WordLists()

@@ -134,7 +134,7 @@ def test_the_log_is_only_ever_added_to(client: Client) -> None:
 def test_warnings_are_a_list_of_sentences(client: Client) -> None:
     client.click("c1")
 
-    client.send("subid=c1&payout=$10&tid={tid}&cost=x")
+    client.send("subid=c1&payout=1$10&tid={tid}&cost=x")
 
     warnings = client.postbacks()[-1].warnings
     assert len(warnings) == 3
