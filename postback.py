@@ -281,9 +281,9 @@ def _read_postback(environ: Environ, turn: Turn, orders: Orders) -> Pending:
     returned = arrival.postback.answer
 
     def answer(outcome: Outcome) -> Answer:
-        body = _RETURNED_BODY if returned is None else returned
-        if outcome.verdict in _UNUSABLE:
-            body = outcome.reason.summary
+        body = outcome.reason.summary if outcome.verdict in _UNUSABLE else _RETURNED_BODY
+        # A promise whatever came of it: some senders repeat until they read what they asked for.
+        body = body if returned is None else returned
         headers = _verdict_headers(outcome, arrival.postback.notices)
         return text_answer(HTTPStatus.OK, body, CORS, *headers)
 
