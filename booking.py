@@ -45,6 +45,7 @@ class Terms(NamedTuple):
     policy: Policy = Policy()
     park_days: int = 90
     decimal_comma: bool = False
+    fallback_encoding: str = ""
 
 
 def read_terms(settings: Settings) -> Terms:
@@ -57,6 +58,7 @@ def read_terms(settings: Settings) -> Terms:
         ),
         park_days=settings.park_days,
         decimal_comma=settings.decimal_comma,
+        fallback_encoding=settings.fallback_encoding,
     )
 
 
@@ -366,7 +368,7 @@ def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: Terms) -> N
 def reread(query: str, terms: Terms) -> Postback:
     """Read a stored query again, under the terms of today."""
     postback = read_postback(
-        read_fields(query),
+        read_fields(query, terms.fallback_encoding),
         {},
         tracker_currency=terms.currency,
         decimal_comma=terms.decimal_comma,

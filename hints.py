@@ -69,7 +69,7 @@ class Missed(NamedTuple):
 
 def find_hints(questions: Questions, missed: Missed, terms: Terms) -> list[str]:
     """Look for what a person would see who knows the mistakes that are made."""
-    fields = read_fields(missed.query)
+    fields = read_fields(missed.query, terms.fallback_encoding)
     hints = [
         *_find_mangled(missed.query),
         *_find_misnamed(fields),

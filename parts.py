@@ -88,11 +88,11 @@ def read_parts(query: str, terms: Terms) -> list[Part]:
     The query is one of the log or of an address: each character one byte.
     """
     pairs = [pair for pair in read_pairs(query) if pair]
-    counting = _find_counting(pairs)
-    adopted = find_adopted(read_fields(query))
+    counting = _find_counting(pairs, terms)
+    adopted = find_adopted(read_fields(query, terms.fallback_encoding))
     parts = []
     for place, pair in enumerate(pairs):
-        own = read_fields(pair)
+        own = read_fields(pair, terms.fallback_encoding)
         if not own:
             parts.append(Part(pair, None, "left out: no plain parameter, as PHP reads names"))
         for name, value in own.items():
@@ -108,11 +108,11 @@ def read_parts(query: str, terms: Terms) -> list[Part]:
     return [*parts, *_describe_absent(query, terms)]
 
 
-def _find_counting(pairs: Sequence[str]) -> dict[str, int]:
+def _find_counting(pairs: Sequence[str], terms: Terms) -> dict[str, int]:
     """Tell where of each name the one stands that counts: the last that is not empty."""
     counting: dict[str, int] = {}
     for place, pair in enumerate(pairs):
-        for name, value in read_fields(pair).items():
+        for name, value in read_fields(pair, terms.fallback_encoding).items():
             if name not in counting or value.strip(PHP_WHITE_SPACE):
                 counting[name] = place
     return counting
@@ -160,7 +160,7 @@ def _find_winner(use: _Use, query: str, terms: Terms) -> str | None:
     """Tell which of the names counts: the first that gives something by itself."""
     # Names in another case come in only where none of these did.
     pairs = [pair for pair in read_pairs(query) if pair]
-    counting = _find_counting(pairs)
+    counting = _find_counting(pairs, terms)
     for name in use.names:
         if (
             name in counting
@@ -171,7 +171,7 @@ def _find_winner(use: _Use, query: str, terms: Terms) -> str | None:
 
 
 def _describe_absent(query: str, terms: Terms) -> Iterator[Part]:
-    fields = read_fields(query)
+    fields = read_fields(query, terms.fallback_encoding)
     came = {*fields, *find_adopted(fields).values()}
     for use in _USES:
         if use.absent and came.isdisjoint(use.names):

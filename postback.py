@@ -448,14 +448,18 @@ def _read_sent(environ: Environ, orders: Orders) -> tuple[dict[str, str], str, t
     body = read_body(environ, orders.mask) if is_post else Body()
     # What is kept is what is read: a parked postback is read from there again.
     stored = store_query(query, orders.mask.hide(body.form) if body.form else "")
-    return read_fields(stored), stored, (*body.warnings, *warn_of_query(stored))
+    return (
+        read_fields(stored, orders.terms.fallback_encoding),
+        stored,
+        (*body.warnings, *warn_of_query(stored)),
+    )
 
 
 def _read_cookies(environ: Environ, orders: Orders) -> dict[str, str]:
     header = environ.get("HTTP_COOKIE")
     if not header or environ["REQUEST_METHOD"] == "POST":
         return {}
-    return read_cookies(orders.mask.hide(header))
+    return read_cookies(orders.mask.hide(header), orders.terms.fallback_encoding)
 
 
 def _is_image_request(environ: Environ) -> bool:

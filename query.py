@@ -15,6 +15,7 @@ from currencies import settle_currency
 from macros import is_macro, is_nothing
 from near_names import NEAR_NAMES, STATUS_WORDS, find_near_names
 from rates import read_currency
+from raw_text import give_bytes, has_stand_ins, read_text, show_text
 from rows import SUB_ID_NAMES
 from statuses import Incoming, WordLists
 from wire_amounts import read_wire_amount
@@ -81,7 +82,7 @@ class Postback(NamedTuple):
     notices: tuple[str, ...] = ()
 
 
-def read_fields(raw: str) -> dict[str, str]:
+def read_fields(raw: str, fallback_encoding: str = "") -> dict[str, str]:
     """Read a query string or a form body (each character one byte) as PHP does: last name wins.
 
     Unlike PHP, `amp;` before a name is dropped, and an empty value takes no other away.
@@ -90,9 +91,9 @@ def read_fields(raw: str) -> dict[str, str]:
     is_plain = _is_plain(raw)
     for pair in read_pairs(raw):
         name, _, value = pair.partition("=")
-        php_name = name if is_plain and name.isidentifier() else _read_name(name)
+        php_name = name if is_plain and name.isidentifier() else _read_name(name, fallback_encoding)
         if php_name:
-            text = value if is_plain else _decode_value(value)
+            text = value if is_plain else _decode_value(value, fallback_encoding)
             if php_name not in fields or text.strip(PHP_WHITE_SPACE):
                 fields[php_name] = text
     return fields
@@ -164,12 +165,13 @@ def names_click(fields: Mapping[str, str]) -> bool:
     return read_subid(adopt_names(fields, _KNOWN_NAMES)[0], []) is not None
 
 
-def read_cookies(header: str) -> dict[str, str]:
+def read_cookies(header: str, fallback_encoding: str = "") -> dict[str, str]:
     """Read a Cookie header (each character one byte): percent-decoded, the first of a name wins."""
     cookies: dict[str, str] = {}
     for pair in islice(header.split(";"), MAX_INPUT_VARS):
         name, _, value = pair.partition("=")
-        cookies.setdefault(_read_name(name), _decode_value(value))
+        name = _read_name(name, fallback_encoding)
+        cookies.setdefault(name, _decode_value(value, fallback_encoding))
     return cookies
 
 
@@ -290,7 +292,7 @@ def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> 
         parts += _leave_out_named(body, query) if query else [body]
     text = "&".join(parts)
     if cookie_subid is not None:
-        text = _add_pairs(text, [f"subid={quote(cookie_subid, safe='')}"])
+        text = _add_pairs(text, [f"subid={quote(give_bytes(cookie_subid), safe='')}"])
     if _UNPRINTABLE.search(text):
         return quote(text.encode("latin-1"), safe=_PRINTABLE)
     return text
@@ -340,21 +342,28 @@ def mend_query(query: str, renames: Mapping[str, str], values: Mapping[str, str]
     return _add_pairs("&".join(parts), new)
 
 
+def trim(value: str) -> str:
+    """Take off what PHP's trim() does; a NUL within, which PostgreSQL cannot store, is U+FFFD."""
+    value = value.strip(PHP_WHITE_SPACE)
+    return value.replace("\0", "\ufffd") if "\0" in value else value
+
+
 def quote_value(value: str) -> str:
     """Quote a value for a sentence, escaped, and cut where it is long."""
+    value = show_text(value)
     if len(value) > QUOTED_CHARACTERS:
         value = value[:QUOTED_CHARACTERS] + "…"
     return repr(value)
 
 
-def _read_name(raw: str) -> str:
+def _read_name(raw: str, fallback_encoding: str = "") -> str:
     """Read a field's name; empty where PHP would make no plain variable of it."""
     if not raw:
         # A body of nothing but '&' holds 65,000 of them.
         return ""
     if raw.isidentifier() and raw.isascii():
         return raw
-    name = _decode(raw).partition("\0")[0].lstrip(" ")
+    name = _decode(raw, fallback_encoding).partition("\0")[0].lstrip(" ")
     if name[:4].lower() == "amp;":
         name = _AMPS.sub("", name)
     head, bracket, rest = name.partition("[")
@@ -367,13 +376,15 @@ def _read_name(raw: str) -> str:
 _AMPS = re.compile("(?:amp;)+", re.IGNORECASE)
 
 
-def _decode_value(raw: str) -> str:
-    value = _decode(raw)
+def _decode_value(raw: str, fallback_encoding: str) -> str:
+    value = _decode(raw, "")
     # "%aff_sub%" is a placeholder whose first three characters happen to be an escape.
     # A space comes raw in a body and is kept as an escape: both are to read the same.
-    if "\ufffd" in value and is_macro(spaced := raw.replace("+", " ").replace("%20", " ")):
+    if not has_stand_ins(value):
+        return value
+    if is_macro(spaced := raw.replace("+", " ").replace("%20", " ")):
         return spaced
-    return value
+    return _decode(raw, fallback_encoding)
 
 
 def _is_plain(raw: str) -> bool:
@@ -381,10 +392,10 @@ def _is_plain(raw: str) -> bool:
     return raw.isascii() and "%" not in raw and "+" not in raw
 
 
-def _decode(raw: str) -> str:
+def _decode(raw: str, fallback_encoding: str) -> str:
     if _is_plain(raw):
         return raw
-    return _decode_bytes(raw).encode("latin-1").decode("utf-8", "replace")
+    return read_text(_decode_bytes(raw).encode("latin-1"), fallback_encoding)
 
 
 def _decode_bytes(raw: str) -> str:
@@ -406,7 +417,7 @@ _ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+")
 
 def _read_value(fields: Mapping[str, str], name: str) -> str | None:
     value = fields.get(name)
-    return (value.strip(PHP_WHITE_SPACE) or None) if value else None
+    return (trim(value) or None) if value else None
 
 
 def _read_usable(fields: Mapping[str, str], name: str, warnings: list[str]) -> str | None:
@@ -558,5 +569,5 @@ def _read_lists(fields: Mapping[str, str]) -> WordLists:
 def _read_words(fields: Mapping[str, str], names: Iterable[str]) -> Iterator[str]:
     for name in names:
         for word in fields.get(name, "").split(","):
-            if trimmed := word.strip(PHP_WHITE_SPACE).casefold():
+            if trimmed := trim(word).casefold():
                 yield trimmed

@@ -13,8 +13,9 @@ from tree import ROOT, read_distribution
 FLOORS = {
     "statuses": 0,
     "rates": 0,
+    "raw_text": 0,
     "php_ini": 0,
-    "escapes": 0,
+    "escapes": 1,
     "currencies": 0,
     "masking": 0,
     "proxies": 0,

@@ -160,15 +160,15 @@ def test_a_semicolon_separates_nothing(client: Client) -> None:
         ("%2541", "%41"),
         ("%D0%96", "Ж"),
         ("Ж", "Ж"),
-        ("%ff", "\ufffd"),
-        ("a%ffb", "a\ufffdb"),
+        ("%ff", "\U0010feff"),
+        ("a%ffb", "a\U0010feffb"),
         ("x=y", "x=y"),
         ("==", "=="),
         ("%26", "&"),
         ("a?b", "a?b"),
         ("a/b", "a/b"),
         ("tid", "tid"),
-        ("a%00b", "a\x00b"),
+        ("a%00b", "a\ufffdb"),
         ("a%0D%0Ab", "a\r\nb"),
         ("%20%09%0D%0A%0B%00t1%00%0B%0A%0D%09%20", "t1"),
         ("%0Ct1%0C", "\x0ct1\x0c"),
@@ -183,7 +183,7 @@ def test_a_value_is_read_as_php_reads_it(client: Client, written: str, read: str
     assert the_conversion(client, f"subid=c1&tid={raw}").tid == read
 
 
-@pytest.mark.parametrize("subid", ["c1\xa0", "C1", "ж" * 255, "a b", "<c1>x", "1", "0", "c\x001"])
+@pytest.mark.parametrize("subid", ["c1\xa0", "C1", "ж" * 255, "a b", "<c1>x", "1", "0", "c\ufffd1"])
 def test_a_subid_is_exact(client: Client, subid: str) -> None:
     client.click("c1")
     client.click(subid)

@@ -16,6 +16,7 @@ from query import (
     store_query,
     warn_of_unread,
 )
+from raw_text import give_bytes
 
 # Measured with parse_str() of PHP 8.2; arrays, which the contract leaves out, are empty here.
 MEASURED = [
@@ -49,8 +50,8 @@ MEASURED = [
     ("a=1&a=&b=&b=%20", {"a": "1", "b": ""}),
     ("a=%zz&b=%4", {"a": "%zz", "b": "%4"}),
     ("a=%u0041", {"a": "%u0041"}),
-    ("a%FF=1", {"a\ufffd": "1"}),
-    ("a=%FF%C3%A9", {"a": "\ufffdé"}),
+    ("a%FF=1", {"a\U0010feff": "1"}),
+    ("a=%FF%C3%A9", {"a": "\U0010feffé"}),
     ("%61=1&a=2", {"a": "2"}),
     ("sub id=3", {"sub_id": "3"}),
     ("a=b+c%2Bd", {"a": "b c+d"}),
@@ -260,7 +261,7 @@ def test_escapes_are_read_as_the_standard_library_reads_them(raw: str) -> None:
     decoded = unquote_to_bytes(raw.replace("+", " ").encode("latin-1"))
 
     # The letter before it: a value that is a macro as a whole is read otherwise.
-    assert read_fields(f"x=a{raw}")["x"] == f"a{decoded.decode('utf-8', 'replace')}"
+    assert give_bytes(read_fields(f"x=a{raw}")["x"]) == b"a" + decoded
 
 
 @pytest.mark.parametrize(
