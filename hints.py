@@ -106,7 +106,7 @@ def _find_misnamed(fields: Mapping[str, str]) -> Iterator[str]:
     absent = list_absent(fields)
     for name in fields:
         plain = name.lower().replace("-", "_")
-        near = [ours for _, (_, ours) in find_near_names([name], absent)]
+        near = [ours for _, (_, ours) in find_near_names([name]) if ours in absent]
         if name in KNOWN_NAMES:
             continue
         if name.lower() in KNOWN_NAMES:

@@ -4,7 +4,7 @@ A guess that is said, never one that books: whether `amount` is what one earns o
 only its sender knows.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 
@@ -84,10 +84,9 @@ STATUS_WORDS = frozenset(
 )
 
 
-def find_near_names(names: Iterable[str], absent: Container[str]) -> Iterator[tuple[str, NearName]]:
-    """Find the names that others use for parameters of ours that did not come."""
+def find_near_names(names: Iterable[str]) -> Iterator[tuple[str, NearName]]:
+    """Find the names by which others call parameters of ours."""
     for name in names:
         plain = name.lower().replace("-", "_")
         for ours in NEAR_NAMES.get(plain, ()):
-            if ours in absent:
-                yield name, NearName(plain, ours)
+            yield name, NearName(plain, ours)

@@ -6,7 +6,6 @@ percent escapes are read was measured with PHP 8.2 (`tests/test_query.py` holds 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from decimal import Decimal
 from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
@@ -18,7 +17,7 @@ from rates import read_currency
 from raw_text import give_bytes, has_stand_ins, read_text, show_text
 from rows import SUB_ID_NAMES
 from statuses import Incoming, WordLists
-from wire_amounts import read_wire_amount
+from wire_amounts import WireAmount, read_wire_amount
 
 # Of equal meaning, the leftmost with a usable value wins. Source: Keitaro docs, "Postback".
 SUBID_NAMES = ("subid", "sub_id", "clickid", "click_id")
@@ -184,8 +183,8 @@ def read_postback(
 ) -> Postback:
     """Read what was sent. Never raises: what cannot be used is named in the warnings."""
     warnings: list[str] = []
-    has_only_known = fields.keys() <= _KNOWN_NAMES
-    if not has_only_known:
+    strangers = () if _KNOWN_NAMES.issuperset(fields) else _list_strangers(fields)
+    if strangers and not _KNOWN_NAMES.isdisjoint(map(str.lower, strangers)):
         fields, adopted = adopt_names(fields, _KNOWN_NAMES)
         warnings += adopted
     word, word_is_macro = _read_word(fields, warnings)
@@ -206,7 +205,7 @@ def read_postback(
     )
     sub_ids = read_sub_ids(fields, warnings)
     network = _read_usable(fields, "from", warnings)
-    notices = () if has_only_known else _notice_strangers(fields, incoming, warnings)
+    notices = _notice_strangers(fields, strangers, incoming, warnings) if strangers else ()
     return Postback(
         incoming=incoming,
         sub_ids=sub_ids,
@@ -218,23 +217,31 @@ def read_postback(
 
 
 def _notice_strangers(
-    fields: Mapping[str, str], incoming: Incoming, warnings: list[str]
+    fields: Mapping[str, str], strangers: Sequence[str], incoming: Incoming, warnings: list[str]
 ) -> tuple[str, ...]:
     """Warn of values that stand under others' names for ours; sentences that quote none."""
-    absent = list_absent(fields)
-    if incoming.subid is not None and "subid" in absent:
-        absent.remove("subid")
+    near_names = list(find_near_names(strangers))
     notices: dict[str, None] = {}
-    for name, near in find_near_names(fields, absent):
+    absent = list_absent(fields) if near_names else []
+    if incoming.subid is not None and "subid" in absent:
+        # A cookie had it.
+        absent.remove("subid")
+    for name, near in near_names:
+        if near.ours not in absent:
+            continue
         if (value := _read_value(fields, name)) is not None:
             warnings.append(
                 f"{quote_value(name)} came ({quote_value(value)}) and no {near.ours!r}: other"
                 f" trackers call it so, here it is sent as {near.ours}="
             )
             notices[f"{near.name} came, {near.ours} did not"] = None
-    if "status" in absent:
-        warnings += _find_status_words(fields, incoming.lists, notices)
+    if incoming.word is None and not incoming.word_is_macro:
+        warnings += _find_status_words(fields, strangers, incoming.lists, notices)
     return tuple(notices)
+
+
+def _list_strangers(fields: Mapping[str, str]) -> list[str]:
+    return [name for name in fields if name not in _KNOWN_NAMES]
 
 
 def list_absent(fields: Mapping[str, str]) -> list[str]:
@@ -243,10 +250,14 @@ def list_absent(fields: Mapping[str, str]) -> list[str]:
 
 
 def _find_status_words(
-    fields: Mapping[str, str], lists: WordLists, notices: dict[str, None]
+    fields: Mapping[str, str],
+    strangers: Sequence[str],
+    lists: WordLists,
+    notices: dict[str, None],
 ) -> Iterator[str]:
-    for name, value in fields.items():
-        if name in _KNOWN_NAMES or "status" in NEAR_NAMES.get(name.lower().replace("-", "_"), ()):
+    for name in strangers:
+        value = fields[name]
+        if "status" in NEAR_NAMES.get(name.lower().replace("-", "_"), ()):
             continue
         word = value.strip(PHP_WHITE_SPACE).casefold()
         # Not `1`, which may be the number of anything.
@@ -417,7 +428,11 @@ _ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+")
 
 def _read_value(fields: Mapping[str, str], name: str) -> str | None:
     value = fields.get(name)
-    return (trim(value) or None) if value else None
+    if not value:
+        return None
+    value = value.strip(PHP_WHITE_SPACE)
+    # As `trim`, without a call for each value of each postback.
+    return (value.replace("\0", "\ufffd") if "\0" in value else value) or None
 
 
 def _read_usable(fields: Mapping[str, str], name: str, warnings: list[str]) -> str | None:
@@ -458,29 +473,21 @@ def _read_word(fields: Mapping[str, str], warnings: list[str]) -> tuple[str | No
     return word, True
 
 
-class _Money(NamedTuple):
-    """What came of an amount, the name it came under, and the sign or code beside it."""
-
-    amount: Decimal | None = None
-    name: str = ""
-    mark: str | None = None
-
-
-_NO_MONEY = _Money()
+_NO_AMOUNT = WireAmount(None)
 
 
 def _read_amount(
     fields: Mapping[str, str], names: Sequence[str], warnings: list[str], *, decimal_comma: bool
-) -> _Money:
+) -> WireAmount:
     for name in names:
         text = _read_usable(fields, name, warnings) if name in fields else None
         if text is None:
             continue
-        read = read_wire_amount(text, decimal_comma=decimal_comma)
-        if read is not None:
-            return _Money(read.amount, name, read.mark)
+        amount = read_wire_amount(text, decimal_comma=decimal_comma)
+        if amount is not None:
+            return amount
         warnings.append(_unreadable_warning(name, text))
-    return _NO_MONEY
+    return _NO_AMOUNT
 
 
 def _unreadable_warning(name: str, text: str) -> str:
@@ -510,42 +517,44 @@ def _read_currency(fields: Mapping[str, str], warnings: list[str]) -> str | None
 
 
 def _settle_marks(
-    payout: _Money, cost: _Money, sent: str | None, tracker_currency: str, warnings: list[str]
-) -> tuple[str | None, _Money]:
+    payout: WireAmount,
+    cost: WireAmount,
+    sent: str | None,
+    tracker_currency: str,
+    warnings: list[str],
+) -> tuple[str | None, WireAmount]:
     """Find the one currency of a postback whose amounts have signs, and the cost if it is in it."""
-    first = payout if payout.amount is not None else cost
-    currency = sent or _read_mark(first, sent, tracker_currency, warnings)
-    for money in (payout, cost):
+    name, first = ("payout", payout) if payout.amount is not None else ("cost", cost)
+    currency = sent or _read_mark(name, first, sent, tracker_currency, warnings)
+    for each, money in (("payout", payout), ("cost", cost)):
         if currency is None or _can_mean(money, currency, tracker_currency):
             continue
         if sent:
-            warnings.append(
-                f"{money.name} has {money.mark!r}, and currency={sent} came: that counts"
-            )
+            warnings.append(f"{each} has {money.mark!r}, and currency={sent} came: that counts")
         elif money is not first:
             warnings.append(
-                f"{money.name} has {money.mark!r} and counts as not sent: {first.name} is in"
-                f" {currency}, and a postback has one currency"
+                f"{each} has {money.mark!r} and counts as not sent: {name} is in {currency}, and a"
+                " postback has one currency"
             )
-            cost = _NO_MONEY
+            cost = _NO_AMOUNT
     return currency, cost
 
 
 def _read_mark(
-    money: _Money, sent: str | None, tracker_currency: str, warnings: list[str]
+    name: str, money: WireAmount, sent: str | None, tracker_currency: str, warnings: list[str]
 ) -> str | None:
     if money.mark is None:
         return None if sent is None else tracker_currency
     currency = settle_currency([money.mark], None, tracker_currency)
     if currency is None:
         warnings.append(
-            f"{money.name} has {money.mark!r}, which may mean several currencies: send currency="
+            f"{name} has {money.mark!r}, which may mean several currencies: send currency="
             " beside it"
         )
     return currency
 
 
-def _can_mean(money: _Money, currency: str, tracker_currency: str) -> bool:
+def _can_mean(money: WireAmount, currency: str, tracker_currency: str) -> bool:
     if money.mark is None:
         return True
     return settle_currency([money.mark], currency, tracker_currency) == currency
@@ -558,16 +567,21 @@ def _read_lists(fields: Mapping[str, str]) -> WordLists:
     if fields.keys().isdisjoint(LIST_NAMES):
         return _NO_LISTS
     return WordLists(
-        sale=frozenset(_read_words(fields, ("sale_status",))),
-        lead=frozenset(_read_words(fields, ("lead_status",))),
-        rejected=frozenset(_read_words(fields, REJECTED_LIST_NAMES)),
-        rebill=frozenset(_read_words(fields, ("rebill_status",))),
-        ignore=frozenset(_read_words(fields, IGNORE_LIST_NAMES)),
+        sale=_read_words(fields, ("sale_status",)),
+        lead=_read_words(fields, ("lead_status",)),
+        rejected=_read_words(fields, REJECTED_LIST_NAMES),
+        rebill=_read_words(fields, ("rebill_status",)),
+        ignore=_read_words(fields, IGNORE_LIST_NAMES),
     )
 
 
-def _read_words(fields: Mapping[str, str], names: Iterable[str]) -> Iterator[str]:
+_NO_WORDS: frozenset[str] = frozenset()
+
+
+def _read_words(fields: Mapping[str, str], names: Iterable[str]) -> frozenset[str]:
+    # One list of the five is what most URLs have.
+    words = _NO_WORDS
     for name in names:
-        for word in fields.get(name, "").split(","):
-            if trimmed := trim(word).casefold():
-                yield trimmed
+        if name in fields:
+            words |= {trim(word).casefold() for word in fields[name].split(",")} - {""}
+    return words

@@ -6,10 +6,11 @@ not.
 
 import re
 from decimal import Decimal
+from functools import lru_cache
 from typing import NamedTuple
 
 from currencies import read_mark
-from rates import read_amount
+from rates import REMEMBERED_AMOUNTS, read_amount
 
 # `$10`, `-$10`, `$-10`, `10 usd`, `10руб.`; which marks are any is for `read_mark` to say.
 _MARK = r"[^\W\d_]{1,5}\.?|[^\W\d_]{0,3}\$|[^\w\s.,+\-]"
@@ -20,12 +21,14 @@ _MARKED = re.compile(
 
 
 class WireAmount(NamedTuple):
-    """An amount, and the sign or code that stood beside it."""
+    """An amount (None: none came), and the sign or code that stood beside it."""
 
-    amount: Decimal
+    amount: Decimal | None
     mark: str | None = None
 
 
+# Offers pay the same over and over, as in `rates`.
+@lru_cache(REMEMBERED_AMOUNTS)
 def read_wire_amount(text: str, *, decimal_comma: bool = False) -> WireAmount | None:
     """Read an amount that may have one sign or code of a currency; None where it is unreadable."""
     amount = read_amount(text, decimal_comma=decimal_comma)
