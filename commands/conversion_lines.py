@@ -9,8 +9,9 @@ from urllib.parse import quote
 from amounts import AmountReader
 from booking import Terms, reread
 from currencies import read_mark, settle_currency
+from macros import is_macro
 from masking import KeyMask
-from query import PHP_WHITE_SPACE, Postback, is_macro, quote_value
+from query import PHP_WHITE_SPACE, Postback, quote_value
 from rates import decimal_text
 from statuses import Status
 
