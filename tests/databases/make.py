@@ -3,7 +3,8 @@
     git worktree add /tmp/earlier COMMIT
     cd /tmp/earlier && PYTHONPATH=. python .../tests/databases/make.py .../tests/databases/schema-N
 
-gives schema-N.db and schema-N.json. The commits: 840b6f6 for schema 1, e0bec8f for schema 2.
+gives schema-N.db and schema-N.json. The commits: 840b6f6 for schema 1, e0bec8f for schema 2,
+498a099 for schema 3.
 Everything goes through that program's own doors: its WSGI callable and its command.
 """
 
