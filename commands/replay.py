@@ -46,13 +46,18 @@ right when it came: with its time, and its day's rate. Each replay is a line of 
 (source replay, replay_of its original). The service may run. Ctrl-C is safe: the same command
 goes on where it was stopped, and once all is done it changes nothing more.
 
+With --force they overrule what stands: a misread sale becomes a lead again, a rejected one a sale,
+an amount that stands is replaced; the history of the conversion says forced. What was booked by the
+same query is left even so.
+
 what: added (a new conversion), changed (a conversion moved), noted (another verdict, and no
 conversion changed), left (nothing)."""
 
 EXAMPLE = """\
 postback replay --verdict unmapped --network net --set sale_status=approved --dry-run
   postback replay --verdict invalid --since 2d --rename aff_sub=subid
-  postback replay --id 17 --set payout=12.50 --set currency=EUR"""
+  postback replay --id 17 --set payout=12.50 --set currency=EUR
+  postback replay --id 17 --set status=lead --force --dry-run"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -85,6 +90,12 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="OLD=NEW",
         help="read what came as OLD as NEW, in place of any NEW that came; postbacks without OLD"
         " stay as they are: --rename aff_sub=subid",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="let them move conversions as no network may (a rejected one to sale, a sale to lead),"
+        " with their amounts; look at --dry-run first",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only show what would come of it; write nothing"
@@ -194,7 +205,7 @@ def _refuse_strange_ids(questions: Questions, ids: Sequence[int]) -> None:
 def _read_mending(args: argparse.Namespace, settings: Settings) -> Mending:
     secrets = secrets_pattern(settings.secrets())
     values = {name: hide_secrets(value, secrets) for name, value in args.values}
-    return Mending(dict(args.renames), values)
+    return Mending(dict(args.renames), values, forces=args.force)
 
 
 def _choose_output(
