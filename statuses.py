@@ -372,7 +372,7 @@ def decide(
 ) -> Decision:
     """Take the first row that fits a postback whose word is mapped and whose click is known."""
     this = find_conversion(incoming.tid, click.conversions)
-    past = past or Past()
+    past = _NO_PAST if past is None else past
     if policy.forces:
         # An operator means it; but a refund that was taken back is not taken back twice.
         past = Past(took_back=past.took_back)
@@ -380,11 +380,22 @@ def decide(
     if not click.conversions:
         decision = _decide_first(case)
     else:
-        decision = next(found for row in _ROWS if (found := row(case)) is not None)
+        decision = _take_first_row(case)
         if policy.forces:
             decision = _force(case, decision)
     warnings = _cost_warnings(incoming, click)
     return decision._replace(warnings=warnings + decision.warnings) if warnings else decision
+
+
+_NO_PAST = Past()
+
+
+def _take_first_row(case: _Case) -> Decision:
+    for row in _ROWS:
+        decision = row(case)
+        if decision is not None:
+            return decision
+    return _refuse_anything_else(case)
 
 
 def find_bare_lead(incoming: Incoming, click: Click) -> Conversion | None:
@@ -429,8 +440,10 @@ def _row_late_tid(case: _Case) -> Decision | None:
 
 
 def _row_first_sale(case: _Case) -> Decision | None:
+    if case.this is not None or not case.incoming.tid:
+        return None
     is_sale = case.status is Status.SALE or (case.status is Status.REBILL and case.allows_rebills)
-    if case.this is not None or not case.incoming.tid or not is_sale or case.has_money:
+    if not is_sale or case.has_money:
         return None
     if case.past.was_overtaken:
         return Decision(Verdict.REFUSED, _REFUSED_AGAIN, Rule.FIRST_SALE)
@@ -440,7 +453,7 @@ def _row_first_sale(case: _Case) -> Decision | None:
 
 
 def _row_refund_again(case: _Case) -> Decision | None:
-    if not case.may_be_refund or not case.past.took_back:
+    if not case.past.took_back or not case.may_be_refund:
         return None
     if case.this is not None and not case.is_negative:
         return None
@@ -528,7 +541,7 @@ def _row_rejected_first(case: _Case) -> Decision | None:
     return decision._replace(warnings=warnings, hinges_on_past=case.has_rejected)
 
 
-def _row_anything_else(case: _Case) -> Decision:
+def _refuse_anything_else(case: _Case) -> Decision:
     if case.status is Status.LEAD:
         return Decision(Verdict.REFUSED, _LATE_LEAD, Rule.ANYTHING_ELSE)
     if case.status is Status.REJECTED:
@@ -538,7 +551,7 @@ def _row_anything_else(case: _Case) -> Decision:
     return Decision(Verdict.REFUSED, obstacle, Rule.ANYTHING_ELSE)
 
 
-# In the order of the contract's table, but for the refund that comes again; the last always fits.
+# In the order of the contract's table, but for the refund that comes again.
 _ROWS = (
     _row_late_tid,
     _row_refund_again,
@@ -550,7 +563,6 @@ _ROWS = (
     _row_forbidden,
     _row_rebill,
     _row_rejected_first,
-    _row_anything_else,
 )
 
 
@@ -680,6 +692,10 @@ def _is_misplaced(each: _Sum, this: Conversion) -> bool:
 
 
 def _repeat(case: _Case, this: Conversion) -> Decision:
+    incoming = case.incoming
+    says_no_more = incoming.cost is None and not incoming.sub_ids
+    if says_no_more and not _Sum.of_amount(incoming, this).differs:
+        return Decision(Verdict.REPEATED, _known_reason(this.status), Rule.REPEATED, this)
     found = _compare(case, this, replaces=case.policy.updates_on_repeat)
     fills = bool(found.filled or found.sub_ids) and not _was_passed_over(case, this)
     if not fills and not found.replaced:
@@ -687,7 +703,7 @@ def _repeat(case: _Case, this: Conversion) -> Decision:
         return Decision(Verdict.REPEATED, reason, Rule.REPEATED, this)
     taken = found.replaced + (found.filled if fills else ())
     names = {each.name for each in taken}
-    sub_ids = case.incoming.sub_ids if found.replaced else found.sub_ids
+    sub_ids = incoming.sub_ids if found.replaced else found.sub_ids
     change = Change(
         this, this.status, this.tid, "amount" in names, "cost" in names, sub_ids, not found.replaced
     )
@@ -908,9 +924,14 @@ def _unmapped_reason(word: str) -> Reason:
     )
 
 
+@cache
+def _known_reason(status: Status) -> Reason:
+    return Reason("known already, nothing changed", f"already {status}, nothing changed")
+
+
 def _repeated_reason(this: Conversion, left: tuple[_Sum, ...], policy: Policy) -> Reason:
     if not left:
-        return Reason("known already, nothing changed", f"already {this.status}, nothing changed")
+        return _known_reason(this.status)
     remedy = ""
     if any(_is_misplaced(each, this) for each in left):
         remedy = ": a correction needs a transaction id (tid) of its own"

@@ -550,7 +550,7 @@ GAPS = [
 ]
 
 
-@pytest.mark.parametrize("status", ["lead", "sale"])
+@pytest.mark.parametrize("status", ["lead", "sale", "rejected"])
 @pytest.mark.parametrize(("stands", "comes", "verdict", "after"), GAPS)
 def test_a_repeat_fills_in_what_was_unknown_and_nothing_else(
     client: Client,
@@ -572,6 +572,21 @@ def test_a_repeat_fills_in_what_was_unknown_and_nothing_else(
     assert (kept.status, kept.network) == (status, "N1")
     assert len(client.history("c1")) == changes + (verdict == "updated")
     assert client.send(f"subid=c1&status={status}&from=N2&{comes}").verdict == "repeated"
+
+
+def test_the_same_postback_fills_a_gap_that_a_setting_has_opened(
+    receiver_with: ReceiverWith,
+) -> None:
+    strict = receiver_with()
+    strict.click("c1")
+    strict.send("subid=c1&payout=12,50")
+    strict.receiver.close()
+    client = receiver_with(directory=strict.directory, decimal_comma="yes")
+
+    answer = client.send("subid=c1&payout=12,50")
+
+    assert answer.verdict == "updated"
+    assert [c.payout for c in client.conversions("c1")] == ["12.5"]
 
 
 def test_a_click_gets_only_the_sub_ids_it_lacks_from_a_repeat(client: Client) -> None:
@@ -691,6 +706,8 @@ COMES_AGAIN = [
     (NO_REBILLS, ["sale T1 9", "sale T2 5", "sale R1 -9"], "sale T2 5"),
     # A negative amount that found nothing, once something is worth as much.
     (REBILLS, ["sale T1 9", "sale - -5", "sale T2 5"], "sale - -5"),
+    (NO_REBILLS, ["sale T1", "sale - -5", "sale T1 5"], "sale - -5"),
+    (NO_REBILLS, ["sale T1 5&currency=%3F", "sale - -5", "sale T1 5"], "sale - -5"),
     # A correction that was refused as a rebill of nothing.
     (NO_REBILLS, ["rebill C1 -5", "sale T1 9"], "rebill C1 -5"),
     # An amount that came with a rejection, and was not taken then.

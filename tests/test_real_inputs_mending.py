@@ -110,6 +110,22 @@ def test_where_the_config_says_so_a_network_may_approve_again(
     assert add_up(tracker, capsys)["revenue"] == ("22" if "22" in again else "20")
 
 
+def test_a_replay_of_the_sale_that_was_rejected_since_undoes_nothing(
+    receiver_with: ReceiverWith, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = set_up(receiver_with, unreject="yes")
+    for query in (APPROVED, REJECTED, f"{APPROVED}&at=2", REJECTED):
+        tracker.send(f"subid=C1&{query}")
+    mend = ("--set", "payout=21", "--json")
+
+    first = call(tracker, capsys, "replay", "--id", "1", *mend).objects[0]
+    third = call(tracker, capsys, "replay", "--id", "3", *mend).objects[0]
+
+    assert (first["what"], third["what"]) == ("left", "left")
+    assert "came before the rejection" in first["reason"]
+    assert held(tracker, "C1") == [("X", "rejected", "20")]
+
+
 def mend_hold(tracker: Client, capsys: pytest.CaptureFixture[str], *words: str) -> Ran:
     return call(tracker, capsys, "replay", "--subid", "C1", *MEND_HOLD, *words, "--json")
 
