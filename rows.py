@@ -1,7 +1,9 @@
 """What the tables' rows are in Python, and how a value stands in one."""
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -116,6 +118,22 @@ class Waiting(NamedTuple):
 
     conversion_id: int
     amount: Decimal
+
+
+def leave_copies_out(parked: Iterable[ParkedPostback]) -> list[ParkedPostback]:
+    """Keep of equal queries that follow each other the first, and count how often each came.
+
+    One that comes back behind another query stands anew: with `repeats = update` the last counts.
+    """
+    rows = list(parked)
+    if len(rows) < 2:
+        return rows
+    counts = Counter(row.query for row in rows)
+    return [
+        row._replace(copies=counts[row.query] - 1)
+        for before, row in itertools.pairwise((None, *rows))
+        if row is not None and (before is None or before.query != row.query)
+    ]
 
 
 def to_json(value: object) -> str:

@@ -32,6 +32,7 @@ from rows import (
     PostbackRow,
     Settled,
     Waiting,
+    leave_copies_out,
     read_conversion,
     sub_ids_json,
     to_json,
@@ -215,8 +216,11 @@ class Storage(Database):
 
         One that comes behind its equal is left out, and counted with the first.
         """
+        rows = self.db.execute(_FIND_PARKED, (subid, different + 1)).fetchall()
+        if len(rows) <= different:
+            return leave_copies_out(ParkedPostback(*row) for row in rows)
         limits = {"subid": subid, "different": different, "in_all": in_all}
-        return [ParkedPostback(*row) for row in self.db.execute(_FIND_PARKED, limits)]
+        return [ParkedPostback(*row) for row in self.db.execute(_FIND_MANY_PARKED, limits)]
 
     def find_past(self, again: Again) -> Past:
         """Tell what the log knows of a postback that may have come before."""
@@ -417,9 +421,18 @@ _ADD_POSTBACK = f"""
     VALUES ({", ".join("?" * len(PostbackRow._fields))})
 """
 
-# Of equal queries that follow each other the first. One that comes back behind another query stands
-# anew: with `repeats = update` the last one counts.
 _FIND_PARKED = """
+    SELECT id, received_at, coalesce(
+            (SELECT received_at FROM postbacks AS original WHERE original.id = postbacks.replay_of),
+            received_at),
+        source, method, remote_addr, query, replay_of, 0
+    FROM postbacks
+    WHERE subid = ? AND verdict = 'parked' AND settled_at IS NULL ORDER BY id LIMIT ?
+"""
+
+# What `leave_copies_out` does, for a flood: in SQL, so that the copies are not read. For the one
+# postback that most clicks have it would take three times as long.
+_FIND_MANY_PARKED = """
     WITH parked AS (
         SELECT id, received_at, source, method, remote_addr, query, replay_of,
             first_value(id) OVER same AS first, count(*) OVER same - 1 AS copies,

@@ -574,6 +574,18 @@ def test_a_repeat_fills_in_what_was_unknown_and_nothing_else(
     assert client.send(f"subid=c1&status={status}&from=N2&{comes}").verdict == "repeated"
 
 
+def test_another_rejection_with_the_same_tid_fills_in_what_the_first_left_open(
+    client: Client,
+) -> None:
+    prepare(client, NO_REBILLS, ["sale T1", "rejected T1 5"])
+
+    answers = [client.send(words(f"rejected T1 {amount}")).verdict for amount in ("5", "7", "7")]
+
+    # The first is the very rejection, which kept what stood: nothing.
+    assert answers == ["repeated", "updated", "repeated"]
+    assert [(c.status, c.amount) for c in client.conversions("c1")] == [("rejected", "7")]
+
+
 def test_the_same_postback_fills_a_gap_that_a_setting_has_opened(
     receiver_with: ReceiverWith,
 ) -> None:
@@ -708,6 +720,8 @@ COMES_AGAIN = [
     (REBILLS, ["sale T1 9", "sale - -5", "sale T2 5"], "sale - -5"),
     (NO_REBILLS, ["sale T1", "sale - -5", "sale T1 5"], "sale - -5"),
     (NO_REBILLS, ["sale T1 5&currency=%3F", "sale - -5", "sale T1 5"], "sale - -5"),
+    (REBILLS, ["lead T1 9", "rebill - -9", "sale T1"], "rebill - -9"),
+    (NO_REBILLS, ["sale T1 9", "rejected T1", "sale - -9", "sale T1"], "sale - -9"),
     # A correction that was refused as a rebill of nothing.
     (NO_REBILLS, ["rebill C1 -5", "sale T1 9"], "rebill C1 -5"),
     # An amount that came with a rejection, and was not taken then.
@@ -783,6 +797,33 @@ def test_what_an_earlier_program_made_nothing_of_counts_when_it_comes_again(
 
     assert answer.verdict == verdict
     assert sorted((c.tid, c.status) for c in client.conversions("c1")) == sorted(after)
+
+
+def test_a_sale_that_an_earlier_program_refused_counts_though_a_lead_has_changed_since(
+    client: Client,
+) -> None:
+    prepare(client, NO_REBILLS, ["lead T1", "rejected T2"])
+    client.write(
+        "INSERT INTO postbacks (received_at, source, query, subid, verdict, reason)"
+        " VALUES ('2026-03-02T12:00:00.000Z', 'http', ?, 'c1', 'refused', '')",
+        words("sale T3 5"),
+    )
+    client.send(words("lead T1 2"))
+
+    assert client.send(words("sale T3 5")).verdict == "recorded"
+
+
+@pytest.mark.parametrize(
+    ("again", "verdict"), [("sale R1 -9", "repeated"), ("sale R1 -9.00", "updated")]
+)
+def test_a_refund_takes_back_once_more_what_came_back_where_its_words_are_new(
+    receiver_with: ReceiverWith, again: str, verdict: str
+) -> None:
+    client = receiver_with(unreject="yes")
+    prepare(client, NO_REBILLS, ["sale T1 9", "sale R1 -9", "sale T1"])
+    assert [c.status for c in client.conversions("c1")] == ["sale"]
+
+    assert client.send(words(again)).verdict == verdict
 
 
 def test_the_same_refund_of_another_click_is_not_known(client: Client) -> None:
@@ -1021,6 +1062,7 @@ def test_identical_parked_postbacks_count_once_against_the_hundred(client: Clien
     for number in range(1, 105):
         client.send(f"subid=c1&status=lead&tid=L{number}")
         client.send("subid=c1&status=lead&tid=T0")
+        client.send("subid=c1&status=lead&tid=T0")
 
     client.click("c1")
 
@@ -1031,13 +1073,33 @@ def test_identical_parked_postbacks_count_once_against_the_hundred(client: Clien
     assert {row["conversion_id"] for row in settled[:150]} == {client.conversions("c1")[0].id}
     assert [row["settled_verdict"] for row in settled[:150]] == ["recorded"] + ["repeated"] * 149
     # The sale, the lead of the same tid and 98 others are the hundred.
-    leads, same = settled[150::2], settled[151::2]
+    copies = {row["settled_reason"] for row in settled[1:150]}
+    assert copies == {"the very same was parked before it"}
+    leads, same = settled[150::3], settled[151::3] + settled[152::3]
     assert {row["settled_verdict"] for row in same} == {"refused"}
     assert {row["settled_reason"] for row in same} == {
         "the conversion is sale and cannot become lead"
     }
     is_judged = ["more than 100 different" not in row["settled_reason"] for row in leads]
     assert is_judged == [True] * 98 + [False] * 6
+
+
+def test_the_copies_of_a_parked_postback_are_told_apart_from_what_was_judged(
+    client: Client,
+) -> None:
+    for query in ("payout=5", "payout=5", "status=lead", "status=lead", "payout=5"):
+        client.send(f"subid=c1&{query}")
+
+    client.click("c1")
+
+    settled = client.rows("SELECT settled_verdict, settled_reason FROM postbacks ORDER BY id")
+    assert [tuple(row.values()) for row in settled] == [
+        ("recorded", "the first conversion of the click, as sale"),
+        ("repeated", "the very same was parked before it"),
+        ("refused", "the conversion is sale and cannot become lead"),
+        ("refused", "the conversion is sale and cannot become lead"),
+        ("repeated", "already sale, nothing changed"),
+    ]
 
 
 def test_an_identical_parked_postback_behind_another_counts_in_its_order(

@@ -152,17 +152,26 @@ def test_unsetting_a_wrong_rate_converts_at_the_fetched_one(
     assert [(c.payout, c.rate_source) for c in tracker.conversions()] == [("54000", "ecb")]
 
 
+def add_large(client: Client, number: int) -> None:
+    """Add conversions whose amounts are too large for a wrong rate."""
+    client.write(
+        "INSERT INTO conversions (click_id, tid, status, amount_micros, currency, amount_day,"
+        " created_at, updated_at)"
+        " WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)"
+        " SELECT 1, i, 'rebill', 900000000000000, 'IDR', '2026-03-02', ?2, ?2 FROM n",
+        *(number, utc_text(datetime.now(UTC))),
+    )
+
+
 def test_however_many_are_too_large_they_keep_no_other_waiting(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     number = booking.WAITING_AT_ONCE + 10
+    add_large(tracker, number)
     tracker.write(
         "INSERT INTO conversions (click_id, tid, status, amount_micros, currency, amount_day,"
-        " created_at, updated_at)"
-        " WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)"
-        " SELECT 1, i, 'rebill', iif(i <= ?2, 900000000000000, 1000000), 'IDR', '2026-03-02',"
-        " ?3, ?3 FROM n",
-        *(number + 1, number, utc_text(datetime.now(UTC))),
+        " created_at, updated_at) VALUES (2, 't', 'sale', 1000000, 'IDR', '2026-03-02', ?1, ?1)",
+        utc_text(datetime.now(UTC)),
     )
 
     wrong = call(tracker, capsys, "rates", "set", "IDR", "16000")
@@ -173,6 +182,19 @@ def test_however_many_are_too_large_they_keep_no_other_waiting(
     assert unset.status == 0
     assert f"waited for a rate: {number}." in right.out
     assert [c for c in tracker.conversions() if c.payout is None] == []
+
+
+def test_unsetting_converts_more_than_a_batch(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = booking.WAITING_AT_ONCE * 2 + 1
+    add_rate(tracker, "IDR", "0.00006", "ecb", days_ago=1)
+    call(tracker, capsys, "rates", "set", "IDR", "16000", "--force")
+    add_large(tracker, number)
+
+    call(tracker, capsys, "rates", "unset", "IDR")
+
+    assert {c.payout for c in tracker.conversions()} == {"54000"}
 
 
 def find_messages(

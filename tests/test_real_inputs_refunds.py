@@ -225,6 +225,21 @@ def test_lines_of_corrections_are_taken_whatever_the_offer_allows(
     assert add_up(tracker, capsys)["revenue"] == revenue
 
 
+def test_explain_says_that_a_sale_was_refused_before(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for query in ("payout=10&tid=T1", "payout=5&tid=T2", "payout=-10&tid=r"):
+        tracker.send(f"subid=C1&{query}")
+
+    known, new = (
+        call(tracker, capsys, "explain", f"subid=C1&{query}", "--json").objects[0]
+        for query in ("payout=5&tid=T2", "payout=5&tid=T2&at=2")
+    )
+
+    assert (known["verdict"], new["verdict"]) == ("refused", "recorded")
+    assert known["reason"].startswith("this very postback came before and was refused")
+
+
 def test_explain_says_that_a_refund_came_before(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -269,6 +269,25 @@ def test_received_postbacks_are_only_appended_to(db: Storage) -> None:
         db.db.execute("UPDATE postbacks SET verdict = 'recorded'")
 
 
+@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12), st.integers(1, 4))
+def test_a_flood_of_parked_postbacks_is_read_as_a_few_are(
+    tmp_path_factory: pytest.TempPathFactory, queries: list[str], different: int
+) -> None:
+    with open_database(tmp_path_factory.mktemp("parked") / "postback.db", "USD") as db:
+        with db.transaction():
+            for query in queries:
+                parked = (Verdict.PARKED, "no click", "[]", None, None)
+                db.add_postback(
+                    PostbackRow(NOW_TEXT, "http", "GET", None, query, "c1", "", None, *parked)
+                )
+
+        few = db.find_parked("c1", len(queries), 100)
+        many = db.find_parked("c1", different, 100)
+
+    taken = list(dict.fromkeys(queries))[:different]
+    assert many == [row for row in few if row.query in taken]
+
+
 PLANS = [
     (storage._FIND_CLICK, "SEARCH clicks USING INDEX"),
     (
@@ -276,6 +295,7 @@ PLANS = [
         "SEARCH conversions USING INDEX sqlite_autoindex_conversions_1 (click_id=?)",
     ),
     (storage._FIND_PARKED, "SEARCH postbacks USING INDEX postbacks_parked (subid=?)"),
+    (storage._FIND_MANY_PARKED, "SEARCH postbacks USING INDEX postbacks_parked (subid=?)"),
     (storage._SETTLE_COPIES, "SEARCH postbacks USING INDEX postbacks_parked (subid=?)"),
     (storage._FIND_PAST, "SEARCH postbacks USING INDEX postbacks_by_conversion (conversion_id=?)"),
     (storage._FIND_PAST, "SEARCH postbacks USING INDEX postbacks_without_conversion (subid=?)"),
