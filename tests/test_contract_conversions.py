@@ -6,7 +6,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from conftest import NOON, Client, Conversions, ReceiverWith
+from conftest import NOON, POSTBACK_KEY, Client, Conversions, ReceiverWith
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -742,9 +742,11 @@ def test_what_the_conversions_do_not_know_is_known_by_the_log(
         client.send(words(postback))
     stands = client.snapshot()
 
+    foretold = client.request(f"/{POSTBACK_KEY}/postback?{words(again)}", method="HEAD")
     answers = [client.send(words(again)) for _ in range(2)]
 
     assert {answer.verdict for answer in answers} <= {"repeated", "refused"}
+    assert foretold.verdict == answers[0].verdict
     assert client.snapshot() == stands
     # Whether it comes while its click is known or is parked until then, is the same.
     for postback in [*before, again, again]:
