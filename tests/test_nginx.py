@@ -18,7 +18,6 @@ from live import PATIENCE_SECONDS, LiveServer, live_server, read_all, wait_until
 from tree import ROOT
 
 from durability.servers import find_free_port
-
 from worker import allow_files
 
 # Debian keeps it where an ordinary user's PATH does not look.
