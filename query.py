@@ -137,10 +137,11 @@ def read_postback(
         cost=cost,
         currency=_read_currency(fields, tracker_currency, warnings),
         lists=_read_lists(fields),
+        sub_ids=read_sub_ids(fields, warnings),
     )
     return Postback(
         incoming=incoming,
-        sub_ids=read_sub_ids(fields, warnings),
+        sub_ids=incoming.sub_ids,
         network=_read_usable(fields, "from", warnings),
         answer=_read_value(fields, "return"),
         warnings=tuple(warnings),

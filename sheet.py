@@ -21,7 +21,14 @@ KNOWN_KEYS: Mapping[str, tuple[str, ...]] = {
         "trusted_proxies",
     ),
     "db": ("path",),
-    "postback": ("unknown_subid", "park_days", "repeats", "decimal_comma"),
+    "postback": (
+        "unknown_subid",
+        "park_days",
+        "repeats",
+        "rebills",
+        "unreject",
+        "decimal_comma",
+    ),
     "rates": (
         "source",
         "ecb_url",
@@ -77,6 +84,8 @@ KEITARO_SECTIONS = frozenset({"redis", "clickhouse", "ch", "olap", "mysql", "mem
 _TAKES_WORDS = frozenset(
     {
         "decimal_comma",
+        "rebills",
+        "unreject",
         "source",
         "trusted_proxies",
         "pixel_key",

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from database import LOCK_POLL_SECONDS
 from display import Bar
 from query import quote_value
 from rates import decimal_text
+from rehearsal import LAST_REAL_ID, Rehearsal, rehearse
 from rows import utc_text
 from service import read_clock
 from statuses import Incoming, Verdict
@@ -80,7 +82,8 @@ def add_parser(subparsers: Subparsers) -> None:
         more="Lines are what Keitaro's import takes: empty fields keep their commas, those at the"
         " end may be\nmissing, no status means sale, rejected removes. A fifth field may name the"
         " currency. Each line\ngoes the way of a live postback, and what is known already is"
-        " repeated: importing a file twice\nchanges nothing more. A terminal shows the lines that"
+        " repeated: importing a file twice\nchanges nothing more. With --force lines overrule what"
+        " stands, and the history of the conversion\nsays forced. A terminal shows the lines that"
         " were not taken, a pipe all of them.\nExit status 1 where a line was not taken.",
     )
     parser.add_argument("file", metavar="FILE", help="the file; - reads standard input")
@@ -93,6 +96,15 @@ def add_parser(subparsers: Subparsers) -> None:
         help="what stands between the fields (default a comma)",
     )
     add_encoding(parser)
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="let lines move conversions as no network may (a rejected one to sale, a sale to"
+        " lead), and replace amounts that stand; look at --dry-run first",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only show what would come of it; write nothing"
+    )
     parser.add_argument("--verbose", action="store_true", help="show every line on a terminal, too")
     add_json(parser)
 
@@ -101,19 +113,32 @@ def run(args: argparse.Namespace) -> int:
     """Take the lines of a file in."""
     settings = load_keyless(args)
     delimiter = "\t" if args.delimiter == "tab" else args.delimiter
-    with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
+    with open_file(args.file) as source, ExitStack() as stack:
+        importer = _open_importer(args, settings, stack)
         csv_file = CsvFile(source, args.encoding)
         _skip_titles(csv_file, delimiter)
         reader = _build_reader(args, settings)
-        importer = LineImporter(storage, read_terms(settings), read_clock)
         with display.progress("conversions", find_size(source)) as bar:
             teller = _choose_teller(args, bar)
+            teller.is_dry = args.dry_run
             is_stopped = _take_in(csv_file, delimiter, reader, importer, teller, bar)
     teller.close()
     _say_totals(teller, is_alone=args.json)
     if teller.counts[Verdict.UNMAPPED]:
         display.complain("say what the unmapped words mean: --status-map approved=sale")
     return INTERRUPTED if is_stopped else int(teller.not_taken > 0)
+
+
+def _open_importer(
+    args: argparse.Namespace, settings: Settings, stack: ExitStack
+) -> "LineImporter":
+    terms = read_terms(settings)
+    if args.dry_run:
+        rehearsal = stack.enter_context(rehearse(settings.db_path, terms))
+        return RehearsedImporter(rehearsal, terms, read_clock, forces=args.force)
+    storage = stack.enter_context(writing(settings))
+    stack.enter_context(storage.bulk())
+    return LineImporter(storage, terms, read_clock, forces=args.force)
 
 
 def _build_reader(args: argparse.Namespace, settings: Settings) -> LineReader:
@@ -201,11 +226,19 @@ class Told(NamedTuple):
 class LineImporter:
     """Takes lines in pieces that hold the write lock for a moment each."""
 
-    def __init__(self, storage: Storage, terms: Terms, read_clock: Callable[[], datetime]) -> None:
-        """Take the database, the terms of today, and where to read the time."""
+    def __init__(
+        self,
+        storage: Storage,
+        terms: Terms,
+        read_clock: Callable[[], datetime],
+        *,
+        forces: bool = False,
+    ) -> None:
+        """Take the database, the terms of today, where to read the time, whether lines overrule."""
         self._storage = storage
         self._terms = terms
         self._read_clock = read_clock
+        self._forces = forces
         self._pieces = 0
 
     def take(self, lines: Sequence[Line]) -> Iterator[list[Told]]:
@@ -232,7 +265,9 @@ class LineImporter:
     def _keep_line(self, line: Line, at: str) -> Told:
         if line.flaw or line.postback is None:
             return Told(line, SKIPPED, line.flaw)
-        arrival = Arrival(at, "import", None, None, line.query, line.postback)
+        arrival = Arrival(
+            at, "import", None, None, line.query, line.postback, is_forced=self._forces
+        )
         outcome = booking.keep(self._storage, arrival, self._terms)
         return Told(
             line, outcome.verdict, outcome.reason.detail, outcome.warnings, outcome.conversion_id
@@ -247,6 +282,34 @@ class LineImporter:
         time.sleep(2 * LOCK_POLL_SECONDS)
 
 
+class RehearsedImporter(LineImporter):
+    """Takes lines into a copy of what they meet, which is thrown away."""
+
+    def __init__(
+        self,
+        rehearsal: Rehearsal,
+        terms: Terms,
+        read_clock: Callable[[], datetime],
+        *,
+        forces: bool = False,
+    ) -> None:
+        """Take the copy, and the rest as `LineImporter` does."""
+        super().__init__(rehearsal.storage, terms, read_clock, forces=forces)
+        self._rehearsal = rehearsal
+
+    def take(self, lines: Sequence[Line]) -> Iterator[list[Told]]:
+        """Say what would come of lines."""
+        self._rehearsal.take([line.query for line in lines if line.postback is not None])
+        booking.settle_all_due_clicks(self._storage, self._terms, self._read_clock)
+        for piece in super().take(lines):
+            yield [_without_copied_id(told) for told in piece]
+
+
+def _without_copied_id(told: Told) -> Told:
+    is_copied = told.conversion_id is not None and told.conversion_id > LAST_REAL_ID
+    return told._replace(conversion_id=None) if is_copied else told
+
+
 class Teller:
     """Counts what came of the lines, and tells it; this one tells nothing."""
 
@@ -254,6 +317,7 @@ class Teller:
         """Begin with no line."""
         self.counts: Counter[str] = Counter()
         self.last_line = 0
+        self.is_dry = False
 
     @property
     def not_taken(self) -> int:
@@ -268,6 +332,9 @@ class Teller:
 
     def say_how_far(self, why: str, bar: Bar) -> None:
         """Say where an import ended that did not come to the end."""
+        if self.is_dry:
+            bar.complain(f"{why}: nothing was written")
+            return
         last = f"the lines through {self.last_line}" if self.last_line else "no lines"
         bar.complain(
             f"{why}: {last} are in, and maybe some after; import the file again, what is in is"
@@ -365,5 +432,6 @@ def _explain(told: Told) -> str:
 def _say_totals(teller: Teller, *, is_alone: bool) -> None:
     counted = [f"{teller.counts[name]} {name}" for name in VERDICTS if teller.counts[name]]
     parts = ", ".join(counted) or "nothing in them"
-    sentence = f"{teller.counts.total()} lines: {parts}; {teller.not_taken} not taken"
+    written = "; nothing was written" if teller.is_dry else ""
+    sentence = f"{teller.counts.total()} lines: {parts}; {teller.not_taken} not taken{written}"
     display.say_beside(sentence, is_alone=is_alone)
