@@ -3,12 +3,13 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, BinaryIO
 
 import display
 from booking import read_terms
 from cells import Column, Kind
-from commands.conversion_importer import SKIPPED, LineImporter, Told
+from commands.conversion_importer import SKIPPED, LineImporter, RehearsedImporter, Told
 from commands.conversion_lines import LINE_NAMES, LineReader
 from commands.conversion_table import ConversionTable
 from commands.csv_file import find_size, open_file
@@ -24,9 +25,11 @@ from commands.line_options import (
 from commands.options import Subparsers, add_command, add_json
 from commands.table_file import Titles
 from commands.tracker import load_keyless, writing
+from config import Settings
 from display import Bar
 from odd_rows import describe_aside
 from rates import decimal_text
+from rehearsal import rehearse
 from service import read_clock
 from statuses import Incoming, Verdict
 from titles import PAYOUT
@@ -63,15 +66,25 @@ def add_parser(subparsers: Subparsers) -> None:
         " Transaction ID, Payout, Commission …)\nin any order, or given. Amounts are read as people"
         " write them ($1,234.50, 12,50 EUR, (5.40)), but for\nthose with two readings. Each line"
         " goes the way of a live postback, and what is known already is\nrepeated: importing a"
-        " file twice changes nothing more. A terminal shows the lines that were not\ntaken, a pipe"
-        " all of them. Exit status 1 where a line was not taken, or repeats a conversion with"
-        "\nanother amount.",
+        " file twice changes nothing more. With --force lines overrule what stands,\nand the"
+        " history of the conversion says forced. A terminal shows the lines that were not taken,"
+        " a\npipe all of them. Exit status 1 where a line was not taken, or repeats a conversion"
+        " with another\namount.",
     )
     parser.add_argument("file", metavar="FILE", help="the file; - reads standard input")
     add_line_options(parser)
     parser.add_argument("--network", metavar="NAME", help="the network's name, kept with them")
     add_column_options(parser, LINE_NAMES)
     add_shape_options(parser)
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="let lines move conversions as no network may (a rejected one to sale, a sale to"
+        " lead), and replace amounts that stand; look at --dry-run first",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only show what would come of it; write nothing"
+    )
     parser.add_argument("--verbose", action="store_true", help="show every line on a terminal, too")
     add_json(parser)
 
@@ -79,14 +92,15 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Take the lines of a file in."""
     settings = load_keyless(args)
-    with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
+    with open_file(args.file) as source, ExitStack() as stack:
+        importer = _open_importer(args, settings, stack)
         table = _open_table(source, args)
         reader = build_reader(args, settings, table.columns, args.network)
         reader.amounts.learn(table.look_through(PAYOUT))
-        importer = LineImporter(storage, read_terms(settings), read_clock)
         with display.progress("conversions", find_size(source)) as bar:
             _tell_columns(table, bar)
             teller = _choose_teller(args, bar)
+            teller.is_dry = args.dry_run
             is_stopped = _take_in(table, reader, importer, teller, bar)
     teller.close()
     if aside := describe_aside(table.aside):
@@ -95,6 +109,16 @@ def run(args: argparse.Namespace) -> int:
     if teller.counts[Verdict.UNMAPPED]:
         display.complain("say what the unmapped words mean: --status-map approved=sale")
     return INTERRUPTED if is_stopped else int(teller.not_taken > 0)
+
+
+def _open_importer(args: argparse.Namespace, settings: Settings, stack: ExitStack) -> LineImporter:
+    terms = read_terms(settings)
+    if args.dry_run:
+        rehearsal = stack.enter_context(rehearse(settings.db_path, terms))
+        return RehearsedImporter(rehearsal, terms, read_clock, forces=args.force)
+    storage = stack.enter_context(writing(settings))
+    stack.enter_context(storage.bulk())
+    return LineImporter(storage, terms, read_clock, forces=args.force)
 
 
 def _open_table(source: BinaryIO, args: argparse.Namespace) -> ConversionTable:
@@ -150,6 +174,7 @@ class Teller:
         self.last_line = 0
         # How many lines changed nothing and should have.
         self.not_taken = 0
+        self.is_dry = False
 
     def tell(self, piece: Sequence[Told]) -> None:
         """Tell what came of lines that are on disk."""
@@ -160,6 +185,9 @@ class Teller:
 
     def say_how_far(self, why: str, bar: Bar) -> None:
         """Say where an import ended that did not come to the end."""
+        if self.is_dry:
+            bar.complain(f"{why}: nothing was written")
+            return
         last = f"the lines through {self.last_line}" if self.last_line else "no lines"
         bar.complain(
             f"{why}: {last} are in, and maybe some after; import the file again, what is in is"
@@ -257,5 +285,6 @@ def _explain(told: Told) -> str:
 def _say_totals(teller: Teller, *, is_alone: bool) -> None:
     counted = [f"{teller.counts[name]} {name}" for name in VERDICTS if teller.counts[name]]
     parts = ", ".join(counted) or "nothing in them"
-    sentence = f"{teller.counts.total()} lines: {parts}; {teller.not_taken} not taken"
+    written = "; nothing was written" if teller.is_dry else ""
+    sentence = f"{teller.counts.total()} lines: {parts}; {teller.not_taken} not taken{written}"
     display.say_beside(sentence, is_alone=is_alone)

@@ -11,6 +11,7 @@ from booking import Arrival, Outcome, Terms
 from commands.conversion_lines import Line
 from database import LOCK_POLL_SECONDS
 from rates import decimal_text
+from rehearsal import LAST_REAL_ID, Rehearsal
 from rows import utc_text
 from statuses import Incoming, Verdict
 from storage import Storage
@@ -46,11 +47,19 @@ class Told(NamedTuple):
 class LineImporter:
     """Takes lines in pieces that hold the write lock for a moment each."""
 
-    def __init__(self, storage: Storage, terms: Terms, read_clock: Callable[[], datetime]) -> None:
-        """Take the database, the terms of today, and where to read the time."""
+    def __init__(
+        self,
+        storage: Storage,
+        terms: Terms,
+        read_clock: Callable[[], datetime],
+        *,
+        forces: bool = False,
+    ) -> None:
+        """Take the database, the terms of today, where to read the time, whether lines overrule."""
         self._storage = storage
         self._terms = terms
         self._read_clock = read_clock
+        self._forces = forces
         self._pieces = 0
 
     def take(self, lines: Sequence[Line]) -> Iterator[list[Told]]:
@@ -77,7 +86,9 @@ class LineImporter:
     def _keep_line(self, line: Line, at: str) -> Told:
         if line.flaw or line.postback is None:
             return Told(line, SKIPPED, line.flaw, is_taken=False)
-        arrival = Arrival(at, "import", None, None, line.query, line.postback)
+        arrival = Arrival(
+            at, "import", None, None, line.query, line.postback, is_forced=self._forces
+        )
         outcome = booking.keep(self._storage, arrival, self._terms)
         return Told(
             line,
@@ -108,6 +119,34 @@ class LineImporter:
             self._storage.checkpoint()
         # Those who wait look every LOCK_POLL_SECONDS: without a pause we would win every time.
         time.sleep(2 * LOCK_POLL_SECONDS)
+
+
+class RehearsedImporter(LineImporter):
+    """Takes lines into a copy of what they meet, which is thrown away."""
+
+    def __init__(
+        self,
+        rehearsal: Rehearsal,
+        terms: Terms,
+        read_clock: Callable[[], datetime],
+        *,
+        forces: bool = False,
+    ) -> None:
+        """Take the copy, and the rest as `LineImporter` does."""
+        super().__init__(rehearsal.storage, terms, read_clock, forces=forces)
+        self._rehearsal = rehearsal
+
+    def take(self, lines: Sequence[Line]) -> Iterator[list[Told]]:
+        """Say what would come of lines."""
+        self._rehearsal.take([line.query for line in lines if line.postback is not None])
+        booking.settle_all_due_clicks(self._storage, self._terms, self._read_clock)
+        for piece in super().take(lines):
+            yield [_without_copied_id(told) for told in piece]
+
+
+def _without_copied_id(told: Told) -> Told:
+    is_copied = told.conversion_id is not None and told.conversion_id > LAST_REAL_ID
+    return told._replace(conversion_id=None) if is_copied else told
 
 
 def _is_taken(outcome: Outcome) -> bool:

@@ -263,7 +263,9 @@ def _tell_bounds(comparison: Comparison, span: Span | None, *, takes_over: bool)
     if counts[UNMAPPED]:
         display.complain("say what the unmapped words mean: --status-map approved=sale")
     if (counts[AMOUNT] or counts[CURRENCY]) and not takes_over:
-        display.complain('an amount that stands is replaced with repeats = "update" only')
+        display.complain(
+            'an amount that stands is replaced with repeats = "update" or `import --force` only'
+        )
 
 
 def _say_totals(comparison: Comparison, *, is_alone: bool) -> None:

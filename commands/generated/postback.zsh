@@ -225,6 +225,8 @@ _shtab_postback_import_options=(
   "--skip-lines[pass N lines over before anything is read]:N:"
   "--sheet[the sheet of a workbook (default\: the one with titles)]:NAME:"
   "--encoding[the file\'s encoding, such as windows-1251 (default UTF-8)]:encoding:"
+  "--force[let lines move conversions as no network may (a rejected one to sale, a sale to lead), and replace amounts that stand\; look at --dry-run first]"
+  "--dry-run[only show what would come of it\; write nothing]"
   "--verbose[show every line on a terminal, too]"
   "--json[one JSON object a line, for scripts]"
   ":the file\; - reads standard input:_files"
@@ -358,6 +360,7 @@ _shtab_postback_rates_recompute_defaults_added=0
 _shtab_postback_rates_set_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
+  "--force[set it even where it looks like a slip]"
   ":such as EUR:"
   ":such as 1.0876:"
 )
@@ -438,6 +441,7 @@ _shtab_postback_replay_options=(
   "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
   "*--set[put them through with this parameter, in place of any that came under the name\; an empty VALUE takes it away\: --set sale_status\=approved,paid]:NAME=VALUE:"
   "*--rename[read what came as OLD as NEW, in place of any NEW that came\; postbacks without OLD stay as they are\: --rename aff_sub\=subid]:OLD=NEW:"
+  "--force[let them move conversions as no network may (a rejected one to sale, a sale to lead), with their amounts\; look at --dry-run first]"
   "--dry-run[only show what would come of it\; write nothing]"
   "--totals[show only how many of each]"
   "--json[one JSON object a line, for scripts]"
