@@ -1,5 +1,6 @@
 """Amounts and currencies as senders write them: read where they have one meaning, else said."""
 
+import json
 from decimal import Decimal
 from urllib.parse import quote
 
@@ -8,9 +9,11 @@ from conftest import NOON, POSTBACK_KEY, Client, ReceiverWith
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cli
 import storage
 from currencies import CODES, ISO_CODES
 from rates import read_amount, read_currency
+from statuses import Rule
 from wire_amounts import read_wire_amount
 
 
@@ -242,3 +245,19 @@ def test_a_head_says_what_a_get_would_say_of_a_currency(tracker: Client) -> None
     asked, sent = tracker.request(url, "HEAD"), tracker.get(url)
 
     assert asked.reason == sent.reason == "warnings: 1, see the log"
+
+
+def test_explain_names_the_rule_for_a_currency_that_is_known_no_more(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tracker.directory / "config.ini.php")
+    for words in (("set", "MYCOIN", "2"), ("unset", "MYCOIN")):
+        assert cli.main(["rates", *words, "--config", config]) == 0
+        tracker.send("subid=C1&payout=10&currency=MYCOIN")
+    capsys.readouterr()
+
+    query = "subid=C1&payout=-10&currency=MYCOIN"
+    assert cli.main(["explain", query, "--json", "--config", config]) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rule"], told["verdict"]) == (Rule.REPEATED.value, "repeated")
