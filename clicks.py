@@ -21,6 +21,7 @@ from rows import SUB_ID_NAMES, ClickRow, utc_text
 from statuses import COST_MODELS, ID_MAX_CHARACTERS
 
 _NO_SUBID = "The click id is missing: send it as subid=."
+NO_QUESTION_MARK = "The ? between the address and its parameters is missing: put it after click."
 _LONG_SUBID = f"The click id is longer than {ID_MAX_CHARACTERS} characters: send a shorter one."
 
 _UNIX_SECONDS = re.compile(r"[0-9]{9,11}(?:\.[0-9]{1,6})?")

@@ -9,6 +9,8 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from raw_text import read_text
+
 Row = dict[str, Any]
 
 # Some ten milliseconds of reading.
@@ -33,6 +35,8 @@ POSTBACK_NAMES = (
     "settled_verdict",
     "settled_reason",
     "replay_of",
+    "body",
+    "body_type",
 )
 CONVERSION_NAMES = (
     "id",
@@ -163,7 +167,11 @@ def where_sql(wanted: Wanted) -> str:
 def read_row(listing: Listing, row: Sequence[Any]) -> Row:
     """Give a row of a listing by name."""
     return {
-        name: json.loads(value) if name in _JSON_NAMES else value
+        name: json.loads(value)
+        if name in _JSON_NAMES
+        else read_text(value)
+        if isinstance(value, bytes)
+        else value
         for name, value in zip(listing.names, row, strict=True)
     }
 

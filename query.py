@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote_to_bytes
 from currencies import settle_currency
 from macros import is_macro, is_nothing
 from near_names import NEAR_NAMES, STATUS_WORDS, find_near_names
+from nested_names import find_in_json, list_in_json, spell_nested
 from rates import read_currency
 from raw_text import give_bytes, has_stand_ins, read_text, show_text
 from rows import SUB_ID_NAMES
@@ -46,6 +47,7 @@ KNOWN_NAMES = (
     *LIST_NAMES,
     "return",
     "from",
+    "external_id",
 )
 
 _KNOWN_NAMES = frozenset(KNOWN_NAMES)
@@ -75,6 +77,7 @@ class Postback(NamedTuple):
     incoming: Incoming
     sub_ids: Mapping[str, str] = {}
     network: str | None = None
+    external_id: str | None = None
     answer: str | None = None
     warnings: tuple[str, ...] = ()
     # What the answer says as well, for it quotes nothing that was sent.
@@ -210,6 +213,7 @@ def read_postback(
         incoming=incoming,
         sub_ids=incoming.sub_ids,
         network=network,
+        external_id=_read_usable(fields, "external_id", warnings),
         answer=_read_value(fields, "return"),
         warnings=tuple(warnings),
         notices=notices,
@@ -309,6 +313,11 @@ def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> 
     return text
 
 
+def says_all_of(stored: str, query: str, body: str) -> bool:
+    """Tell whether `store_query` left nothing of a body out."""
+    return not query or stored.count("&") == query.count("&") + body.count("&") + 1
+
+
 def _leave_out_named(body: str, query: str) -> list[str]:
     """List the parameters of a body that a query does not name; unread ones as they came."""
     named = {name for name, value in read_fields(query).items() if value.strip(PHP_WHITE_SPACE)}
@@ -336,21 +345,68 @@ def mend_query(query: str, renames: Mapping[str, str], values: Mapping[str, str]
     """Rename parameters of a stored query (old: new) and give others a value; the rest stays.
 
     Where a parameter that came with a value gets a new name, what came under that one goes. An
-    empty value takes a parameter away.
+    empty value takes a parameter away. An old name may be that of a nested field, and lead into
+    JSON that is the value of a field.
     """
-    fields = read_fields(query)
+    pairs = query.split("&") if query else []
+    names = _spell_names(pairs, renames)
+    fields = _read_named(pairs, names)
     moved = {old: new for old, new in renames.items() if _read_value(fields, old) is not None}
-    gone = {*moved.values(), *values}
+    dug_up = {
+        new: value
+        for old, new in renames.items()
+        if old not in moved and (value := find_in_json(fields, old)) is not None
+    }
+    gone = {*moved.values(), *dug_up, *values}
     parts = []
-    for pair in query.split("&") if query else ():
-        name, _, value = pair.partition("=")
-        php_name = _read_name(name)
-        if php_name in moved and moved[php_name] not in values:
-            parts.append(f"{moved[php_name]}={value}")
-        elif php_name not in moved and php_name not in gone:
+    for name, pair in zip(names, pairs, strict=True):
+        if name in moved and moved[name] not in values:
+            parts.append(f"{moved[name]}={pair.partition('=')[2]}")
+        elif name not in moved and name not in gone:
             parts.append(pair)
-    new = [f"{name}={quote(value, safe='')}" for name, value in values.items() if value]
+    new = [
+        f"{name}={quote(give_bytes(value), safe='')}"
+        for name, value in {**dug_up, **values}.items()
+        if value
+    ]
     return _add_pairs("&".join(parts), new)
+
+
+def has_field(query: str, name: str) -> bool:
+    """Tell whether a stored query has a field that `mend_query` finds under a name."""
+    pairs = query.split("&") if query else []
+    fields = _read_named(pairs, _spell_names(pairs, [name]))
+    return _read_value(fields, name) is not None or find_in_json(fields, name) is not None
+
+
+def list_field_names(query: str) -> list[str]:
+    """List the names of a stored query's fields, nested ones too, as `mend_query` takes them."""
+    pairs = query.split("&") if query else []
+    fields = _read_named(pairs, _spell_names(pairs, ["["]))
+    return [*fields, *(name for field in fields for name in list_in_json(field, fields[field]))]
+
+
+def _spell_names(pairs: Sequence[str], wanted: Iterable[str]) -> list[str]:
+    """Give each pair's name; that of a nested field only where one is wanted."""
+    raw_names = [pair.partition("=")[0] for pair in pairs]
+    names = list(map(_read_name, raw_names))
+    if any("[" in name for name in wanted):
+        numbers: dict[str, int] = {}
+        for place, raw in enumerate(raw_names):
+            if raw and not names[place]:
+                names[place] = spell_nested(_decode(raw, ""), numbers)
+    return names
+
+
+def _read_named(pairs: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Read values by the names of their pairs, by the rules of `read_fields`."""
+    fields: dict[str, str] = {}
+    came = ((name, pair) for name, pair in zip(names, pairs, strict=True) if pair)
+    for name, pair in islice(came, MAX_INPUT_VARS):
+        value = _decode_value(pair.partition("=")[2], "")
+        if name and (name not in fields or value.strip(PHP_WHITE_SPACE)):
+            fields[name] = value
+    return fields
 
 
 def trim(value: str) -> str:

@@ -42,7 +42,10 @@ class ClickRow(NamedTuple):
 
 
 class PostbackRow(NamedTuple):
-    """A postback on its way into the log; the fields are the columns."""
+    """A postback on its way into the log; the fields are the columns.
+
+    `body` is what came as a body and does not stand in the query.
+    """
 
     received_at: str
     source: str
@@ -58,6 +61,8 @@ class PostbackRow(NamedTuple):
     conversion_id: int | None
     network: str | None
     replay_of: int | None = None
+    body: bytes | None = None
+    body_type: str | None = None
 
 
 class Again(NamedTuple):

@@ -145,6 +145,15 @@ class Storage(Database):
             f"UPDATE clicks SET sub_ids = {patched} WHERE id = ?", (to_json(sub_ids), click_id)
         )
 
+    def set_external_id(
+        self, click_id: int, external_id: str, *, only_missing: bool = False
+    ) -> None:
+        """Replace the traffic source's own id of a click, or only add it where it is not known."""
+        kept = " AND external_id IS NULL" if only_missing else ""
+        self.db.execute(
+            f"UPDATE clicks SET external_id = ? WHERE id = ?{kept}", (external_id, click_id)
+        )
+
     # Conversions
 
     def add_conversion(self, click: KnownClick, values: Mapping[str, Any]) -> int:
