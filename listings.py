@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from raw_text import read_text
+from schema import decimal_sql
 
 Row = dict[str, Any]
 
@@ -69,6 +70,10 @@ CLICK_NAMES = (
     "cost_model",
     "sub_ids",
     "created_at",
+    "external_id",
+    "source",
+    "cost",
+    "cost_currency",
 )
 
 # Kept as JSON text in the database.
@@ -213,6 +218,10 @@ CLICKS = Listing(
         "clicks.cost_model",
         "sub_ids",
         "created_at",
+        "external_id",
+        "source",
+        f"CASE WHEN click_cost_micros IS NOT NULL THEN {decimal_sql('click_cost_micros')} END",
+        "click_cost_currency",
     ),
     tables="clicks LEFT JOIN campaigns ON campaigns.id = campaign_id"
     " LEFT JOIN offers ON offers.id = offer_id",

@@ -381,7 +381,8 @@ def _job_of(environ: Environ, orders: Orders, arrival: Arrival) -> Job[Outcome]:
 
 def _read_click(environ: Environ, turn: Turn, orders: Orders) -> Answer | Pending:
     sent = _read_sent(environ, orders)
-    reading = clicks.read_request(sent.fields)
+    terms = orders.terms
+    reading = clicks.read_request(sent.fields, terms.currency, decimal_comma=terms.decimal_comma)
     if _NO_QUESTION_MARK in environ:
         reading = reading._replace(row=None, flaw=clicks.NO_QUESTION_MARK)
     reasons = _reason_headers((*sent.warnings, *reading.warnings))

@@ -6,6 +6,7 @@ percent escapes are read was measured with PHP 8.2 (`tests/test_query.py` holds 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
@@ -594,6 +595,27 @@ def _settle_marks(
             )
             cost = _NO_AMOUNT
     return currency, cost
+
+
+def read_cost(
+    fields: Mapping[str, str],
+    warnings: list[str],
+    *,
+    tracker_currency: str,
+    decimal_comma: bool = False,
+) -> tuple[Decimal, str] | tuple[None, None]:
+    """Read what a click cost, and in which currency; neither where either is not known."""
+    cost = _read_amount(fields, ("cost",), warnings, decimal_comma=decimal_comma)
+    if cost.amount is None:
+        return None, None
+    currency = _read_currency(fields, warnings)
+    if cost.mark:
+        currency, _ = _settle_marks(_NO_AMOUNT, cost, currency, tracker_currency, warnings)
+    currency = tracker_currency if currency == "" else currency
+    if currency is None:
+        warnings.append("cost counts as not sent: its currency is not known")
+        return None, None
+    return cost.amount, currency
 
 
 def _read_mark(

@@ -31,7 +31,7 @@ class KnownClick(NamedTuple):
 
 
 class ClickRow(NamedTuple):
-    """A click on its way in; None changes nothing that stands."""
+    """A click on its way in; None changes nothing that stands. `currency` is that of the cost."""
 
     subid: str
     campaign: str | None = None
@@ -39,6 +39,10 @@ class ClickRow(NamedTuple):
     clicked_at: str | None = None
     cost_model: str | None = None
     sub_ids: Mapping[str, str] = {}
+    external_id: str | None = None
+    source: str | None = None
+    cost: Decimal | None = None
+    currency: str | None = None
 
 
 class PostbackRow(NamedTuple):

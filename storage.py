@@ -22,7 +22,7 @@ from database import (
     describe_trouble,
     open_connection,
 )
-from rates import Rate, decimal_text, from_micros
+from rates import Rate, decimal_text, from_micros, to_micros
 from rows import (
     CONVERSION_COLUMNS,
     Again,
@@ -105,6 +105,10 @@ class Storage(Database):
                 row.cost_model,
                 sub_ids_json(row.sub_ids) if row.sub_ids else "{}",
                 now,
+                row.external_id,
+                row.source,
+                None if row.cost is None else to_micros(row.cost),
+                row.currency,
             )
             for row in rows
         ]
@@ -411,13 +415,18 @@ _FIND_CLICK = (
 
 def _put_clicks_sql(count: int) -> str:
     return f"""
-    INSERT INTO clicks (subid, campaign_id, offer_id, clicked_at, cost_model, sub_ids, created_at)
-    VALUES {", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * count)}
+    INSERT INTO clicks (subid, campaign_id, offer_id, clicked_at, cost_model, sub_ids, created_at,
+        external_id, source, click_cost_micros, click_cost_currency)
+    VALUES {", ".join([f"({', '.join('?' * 11)})"] * count)}
     ON CONFLICT (subid) DO UPDATE SET
         campaign_id = coalesce(excluded.campaign_id, campaign_id),
         offer_id = coalesce(excluded.offer_id, offer_id),
         clicked_at = coalesce(excluded.clicked_at, clicked_at),
         cost_model = coalesce(excluded.cost_model, cost_model),
+        external_id = coalesce(excluded.external_id, external_id),
+        source = coalesce(excluded.source, source),
+        click_cost_micros = coalesce(excluded.click_cost_micros, click_cost_micros),
+        click_cost_currency = coalesce(excluded.click_cost_currency, click_cost_currency),
         sub_ids = json_patch(sub_ids, excluded.sub_ids)
 """
 

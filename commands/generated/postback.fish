@@ -109,7 +109,7 @@ complete -c postback -n '_shtab_postback_using replay' -l network -x -d 'those o
 complete -c postback -n '_shtab_postback_using replay' -l since -x -d 'from this time on: 2026-01-31, 2026-01-31T12:00 (UTC unless it says +03:00), or 90m, 2h, 3d ago'
 complete -c postback -n '_shtab_postback_using replay' -l until -x -d 'before this time, written likewise; a bare date includes that whole day'
 complete -c postback -n '_shtab_postback_using replay' -l set -x -d 'put them through with this parameter, in place of any that came under the name; an empty VALUE takes it away: --set sale_status=approved,paid'
-complete -c postback -n '_shtab_postback_using replay' -l rename -x -d 'read what came as OLD as NEW, in place of any NEW that came; postbacks without OLD stay as they are: --rename aff_sub=subid'
+complete -c postback -n '_shtab_postback_using replay' -l rename -x -d 'read what came as OLD as NEW, in place of any NEW that came; postbacks without OLD stay as they are: --rename aff_sub=subid; a nested field by PHP'"'"'s name for it, within JSON that a field holds, too: --rename '"'"'order[id]=tid'"'"''
 complete -c postback -n '_shtab_postback_using replay' -l force -d 'let them move conversions as no network may (a rejected one to sale, a sale to lead), with their amounts; look at --dry-run first'
 complete -c postback -n '_shtab_postback_using replay' -l dry-run -d 'only show what would come of it; write nothing'
 complete -c postback -n '_shtab_postback_using replay' -l totals -d 'show only how many of each'

@@ -440,7 +440,7 @@ _shtab_postback_replay_options=(
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
   "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
   "*--set[put them through with this parameter, in place of any that came under the name\; an empty VALUE takes it away\: --set sale_status\=approved,paid]:NAME=VALUE:"
-  "*--rename[read what came as OLD as NEW, in place of any NEW that came\; postbacks without OLD stay as they are\: --rename aff_sub\=subid]:OLD=NEW:"
+  "*--rename[read what came as OLD as NEW, in place of any NEW that came\; postbacks without OLD stay as they are\: --rename aff_sub\=subid\; a nested field by PHP\'s name for it, within JSON that a field holds, too\: --rename \'order\[id\]\=tid\']:OLD=NEW:"
   "--force[let them move conversions as no network may (a rejected one to sale, a sale to lead), with their amounts\; look at --dry-run first]"
   "--dry-run[only show what would come of it\; write nothing]"
   "--totals[show only how many of each]"
