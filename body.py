@@ -6,10 +6,8 @@ they stand in the stored query then, and are read from there again.
 """
 
 import re
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from json_fields import decode_json, json_bytes, read_json_fields
 from masking import KeyMask
@@ -65,9 +63,12 @@ class Reading(NamedTuple):
 
 def read_body(environ: Environ, mask: KeyMask) -> Body:
     """Read a body; one that is too long, as it came or unpacked, raises TooLargeError."""
+    if _has_none(environ):
+        # As nearly every postback.
+        return NO_BODY
     raw = _take(environ)
     if not raw:
-        return Body()
+        return NO_BODY
     # Hidden before it is cut: a part of a key would be no key.
     content_type = mask.hide(environ.get("CONTENT_TYPE", "").strip())
     encoding = mask.hide(environ.get("HTTP_CONTENT_ENCODING", "").strip())
@@ -75,15 +76,22 @@ def read_body(environ: Environ, mask: KeyMask) -> Body:
     reading = Reading("") if content is None else _read_content(content, content_type)
     kept = None if reading.says_all else reading.in_utf_8 or content or raw
     return Body(
-        form=mask.hide(reading.form),
+        form=mask.hide_in_bytes(reading.form.encode("latin-1")).decode("latin-1"),
         warnings=warnings + reading.warnings,
-        kept=None if kept is None else _hide_in_bytes(kept, mask),
+        kept=None if kept is None else mask.hide_in_bytes(kept),
         content_type=read_text(content_type[:TYPE_CHARACTERS].encode("latin-1")) or None,
     )
 
 
-def _hide_in_bytes(content: bytes, mask: KeyMask) -> bytes:
-    return mask.hide(content.decode("latin-1")).encode("latin-1")
+NO_BODY = Body()
+
+
+def _has_none(environ: Environ) -> bool:
+    return (
+        not environ.get("CONTENT_LENGTH")
+        and environ["REQUEST_METHOD"] != "POST"
+        and "HTTP_TRANSFER_ENCODING" not in environ
+    )
 
 
 def _take(environ: Environ) -> bytes:
@@ -215,9 +223,12 @@ def _read_lines(content: bytes) -> Reading | None:
 
 
 def _write_form(fields: Iterable[tuple[bytes, bytes]]) -> str:
-    return "&".join(f"{_quote_name(name)}={_quote_value(value)}" for name, value in fields)
+    return "&".join(f"{_escape(name)}={_escape(value)}" for name, value in fields)
 
 
-# What may stand in a query as it is, and is easier to read so.
-_quote_name: Callable[[bytes], str] = partial(quote, safe="[]")
-_quote_value: Callable[[bytes], str] = partial(quote, safe=",:/@")
+def _escape(text: bytes) -> str:
+    """Escape what has a meaning in a form; letters beyond ASCII are escaped where it is stored."""
+    return _MEANINGFUL.sub(lambda sign: f"%{ord(sign[0]):02X}", text.decode("latin-1"))
+
+
+_MEANINGFUL = re.compile(r"[\x00-\x20%&+=]")

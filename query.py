@@ -214,7 +214,9 @@ def read_postback(
         incoming=incoming,
         sub_ids=incoming.sub_ids,
         network=network,
-        external_id=_read_usable(fields, "external_id", warnings),
+        external_id=_read_usable(fields, "external_id", warnings)
+        if "external_id" in fields
+        else None,
         answer=_read_value(fields, "return"),
         warnings=tuple(warnings),
         notices=notices,
