@@ -53,6 +53,14 @@ READ = [
     ("payout=10 руб.", "10", "RUB", "0.1"),
     ("payout=10 RUR", "10", "RUB", "0.1"),
     ("payout=€5&currency=eur", "5", "EUR", "6.25"),
+    # D57 and others of its kind.
+    ("revenue=345&currency=usd&payout_unit=cents", "3.45", "USD", "3.45"),
+    ("payout=345&payout_unit=Cents", "3.45", "USD", "3.45"),
+    ("payout=-345&currency=EUR&payout_unit=cents", "-3.45", "EUR", "-4.3125"),
+    ("payout=€345&payout_unit=cents", "3.45", "EUR", "4.3125"),
+    ("payout=0.00005&payout_unit=cents", "0", "USD", "0"),
+    ("payout=12345678.9&payout_unit=cents", "123456.789", "USD", "123456.789"),
+    ("payout=345&payout_unit=", "345", "USD", "345"),
     # No currency stands in for an unreplaced one, but a sign does.
     ("payout=€5&currency={currency}", "5", "EUR", "6.25"),
     # D29
@@ -200,6 +208,33 @@ def test_the_sign_that_html_makes_of_a_name_is_said(tracker: Client, raw: str) -
     assert [c.amount for c in tracker.conversions("C1")] == [None]
     [warning] = tracker.postbacks()[0].warnings
     assert "is what HTML makes of '&currency'" in warning
+
+
+def test_a_payout_in_a_unit_that_nobody_knows_counts_as_not_sent(tracker: Client) -> None:
+    tracker.send("subid=C1&payout=345&cost=2&payout_unit=dimes")
+
+    assert [(c.amount, c.cost) for c in tracker.conversions("C1")] == [(None, "2")]
+    [warning] = tracker.postbacks()[0].warnings
+    assert warning.startswith("payout_unit 'dimes' is unknown, and the payout counts as not sent")
+
+
+def test_a_unit_that_was_not_replaced_is_none(tracker: Client) -> None:
+    tracker.send("subid=C1&payout=345&payout_unit={unit}")
+
+    assert [c.amount for c in tracker.conversions("C1")] == ["345"]
+    assert len(tracker.postbacks()[0].warnings) == 1
+
+
+def test_a_replay_mends_what_came_in_cents_before_the_url_said_so(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tracker.directory / "config.ini.php")
+    tracker.send("subid=C1&payout=345&tid=1")
+
+    words = ("--id", "1", "--set", "payout_unit=cents", "--force")
+    assert cli.main(["replay", *words, "--config", config]) == 0
+
+    assert [(c.amount, c.payout) for c in tracker.conversions("C1")] == [("3.45", "3.45")]
 
 
 @given(
