@@ -629,6 +629,12 @@ def test_the_pixel_and_clicks_without_their_question_mark(client: Client) -> Non
     assert [row["subid"] for row in client.rows("SELECT subid FROM clicks")] == ["C1"]
 
 
+def test_a_path_is_not_decoded_again(client: Client) -> None:
+    client.get(f"/{POSTBACK_KEY}/postback&subid=a%2541&status=lead")
+
+    assert [p.subid for p in client.postbacks()] == ["a%41"]
+
+
 def test_return_is_answered_there_too_and_head_stores_nothing(client: Client) -> None:
     path = f"/{POSTBACK_KEY}/postback&subid=C1&return=OK"
     assert client.get(path).text == "OK"

@@ -819,6 +819,10 @@ def test_any_postback_on_any_click_gets_one_decision_and_the_same_one_again(
 def test_the_past_takes_changes_away_and_brings_none(
     incoming: Incoming, click: Click | None, policy: Policy, past: Past
 ) -> None:
+    conversions = () if click is None else click.conversions
+    if all(conversion.status is not Status.REJECTED for conversion in conversions):
+        # What was taken back is rejected: such a past is none.
+        past = past._replace(took_back=False) if past else past
     decision = judge(incoming, click, policy)
 
     then = judge(incoming, click, policy, past)
