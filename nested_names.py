@@ -36,7 +36,7 @@ def spell_nested(name: str, numbers: dict[str, int]) -> str:
 
 def find_in_json(fields: Mapping[str, str], name: str) -> str | None:
     """Find `push[order][id]` in the JSON that is the value of a field `push`, or `push[order]`."""
-    for part in reversed(list(_PART.finditer(name))):
+    for part in _PART.finditer(name):
         base = name[: part.start()]
         if base in fields:
             values = dict(_name_members(base, fields[base]))

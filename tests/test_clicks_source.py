@@ -102,6 +102,7 @@ FILES = [
     ("subid,cost", "c1,1.500", (None, None, 1_500_000, "USD")),
     ("subid,external_id,cost,source", "c1,{external_id},{cost},null", (None, None, None, None)),
     ("subid,external_id,cost,source", "c1,,-,", (None, None, None, None)),
+    ("subid,external_id,source", "c1,{external_id},{source}", (None, None, None, None)),
 ]
 
 
@@ -137,6 +138,16 @@ def test_a_cost_of_a_file_that_is_none_is_told_and_the_click_comes_in(
     assert sentence in ran.err
     assert "1 clicks came in without their cost" in ran.err
     assert read(client) == (None, None, None, None)
+
+
+def test_costs_of_one_file_are_written_in_one_way(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = import_lines(client, capsys, "subid;cost", "c1;1.500", "c2;0,05")
+
+    assert ran.status == 1
+    assert "cost '1.500' is not taken: '0,05' in the same file" in ran.err
+    assert (read(client, "c1")[2], read(client, "c2")[2]) == (None, 50_000)
 
 
 def test_clicks_list_shows_them(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
