@@ -37,6 +37,7 @@ FAMILIES = {
     "rates": "rates",
     "key": "key",
     "backup": "backup",
+    "restore": "restore",
     "purge": "purge",
     "completion": "manuals",
     "man": "manuals",

@@ -68,6 +68,7 @@ FLOORS = {
     "parts": 5,
     "replaying": 5,
     "soundness": 5,
+    "restoring": 5,
     "runner": 5,
     "rehearsal": 6,
     "hints": 6,
