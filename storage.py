@@ -243,6 +243,24 @@ class Storage(Database):
         row = self.db.execute(_FIND_PAST, again._asdict()).fetchone()
         return Past(*map(bool, row))
 
+    def find_same_request(
+        self, subid: str | None, query: str, body: bytes | None, since: str
+    ) -> str | None:
+        """Tell when the first postback came that said just this, from this moment on."""
+        values = {"subid": subid, "query": query, "body": body, "since": since}
+        row = self.db.execute(_FIND_SAME_REQUEST, values).fetchone()
+        return None if row is None else row[0]
+
+    def find_click_gaps(self, click_id: int) -> frozenset[str]:
+        """Tell which columns of a click say nothing yet, by the names of a `ClickRow`."""
+        columns = self.db.execute(_FIND_CLICK_GAPS, (click_id,)).fetchone()
+        return frozenset(name for name, value in zip(_GAPS, columns, strict=True) if value is None)
+
+    def has_moved_since(self, click_id: int, moment: str) -> bool:
+        """Tell whether a conversion of the click was changed after a moment."""
+        sql = "SELECT EXISTS (SELECT 1 FROM conversions WHERE click_id = ? AND updated_at > ?)"
+        return bool(self.db.execute(sql, (click_id, moment)).fetchone()[0])
+
     def count_parked(self, subids: Iterable[str]) -> dict[str, int]:
         """Count what is parked for each of these click ids; those without are left out."""
         if self.db.execute(_FIND_ANY_PARKED).fetchone() is None:
@@ -520,6 +538,25 @@ _FIND_PAST = f"""
             AND (query = :query OR (tid = :tid AND tid <> '') OR id = :original_id)
             AND conversion_id IN (
                 SELECT id FROM conversions WHERE click_id = :click_id AND status = 'rejected'))
+"""
+
+_GAPS = ("campaign", "offer", "clicked_at", "cost_model", "external_id", "source", "cost")
+_FIND_CLICK_GAPS = """
+    SELECT campaign_id, offer_id, clicked_at, cost_model, external_id, source, click_cost_micros
+    FROM clicks WHERE id = ?
+"""
+
+_FIND_SAME_REQUEST = """
+    SELECT received_at FROM (
+        SELECT received_at, query, body FROM postbacks WHERE conversion_id IN (
+            SELECT conversions.id FROM conversions JOIN clicks ON clicks.id = click_id
+            WHERE clicks.subid = :subid)
+        UNION ALL
+        SELECT received_at, query, body
+        FROM postbacks INDEXED BY postbacks_without_conversion
+        WHERE conversion_id IS NULL AND subid IS :subid)
+    WHERE received_at >= :since AND query = :query AND body IS :body
+    ORDER BY received_at LIMIT 1
 """
 
 _FIND_LAST_TRY = """

@@ -27,6 +27,7 @@ FLOORS = {
     "files": 0,
     "stops": 0,
     "lock_holders": 0,
+    "caught": 0,
     "near_names": 0,
     "macros": 0,
     "nested_names": 1,

@@ -81,6 +81,7 @@ class Nginx:
             ("    listen [::]:80 default_server;", ""),
             ("server 127.0.0.1:8000;", f"server {upstream};"),
             ("/var/log/nginx/access.log", str(directory / "access.log")),
+            ("/var/log/nginx/postback-caught.jsonl", str(directory / "postback-caught.jsonl")),
         )
         text = "".join(
             f"# {name}\n{(SHIPPED / name).read_text()}"

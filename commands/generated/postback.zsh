@@ -229,7 +229,10 @@ _shtab_postback_import_options=(
   "--dry-run[only show what would come of it\; write nothing]"
   "--verbose[show every line on a terminal, too]"
   "--json[one JSON object a line, for scripts]"
+  "--caught[the files are nginx\'s logs of what came while the receiver could not answer]"
+  "--park[with --caught\: keep postbacks whose click is not known, too, as the receiver does]"
   ":the file\; - reads standard input:_files"
+  "(*)::with --caught\: more of its files:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -269,7 +272,7 @@ _shtab_postback_log_options=(
   "*--verdict[only those with this verdict\; may be given several times]:verdict:(recorded updated repeated refused ignored parked unmapped invalid)"
   "--subid[only those of this click]:subid:"
   "--network[only those of the network that signs from\=NETWORK]:network:"
-  "*--source[only those that came this way\; may be given several times]:source:(http pixel import replay)"
+  "*--source[only those that came this way\; may be given several times]:source:(http pixel import replay caught)"
   "--grep[only those with this text in query, reason or warnings]:TEXT:"
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
   "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
