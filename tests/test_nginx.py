@@ -276,6 +276,8 @@ def test_each_field_that_the_receiver_asks_for_is_passed_on() -> None:
     shipped = (SHIPPED / "postback.conf").read_text()
     rooms = [*ROOT.glob("*.py"), *ROOT.glob("postbackd/**/*.py")]
     asked = {name for path in rooms for name in re.findall(r"\bHTTP_([A-Z_]+)", path.read_text())}
+    # nginx puts chunks together and writes their length.
+    asked -= {"TRANSFER_ENCODING"}
 
     assert asked >= {"COOKIE", "ACCEPT", "X_FORWARDED_FOR"}
     for name in (*asked, "CONTENT_TYPE"):
