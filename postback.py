@@ -39,6 +39,7 @@ from query import (
     read_postback,
     says_all_of,
     store_query,
+    warn_of_nested,
     warn_of_query,
 )
 from refusals import Kind
@@ -481,6 +482,8 @@ def read_arrival(environ: Environ, received_at: str, orders: Orders) -> Arrival:
     if _NO_QUESTION_MARK in environ:
         incoming = postback.incoming._replace(lacks_question_mark=True)
         postback = postback._replace(incoming=incoming)
+    if postback.incoming.subid is None and (nested := warn_of_nested(query)):
+        postback = postback._replace(warnings=postback.warnings + nested)
     if cookies and not names_click(fields):
         query = store_query(query, cookie_subid=postback.incoming.subid)
     return Arrival(

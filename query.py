@@ -70,6 +70,10 @@ PHP_WHITE_SPACE = " \t\n\r\0\x0b"
 # How much of a hostile value a warning repeats; the whole of it stands in the stored query.
 QUOTED_CHARACTERS = 64
 
+# Nested fields are looked for in what is no longer: it is only to help.
+LOOKED_THROUGH_CHARACTERS = 8192
+NAMES_SHOWN = 5
+
 _UNPRINTABLE = re.compile(r"[^!-~]")
 # Every printable ASCII character: quoting with these left alone touches nothing else.
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -378,6 +382,17 @@ def mend_query(query: str, renames: Mapping[str, str], values: Mapping[str, str]
         if value
     ]
     return _add_pairs("&".join(parts), new)
+
+
+def warn_of_nested(query: str) -> tuple[str, ...]:
+    """Name the nested fields of a query, for one that names no click."""
+    if len(query) > LOOKED_THROUGH_CHARACTERS:
+        return ()
+    names = [name for name in list_field_names(query) if "[" in name]
+    if not names:
+        return ()
+    shown = ", ".join(map(quote_value, names[:NAMES_SHOWN]))
+    return (f"fields came nested: `postback replay --rename` takes their names, such as {shown}",)
 
 
 def has_field(query: str, name: str) -> bool:

@@ -177,6 +177,18 @@ def test_the_query_beside_json_counts_first(client: Client) -> None:
     assert (made.status, made.previous_status, made.amount) == ("rejected", "sale", "10")
 
 
+def test_a_form_beside_a_query_that_says_what_words_mean(client: Client) -> None:
+    # Q01.
+    client.click("C1")
+    for status, verdict in (("1", "recorded"), ("1", "repeated"), ("2", "updated")):
+        body = f"subid=C1&tid=XX-1&payout=1.00&status={status}".encode()
+        answer = post(client, body, FORM, query="sale_status=1&rejected_status=2")
+        assert answer.verdict == verdict
+
+    [made] = client.conversions("C1")
+    assert (made.status, made.previous_status, made.amount) == ("rejected", "sale", "1")
+
+
 FORMS = [
     # D03: no type at all; D04: sendBeacon with a string.
     ("", b"subid=C1&status=lead&payout=3"),
@@ -331,17 +343,15 @@ def test_what_cannot_be_read_is_stored_as_it_came_with_a_warning(
 def test_a_body_that_says_nothing_spoils_no_query(client: Client) -> None:
     client.click("C1")
 
-    for body, content_type in (
-        (b"", FORM),
-        (b"", JSON),
-        (b"\r\n", ""),
-        (b"{}", JSON),
-        (b"x", "a/b"),
-    ):
+    bodies = [(b"", FORM), (b"", JSON), (b"\r\n", ""), (b"{}", JSON), (b"x", "a/b")]
+    for body, content_type in bodies:
         post(client, body, content_type, query="subid=C1&status=lead&payout=5")
 
     assert [c.amount for c in client.conversions("C1")] == ["5"]
     assert [p.verdict for p in client.postbacks()] == ["recorded", *["repeated"] * 4]
+    assert [len(p.warnings) for p in client.postbacks()] == [0, 0, 0, 0, 1]
+    stored = [row["body"] for row in client.rows("SELECT body FROM postbacks ORDER BY id")]
+    assert stored == [None, None, None, b"{}", b"x"]
 
 
 def test_what_unpacks_to_more_than_is_read_is_a_413(client: Client) -> None:
@@ -379,7 +389,8 @@ def test_no_more_than_the_bound_is_unpacked(client: Client) -> None:
     "body",
     [
         b'{"%s":{%s}}' % (b"k" * 30000, b",".join(b'"%d":1' % number for number in range(3000))),
-        b"[" + b"[]," * 20000 + b"[]]",
+        b'{"a":[' + b"[]," * 20000 + b"[]]}",
+        b'{"a":' * 80 + b"1" + b"}" * 80,
         b"{" + b",".join(b'"a%d":1' % number for number in range(6000)) + b"}",
         multipart(*((f'name="a{number}"', "1") for number in range(900))),
     ],
@@ -511,6 +522,25 @@ def test_replay_reaches_nested_fields(
     assert (made.status, made.amount) == ("sale", amount)
     again = run(client, capsys, "replay", "--verdict", "invalid", *words, "--json")
     assert (again.status, again.objects[0]["what"]) == (0, "left")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "name"),
+    [
+        (FORM, b"venda[src]=C1", "venda[src]"),
+        (JSON, b'{"data":{"click":"C1"}}', "data[click]"),
+        (FORM, b"push=%7B%22ref%22%3A%22C1%22%7D", "push[ref]"),
+    ],
+)
+def test_a_postback_without_click_id_names_its_nested_fields(
+    client: Client, content_type: str, body: bytes, name: str
+) -> None:
+    post(client, body, content_type)
+    post(client, body, content_type, query="subid=C1&status=lead")
+
+    first, second = client.postbacks()
+    assert f"'{name}'" in " ".join(first.warnings)
+    assert second.warnings == []
 
 
 def test_replay_says_so_when_no_field_has_such_a_name(
