@@ -22,6 +22,7 @@ from test_nginx import pytestmark as _needs_nginx
 from tree import ROOT
 
 from caught import Caught, read_lines, tag_key
+from durability.servers import find_free_port
 
 pytestmark = _needs_nginx
 
@@ -272,6 +273,34 @@ def test_what_is_over_the_limit_is_caught_and_a_body_that_was_not_read_is_told(
     assert [told["verdict"] for told in ran.objects] == [*["recorded"] * 3, "skipped"]
     assert "its body was sent and not read" in ran.objects[3]["reason"]
     assert ran.status == 1
+
+
+CURL = shutil.which("curl")
+
+
+@pytest.mark.skipif(CURL is None, reason="curl is not installed")
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_body_without_a_length_is_written_down_or_told(
+    tmp_path: Path, tracker: Path, *, is_over: bool
+) -> None:
+    """HTTP/2 says neither how long a body is nor that there is one."""
+    port = find_free_port()
+    spoken = ("#listen 443 ssl http2 default_server;", f"listen 127.0.0.1:{port} http2;")
+    limits = (("rate=500r/s", "rate=1r/m"), ("burst=5000 nodelay", "")) if is_over else ()
+    with running_nginx(tmp_path / "nginx", "127.0.0.1:1", spoken, *limits) as nginx:
+        if is_over:
+            nginx.send(write_request("/x"))
+        command = f"{CURL} -s --http2-prior-knowledge -X POST -H Content-Type:text/plain -T -"
+        address = f"http://127.0.0.1:{port}/{KEY_IN_URL}/postback?subid=c1"
+        # Over the limit nginx takes no more of it, which curl calls an error.
+        subprocess.run([*command.split(), address], input=b"payout=7", check=False)
+        wait_until(lambda: nginx.read_log(LOG).count("\n") == 1, "the line of the log")
+
+        [told] = import_caught(tracker, nginx).objects
+
+    assert (told["verdict"], told.get("amount")) == (
+        ("skipped", None) if is_over else ("recorded", "7")
+    )
 
 
 def import_caught(tracker: Path, nginx: Nginx) -> Ran:
