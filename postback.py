@@ -263,7 +263,7 @@ def _find_answer(
 # network made of it may be cut or glued anywhere, so that it is written down and books nothing.
 _MISADDRESSED = re.compile(
     rb"/(?P<key>.+?)/(?P<name>postback(?:\.gif)?|click)"
-    rb"(?:/?(?:[&?;]|%3[Ff]|%26)|/?(?=[A-Za-z_][\w.\[\]-]*=))(?P<query>.*)",
+    rb"(?:/?(?:[&?]|%3[Ff]|%26)|/?(?=[A-Za-z_][\w.\[\]-]*=))(?P<query>.*)",
     re.DOTALL | re.ASCII,
 )
 # Stands in the environ of such a request.
