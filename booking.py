@@ -5,6 +5,7 @@ holds the transaction; nothing here commits, but for `settle_all_due_clicks`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
@@ -83,7 +84,8 @@ class Arrival(NamedTuple):
     """A postback as it came: when (`utc_text`), how (`source`), from where, and what it says.
 
     A replay is booked as received when its original was; the log says when it was put through.
-    `is_forced`: an operator overrules the rules about moves.
+    `is_forced`: an operator overrules the rules about moves. `body` is that of the request, where
+    the query does not say all of it.
     """
 
     received_at: str
@@ -95,6 +97,8 @@ class Arrival(NamedTuple):
     replay_of: int | None = None
     replayed_at: str | None = None
     is_forced: bool = False
+    body: bytes | None = None
+    body_type: str | None = None
 
 
 class Intake(NamedTuple):
@@ -132,7 +136,7 @@ def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
     """Judge a postback and write down both it and its effect."""
     arrival = arrival._replace(postback=know_currency(db, arrival.postback, terms))
     decision, known = judge_arrival(db, arrival, terms)
-    if (known is None and decision.change is not None) or (known is not None and known.is_due):
+    if _brings_click(decision, known):
         # What was parked for the click came first, and may change what this postback meets.
         _bring_click(db, known, arrival, terms)
         decision, known = judge_arrival(db, arrival, terms)
@@ -150,11 +154,27 @@ def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
 
 def preview(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
     """Say what would come of a postback, and write nothing."""
-    arrival = arrival._replace(postback=know_currency(db, arrival.postback, terms))
-    decision, _ = judge_arrival(db, arrival, terms)
+    known_arrival = arrival._replace(postback=know_currency(db, arrival.postback, terms))
+    decision, known = judge_arrival(db, known_arrival, terms)
+    if _brings_click(decision, known):
+        with suppress(_UndoneError), db.savepoint():
+            outcome = keep(db, arrival, terms)
+            raise _UndoneError
+        return outcome
+    change = decision.change
+    money = () if change is None else _price_change(db, change, known_arrival, terms)[1]
     conversion_id = None if decision.conversion is None else decision.conversion.id
-    warnings = arrival.postback.warnings + decision.warnings
+    warnings = known_arrival.postback.warnings + decision.warnings + money
     return Outcome(decision.verdict, decision.reason, warnings, conversion_id)
+
+
+def _brings_click(decision: Decision, known: KnownClick | None) -> bool:
+    """Tell whether a click is to be made, or has come, for which postbacks may be parked."""
+    return decision.change is not None if known is None else known.is_due
+
+
+class _UndoneError(Exception):
+    """What was done is to be undone."""
 
 
 def judge_arrival(
@@ -268,6 +288,9 @@ def _apply(
         _change_conversion(db, change, arrival, money)
     if change.sub_ids:
         db.patch_click_sub_ids(known.id, change.sub_ids, only_missing=change.fills)
+    external_id = arrival.postback.external_id
+    if external_id is not None:
+        db.set_external_id(known.id, external_id, only_missing=change.fills)
     return Effect(conversion_id, warnings, made_with)
 
 
@@ -385,6 +408,8 @@ def _postback_row(arrival: Arrival, outcome: Outcome) -> PostbackRow:
         conversion_id=outcome.conversion_id,
         network=arrival.postback.network,
         replay_of=arrival.replay_of,
+        body=arrival.body,
+        body_type=arrival.body_type,
     )
 
 

@@ -4,7 +4,8 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
-from typing import NamedTuple
+from decimal import Decimal
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from macros import is_macro
@@ -13,14 +14,17 @@ from query import (
     SUBID_NAMES,
     adopt_names,
     quote_value,
+    read_cost,
     read_sub_ids,
     read_subid,
     trim,
 )
+from rates import read_amount
 from rows import SUB_ID_NAMES, ClickRow, utc_text
 from statuses import COST_MODELS, ID_MAX_CHARACTERS
 
 _NO_SUBID = "The click id is missing: send it as subid=."
+NO_QUESTION_MARK = "The ? between the address and its parameters is missing: put it after click."
 _LONG_SUBID = f"The click id is longer than {ID_MAX_CHARACTERS} characters: send a shorter one."
 
 _UNIX_SECONDS = re.compile(r"[0-9]{9,11}(?:\.[0-9]{1,6})?")
@@ -40,21 +44,31 @@ class ClickReading(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def read_request(fields: Mapping[str, str]) -> ClickReading:
+def read_request(
+    fields: Mapping[str, str], tracker_currency: str, *, decimal_comma: bool = False
+) -> ClickReading:
     """Read a request's parameters, those in another case too, as a postback's are. Never raises."""
     fields, warnings = adopt_names(fields, _KNOWN_NAMES)
-    reading = read_click(fields)
+    reading = read_click(fields, UTC, tracker_currency, decimal_comma=decimal_comma)
     return reading._replace(warnings=warnings + reading.warnings) if warnings else reading
 
 
-def read_click(fields: Mapping[str, str], zone: tzinfo = UTC) -> ClickReading:
-    """Read the fields of a click; times without a zone are in `zone`. Never raises."""
+def read_click(
+    fields: Mapping[str, str], zone: tzinfo, tracker_currency: str, *, decimal_comma: bool = False
+) -> ClickReading:
+    """Read the fields of a click; times without a zone are in `zone`. Never raises.
+
+    A cost without a currency is in the tracker's.
+    """
     warnings: list[str] = []
     subid = read_subid(fields, warnings)
     if subid is None:
         return ClickReading(None, _NO_SUBID, tuple(warnings))
     if len(subid) > ID_MAX_CHARACTERS:
         return ClickReading(None, _LONG_SUBID, tuple(warnings))
+    cost, currency = read_cost(
+        fields, warnings, tracker_currency=tracker_currency, decimal_comma=decimal_comma
+    )
     row = ClickRow(
         subid=subid,
         campaign=_read_text(fields, "campaign"),
@@ -62,6 +76,10 @@ def read_click(fields: Mapping[str, str], zone: tzinfo = UTC) -> ClickReading:
         clicked_at=_read_clicked_at(fields, zone, warnings),
         cost_model=_read_cost_model(fields, warnings),
         sub_ids=read_sub_ids(fields, warnings),
+        external_id=_read_text(fields, "external_id"),
+        source=_read_text(fields, "source"),
+        cost=cost,
+        currency=currency,
     )
     return ClickReading(row, "", tuple(warnings))
 
@@ -73,11 +91,19 @@ class RowReader:
     several times as fast; everything else goes to `read_click` itself.
     """
 
-    def __init__(self, names: Sequence[str | None], zone: tzinfo = UTC) -> None:
-        """Take the name above each cell (None: a column that is left out)."""
+    def __init__(
+        self, names: Sequence[str | None], zone: tzinfo = UTC, tracker_currency: str = "USD"
+    ) -> None:
+        """Take the name above each cell (None: a column that is left out), and what is not said."""
         self._places = {name: place for place, name in enumerate(names) if name is not None}
         self._zone = zone
+        self._tracker_currency = tracker_currency
         self._texts = _Texts()
+        self._external_id = self._places.get("external_id")
+        self._source = self._places.get("source")
+        self._cost = self._places.get("cost")
+        self._currency = self._places.get("currency")
+        self._has_more = not {"external_id", "source", "cost"}.isdisjoint(self._places)
         subids = [place for name, place in self._places.items() if name in SUBID_NAMES]
         self._subid = subids[0] if len(subids) == 1 else None
         self._campaign = self._places.get("campaign")
@@ -93,7 +119,7 @@ class RowReader:
         if row is not None:
             return ClickReading(row)
         fields = {n: cells[place] for n, place in self._places.items() if place < len(cells)}
-        return read_click(fields, self._zone)
+        return read_click(fields, self._zone, self._tracker_currency)
 
     def read_plain(self, cells: Sequence[str]) -> ClickRow | None:
         """Read a row that there is nothing to say about; None where `read` has to look at it."""
@@ -118,7 +144,29 @@ class RowReader:
                 return None
         campaign = None if self._campaign is None else texts[cells[self._campaign]] or None
         offer = None if self._offer is None else texts[cells[self._offer]] or None
-        return ClickRow(subid, campaign, offer, clicked_at, None, sub_ids)
+        more = self._read_plain_more(cells) if self._has_more else ()
+        row = None
+        if more is not None:
+            row = ClickRow(subid, campaign, offer, clicked_at, None, sub_ids, *more)
+        return row
+
+    def _read_plain_more(self, cells: Sequence[str]) -> tuple[Any, ...] | None:
+        """Read the traffic source's id and name and the cost, likewise."""
+        external_id = "" if self._external_id is None else trim(cells[self._external_id])
+        source = None if self._source is None else self._texts[cells[self._source]]
+        cost = currency = None
+        if self._cost is not None and (written := cells[self._cost]):
+            cost = _read_plain_cost(written) if self._has_plain_currency(cells) else None
+            if cost is None:
+                return None
+            currency = self._tracker_currency
+        if not external_id or is_macro(external_id):
+            return None, source or None, cost, currency
+        return external_id, source or None, cost, currency
+
+    def _has_plain_currency(self, cells: Sequence[str]) -> bool:
+        said = "" if self._currency is None else self._texts[cells[self._currency]]
+        return said in {"", self._tracker_currency}
 
 
 class _Texts(dict[str, str | None]):
@@ -130,6 +178,16 @@ class _Texts(dict[str, str | None]):
         trimmed = trim(cell)
         text = self[cell] = None if is_macro(trimmed) else trimmed
         return text
+
+
+@functools.lru_cache(REMEMBERED_CELLS)
+def _read_plain_cost(text: str) -> Decimal | None:
+    """Read `0.05`, without thousands or a sign; None where it is written otherwise."""
+    return read_amount(text) if _PLAIN_COST.fullmatch(text) else None
+
+
+# Not `1.500`, which in some files is a thousand and a half.
+_PLAIN_COST = re.compile(r"(?:[0-9]+|0?\.[0-9]+|[0-9]+\.(?:[0-9]{1,2}|[0-9]{4,}))")
 
 
 def _read_plain_time(text: str) -> str | None:

@@ -9,6 +9,9 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from raw_text import read_text
+from schema import decimal_sql
+
 Row = dict[str, Any]
 
 # Some ten milliseconds of reading.
@@ -33,6 +36,8 @@ POSTBACK_NAMES = (
     "settled_verdict",
     "settled_reason",
     "replay_of",
+    "body",
+    "body_type",
 )
 CONVERSION_NAMES = (
     "id",
@@ -65,6 +70,10 @@ CLICK_NAMES = (
     "cost_model",
     "sub_ids",
     "created_at",
+    "external_id",
+    "source",
+    "cost",
+    "cost_currency",
 )
 
 # Kept as JSON text in the database.
@@ -163,7 +172,11 @@ def where_sql(wanted: Wanted) -> str:
 def read_row(listing: Listing, row: Sequence[Any]) -> Row:
     """Give a row of a listing by name."""
     return {
-        name: json.loads(value) if name in _JSON_NAMES else value
+        name: json.loads(value)
+        if name in _JSON_NAMES
+        else read_text(value)
+        if isinstance(value, bytes)
+        else value
         for name, value in zip(listing.names, row, strict=True)
     }
 
@@ -205,6 +218,10 @@ CLICKS = Listing(
         "clicks.cost_model",
         "sub_ids",
         "created_at",
+        "external_id",
+        "source",
+        f"CASE WHEN click_cost_micros IS NOT NULL THEN {decimal_sql('click_cost_micros')} END",
+        "click_cost_currency",
     ),
     tables="clicks LEFT JOIN campaigns ON campaigns.id = campaign_id"
     " LEFT JOIN offers ON offers.id = offer_id",

@@ -89,11 +89,20 @@ class KeyMask:
         if is_plain and not self._is_in(text, patterns):
             # Nearly every query ends here.
             return text
+        return self._hide_in_readings(text, _list_readings(text))
+
+    def hide_in_bytes(self, content: bytes) -> bytes:
+        """Hide keys likewise in bytes, which are read as nothing else."""
+        text = content.decode("latin-1")
+        return self._hide_in_readings(text, _undo_layers([(text, ())])).encode("latin-1")
+
+    def _hide_in_readings(self, text: str, readings: "Sequence[Reading]") -> str:
+        patterns = self._between_borders
         return _replace(
             text,
             [
                 span
-                for reading, layers in _list_readings(text)
+                for reading, layers in readings
                 if self._is_in(reading, patterns)
                 for span in _follow_back(text, layers, self._find(reading, patterns))
             ],
@@ -243,9 +252,13 @@ def _list_readings(text: str) -> list[Reading]:
 
     Each character of a reading is one byte. Beside it stand the layers that were undone for it.
     """
-    readings: list[Reading] = [(text, ())]
-    if not text.isascii():
-        readings = [(layer.undo(text), (layer,)) for layer in (_LATIN_1, _UTF_8)]
+    if text.isascii():
+        return _undo_layers([(text, ())])
+    return _undo_layers([(layer.undo(text), (layer,)) for layer in (_LATIN_1, _UTF_8)])
+
+
+def _undo_layers(readings: list[Reading]) -> list[Reading]:
+    """Add to readings those with one layer of escapes undone, and with two."""
     outermost = len(readings[0][1])
     seen = {reading for reading, _ in readings}
     # The list grows meanwhile.

@@ -67,6 +67,7 @@ _USES = (
     ),
     _Use(("cost",), "the cost", lambda postback: postback.incoming.cost),
     _Use(("from",), "the network's name", lambda postback: postback.network),
+    _Use(("external_id",), "the traffic source's id of the click", lambda p: p.external_id),
     _Use(("return",), "what to answer", lambda postback: postback.answer),
     *(
         _Use((name,), "a sub id", lambda postback: postback.sub_ids or None)

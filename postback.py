@@ -7,6 +7,7 @@ A request travels one way: read the query (`query`), judge it (`statuses`), keep
 import hmac
 import logging
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -27,7 +28,7 @@ from answers import (
     text_answer,
     unavailable_answer,
 )
-from body import BODY_LIMIT_BYTES, Body, CutShortError, Environ, TooLargeError, read_body
+from body import BODY_LIMIT_BYTES, CutShortError, Environ, read_body
 from booking import Arrival, Intake, Outcome
 from config import Settings, find_config, load
 from masking import NO_KEYS
@@ -36,7 +37,9 @@ from query import (
     read_cookies,
     read_fields,
     read_postback,
+    says_all_of,
     store_query,
+    warn_of_nested,
     warn_of_query,
 )
 from refusals import Kind
@@ -45,6 +48,7 @@ from service import Clock, Orders, Service, read_clock
 from sheet import ConfigError
 from statuses import Verdict
 from storage import Storage
+from unpacking import TooLargeError
 from writer import Job, UnavailableError
 
 LOG = logging.getLogger("postback")
@@ -234,6 +238,16 @@ def _route(environ: Environ, turn: Turn) -> Answer | Pending:
         # A 404 would tell networks that the address is wrong for good: it would lose money.
         return unavailable_answer()
     key, name = split_path(path)
+    answer = _find_answer(key, name, environ, turn, orders)
+    if answer is None and (found := _MISADDRESSED.fullmatch(path)) is not None:
+        environ = mend_address(environ)
+        answer = _find_answer(found["key"], found["name"], environ, turn, orders)
+    return answer or text_answer(HTTPStatus.NOT_FOUND, "Not found")
+
+
+def _find_answer(
+    key: bytes, name: bytes, environ: Environ, turn: Turn, orders: Orders
+) -> Answer | Pending | None:
     # Every accepted key is compared, whatever the name: the time taken tells nothing.
     held = [kind for kind, keys in orders.keys.items() if _is_among(key, keys)]
     if held:
@@ -241,7 +255,33 @@ def _route(environ: Environ, turn: Turn) -> Answer | Pending:
             if route.name == name and route.key in held:
                 turn.service.key_uses.seen[key] = turn.now
                 return _read_under_key(route, environ, turn, orders)
-    return text_answer(HTTPStatus.NOT_FOUND, "Not found")
+    return None
+
+
+# An address whose `?` is missing, is another sign, or was escaped (a path is unescaped once): what
+# follows begins with such a sign, or is `name=` at once. It is nobody's query for sure: what the
+# network made of it may be cut or glued anywhere, so that it is written down and books nothing.
+_MISADDRESSED = re.compile(
+    rb"/(?P<key>.+?)/(?P<name>postback(?:\.gif)?|click)"
+    rb"(?:/?(?:[&?]|%3[Ff]|%26)|/?(?=[A-Za-z_][\w.\[\]-]*=))(?P<query>.*)",
+    re.DOTALL | re.ASCII,
+)
+# Stands in the environ of such a request.
+_NO_QUESTION_MARK = "postback.lacks_question_mark"
+
+
+def mend_address(environ: Environ) -> Environ:
+    """Read as a query what stands in the path, where the `?` is missing."""
+    found = _MISADDRESSED.fullmatch(environ["PATH_INFO"].encode("latin-1"))
+    if found is None:
+        return environ
+    return {**environ, "QUERY_STRING": _join_query(found, environ), _NO_QUESTION_MARK: True}
+
+
+def _join_query(found: re.Match[bytes], environ: Environ) -> str:
+    """Write the path's part as the query that it was to be, with the query behind a later `?`."""
+    query = found["query"].replace(b"%", b"%25").decode("latin-1")
+    return "&".join(filter(None, (query, environ.get("QUERY_STRING", ""))))
 
 
 def _read_under_key(
@@ -275,7 +315,7 @@ def _is_among(candidate: bytes, keys: Sequence[bytes]) -> bool:
 
 
 def _read_postback(environ: Environ, turn: Turn, orders: Orders) -> Pending:
-    arrival = _read_arrival(environ, turn, orders)
+    arrival = read_arrival(environ, turn.received_at, orders)
     if arrival.postback.answer is None and _is_image_request(environ):
         return _as_pixel(environ, orders, arrival)
     returned = arrival.postback.answer
@@ -298,11 +338,11 @@ _UNUSABLE = frozenset({Verdict.INVALID, Verdict.UNMAPPED})
 
 
 def _read_pixel(environ: Environ, turn: Turn, orders: Orders) -> Pending:
-    return _as_pixel(environ, orders, _read_arrival(environ, turn, orders))
+    return _as_pixel(environ, orders, read_arrival(environ, turn.received_at, orders))
 
 
 def _read_lead_pixel(environ: Environ, turn: Turn, orders: Orders) -> Pending:
-    arrival = _read_arrival(environ, turn, orders)
+    arrival = read_arrival(environ, turn.received_at, orders)
     incoming = arrival.postback.incoming._replace(leads_only=True)
     arrival = arrival._replace(postback=arrival.postback._replace(incoming=incoming))
     return _as_pixel(environ, orders, arrival)
@@ -349,9 +389,8 @@ def _job_of(environ: Environ, orders: Orders, arrival: Arrival) -> Job[Outcome]:
 
 
 def _read_click(environ: Environ, turn: Turn, orders: Orders) -> Answer | Pending:
-    fields, _, warnings = _read_sent(environ, orders)
-    reading = clicks.read_request(fields)
-    reasons = _reason_headers((*warnings, *reading.warnings))
+    reading = read_click(environ, orders)
+    reasons = _reason_headers(reading.warnings)
     row = reading.row
     if row is None:
         return _answer_click(Verdict.INVALID, reading.flaw, reasons)
@@ -364,6 +403,16 @@ def _read_click(environ: Environ, turn: Turn, orders: Orders) -> Answer | Pendin
         lambda verdict: _answer_click(verdict, _RETURNED_BODY, reasons),
         unavailable_answer,
     )
+
+
+def read_click(environ: Environ, orders: Orders) -> clicks.ClickReading:
+    """Read what the request says about a click."""
+    sent = _read_sent(environ, orders)
+    terms = orders.terms
+    reading = clicks.read_request(sent.fields, terms.currency, decimal_comma=terms.decimal_comma)
+    if _NO_QUESTION_MARK in environ:
+        reading = reading._replace(row=None, flaw=clicks.NO_QUESTION_MARK)
+    return reading._replace(warnings=sent.warnings + reading.warnings)
 
 
 def _preview_click(db: Storage, row: ClickRow) -> Intake:
@@ -417,9 +466,10 @@ def _answer_unwell(ailment: str) -> Answer:
     return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, ailment, RETRY_AFTER)
 
 
-def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
+def read_arrival(environ: Environ, received_at: str, orders: Orders) -> Arrival:
     """Read the request into what is judged and kept."""
-    fields, query, warnings = _read_sent(environ, orders)
+    sent = _read_sent(environ, orders)
+    fields, query = sent.fields, sent.query
     cookies = _read_cookies(environ, orders)
     postback = read_postback(
         fields,
@@ -427,31 +477,55 @@ def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
         tracker_currency=orders.terms.currency,
         decimal_comma=orders.terms.decimal_comma,
     )
-    if warnings:
-        postback = postback._replace(warnings=warnings + postback.warnings)
+    if sent.warnings:
+        postback = postback._replace(warnings=sent.warnings + postback.warnings)
+    if _NO_QUESTION_MARK in environ:
+        incoming = postback.incoming._replace(lacks_question_mark=True)
+        postback = postback._replace(incoming=incoming)
+    if postback.incoming.subid is None and (nested := warn_of_nested(query)):
+        postback = postback._replace(warnings=postback.warnings + nested)
     if cookies and not names_click(fields):
         query = store_query(query, cookie_subid=postback.incoming.subid)
     return Arrival(
-        received_at=turn.received_at,
+        received_at=received_at,
         source="http",
         method=environ["REQUEST_METHOD"],
         remote_addr=_find_client(environ, orders),
         query=query,
         postback=postback,
+        body=sent.body,
+        body_type=sent.body_type,
     )
 
 
-def _read_sent(environ: Environ, orders: Orders) -> tuple[dict[str, str], str, tuple[str, ...]]:
-    """Read query and body: the fields, the two as one stored query, warnings."""
+class Sent(NamedTuple):
+    """What query and body say: the fields, the two as one query to be stored, warnings.
+
+    `body` is what of the body does not stand in that query.
+    """
+
+    fields: dict[str, str]
+    query: str
+    warnings: tuple[str, ...]
+    body: bytes | None
+    body_type: str | None
+
+
+def _read_sent(environ: Environ, orders: Orders) -> Sent:
+    """Read query and body; whatever the method, for some clients send a body with GET."""
     query = orders.mask.hide(environ.get("QUERY_STRING", ""))
-    is_post = environ["REQUEST_METHOD"] == "POST"
-    body = read_body(environ, orders.mask) if is_post else Body()
+    body = read_body(environ, orders.mask)
     # What is kept is what is read: a parked postback is read from there again.
-    stored = store_query(query, orders.mask.hide(body.form) if body.form else "")
-    return (
+    stored = store_query(query, body.form)
+    kept = body.kept
+    if kept is None and body.form and not says_all_of(stored, query, body.form):
+        kept = body.form.encode("latin-1")
+    return Sent(
         read_fields(stored, orders.terms.fallback_encoding),
         stored,
         (*body.warnings, *warn_of_query(stored)),
+        kept,
+        None if kept is None else body.content_type,
     )
 
 

@@ -6,6 +6,7 @@ percent escapes are read was measured with PHP 8.2 (`tests/test_query.py` holds 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
@@ -13,6 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 from currencies import settle_currency
 from macros import is_macro, is_nothing
 from near_names import NEAR_NAMES, STATUS_WORDS, find_near_names
+from nested_names import find_in_json, list_in_json, spell_nested
 from rates import EXACT, read_currency, round_to_micro
 from raw_text import give_bytes, has_stand_ins, read_text, show_text
 from rows import SUB_ID_NAMES
@@ -49,6 +51,7 @@ KNOWN_NAMES = (
     *LIST_NAMES,
     "return",
     "from",
+    "external_id",
 )
 
 _KNOWN_NAMES = frozenset(KNOWN_NAMES)
@@ -67,6 +70,10 @@ PHP_WHITE_SPACE = " \t\n\r\0\x0b"
 # How much of a hostile value a warning repeats; the whole of it stands in the stored query.
 QUOTED_CHARACTERS = 64
 
+# Nested fields are looked for in what is no longer: it is only to help.
+LOOKED_THROUGH_CHARACTERS = 8192
+NAMES_SHOWN = 5
+
 _UNPRINTABLE = re.compile(r"[^!-~]")
 # Every printable ASCII character: quoting with these left alone touches nothing else.
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -78,6 +85,7 @@ class Postback(NamedTuple):
     incoming: Incoming
     sub_ids: Mapping[str, str] = {}
     network: str | None = None
+    external_id: str | None = None
     answer: str | None = None
     warnings: tuple[str, ...] = ()
     # What the answer says as well, for it quotes nothing that was sent.
@@ -215,6 +223,9 @@ def read_postback(
         incoming=incoming,
         sub_ids=incoming.sub_ids,
         network=network,
+        external_id=_read_usable(fields, "external_id", warnings)
+        if "external_id" in fields
+        else None,
         answer=_read_value(fields, "return"),
         warnings=tuple(warnings),
         notices=notices,
@@ -314,6 +325,11 @@ def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> 
     return text
 
 
+def says_all_of(stored: str, query: str, body: str) -> bool:
+    """Tell whether `store_query` left nothing of a body out."""
+    return not query or stored.count("&") == query.count("&") + body.count("&") + 1
+
+
 def _leave_out_named(body: str, query: str) -> list[str]:
     """List the parameters of a body that a query does not name; unread ones as they came."""
     named = {name for name, value in read_fields(query).items() if value.strip(PHP_WHITE_SPACE)}
@@ -341,21 +357,79 @@ def mend_query(query: str, renames: Mapping[str, str], values: Mapping[str, str]
     """Rename parameters of a stored query (old: new) and give others a value; the rest stays.
 
     Where a parameter that came with a value gets a new name, what came under that one goes. An
-    empty value takes a parameter away.
+    empty value takes a parameter away. An old name may be that of a nested field, and lead into
+    JSON that is the value of a field.
     """
-    fields = read_fields(query)
+    pairs = query.split("&") if query else []
+    names = _spell_names(pairs, renames)
+    fields = _read_named(pairs, names)
     moved = {old: new for old, new in renames.items() if _read_value(fields, old) is not None}
-    gone = {*moved.values(), *values}
+    dug_up = {
+        new: value
+        for old, new in renames.items()
+        if old not in moved and (value := find_in_json(fields, old)) is not None
+    }
+    gone = {*moved.values(), *dug_up, *values}
     parts = []
-    for pair in query.split("&") if query else ():
-        name, _, value = pair.partition("=")
-        php_name = _read_name(name)
-        if php_name in moved and moved[php_name] not in values:
-            parts.append(f"{moved[php_name]}={value}")
-        elif php_name not in moved and php_name not in gone:
+    for name, pair in zip(names, pairs, strict=True):
+        if name in moved and moved[name] not in values:
+            parts.append(f"{moved[name]}={pair.partition('=')[2]}")
+        elif name not in moved and name not in gone:
             parts.append(pair)
-    new = [f"{name}={quote(value, safe='')}" for name, value in values.items() if value]
+    new = [
+        f"{name}={quote(give_bytes(value), safe='')}"
+        for name, value in {**dug_up, **values}.items()
+        if value
+    ]
     return _add_pairs("&".join(parts), new)
+
+
+def warn_of_nested(query: str) -> tuple[str, ...]:
+    """Name the nested fields of a query, for one that names no click."""
+    if len(query) > LOOKED_THROUGH_CHARACTERS:
+        return ()
+    names = [name for name in list_field_names(query) if "[" in name]
+    if not names:
+        return ()
+    shown = ", ".join(map(quote_value, names[:NAMES_SHOWN]))
+    return (f"fields came nested: `postback replay --rename` takes their names, such as {shown}",)
+
+
+def has_field(query: str, name: str) -> bool:
+    """Tell whether a stored query has a field that `mend_query` finds under a name."""
+    pairs = query.split("&") if query else []
+    fields = _read_named(pairs, _spell_names(pairs, [name]))
+    return _read_value(fields, name) is not None or find_in_json(fields, name) is not None
+
+
+def list_field_names(query: str) -> list[str]:
+    """List the names of a stored query's fields, nested ones too, as `mend_query` takes them."""
+    pairs = query.split("&") if query else []
+    fields = _read_named(pairs, _spell_names(pairs, ["["]))
+    return [*fields, *(name for field in fields for name in list_in_json(field, fields[field]))]
+
+
+def _spell_names(pairs: Sequence[str], wanted: Iterable[str]) -> list[str]:
+    """Give each pair's name; that of a nested field only where one is wanted."""
+    raw_names = [pair.partition("=")[0] for pair in pairs]
+    names = list(map(_read_name, raw_names))
+    if any("[" in name for name in wanted):
+        numbers: dict[str, int] = {}
+        for place, raw in enumerate(raw_names):
+            if raw and not names[place]:
+                names[place] = spell_nested(_decode(raw, ""), numbers)
+    return names
+
+
+def _read_named(pairs: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Read values by the names of their pairs, by the rules of `read_fields`."""
+    fields: dict[str, str] = {}
+    came = ((name, pair) for name, pair in zip(names, pairs, strict=True) if pair)
+    for name, pair in islice(came, MAX_INPUT_VARS):
+        value = _decode_value(pair.partition("=")[2], "")
+        if name and (name not in fields or value.strip(PHP_WHITE_SPACE)):
+            fields[name] = value
+    return fields
 
 
 def trim(value: str) -> str:
@@ -558,6 +632,27 @@ def _settle_marks(
             )
             cost = _NO_AMOUNT
     return currency, cost
+
+
+def read_cost(
+    fields: Mapping[str, str],
+    warnings: list[str],
+    *,
+    tracker_currency: str,
+    decimal_comma: bool = False,
+) -> tuple[Decimal, str] | tuple[None, None]:
+    """Read what a click cost, and in which currency; neither where either is not known."""
+    cost = _read_amount(fields, ("cost",), warnings, decimal_comma=decimal_comma)
+    if cost.amount is None:
+        return None, None
+    currency = _read_currency(fields, warnings)
+    if cost.mark:
+        currency, _ = _settle_marks(_NO_AMOUNT, cost, currency, tracker_currency, warnings)
+    currency = tracker_currency if currency == "" else currency
+    if currency is None:
+        warnings.append("cost counts as not sent: its currency is not known")
+        return None, None
+    return cost.amount, currency
 
 
 def _read_mark(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import booking
 from booking import BOOKED, Arrival, Outcome, Terms, reread
 from masking import NO_KEYS, KeyMask
-from query import mend_query
+from query import has_field, mend_query
 from rows import LastTry, utc_text
 from statuses import Verdict
 from storage import Storage
@@ -51,6 +51,10 @@ class Mending(NamedTuple):
     def apply(self, query: str) -> str:
         """Give the query as it is to be put through."""
         return self.mask.hide(mend_query(query, self.renames, self.values))
+
+    def find_missing(self, query: str) -> list[str]:
+        """List the old names under which a query has no field."""
+        return [old for old in self.renames if not has_field(query, old)]
 
 
 class Original(NamedTuple):

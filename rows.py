@@ -31,7 +31,7 @@ class KnownClick(NamedTuple):
 
 
 class ClickRow(NamedTuple):
-    """A click on its way in; None changes nothing that stands."""
+    """A click on its way in; None changes nothing that stands. `currency` is that of the cost."""
 
     subid: str
     campaign: str | None = None
@@ -39,10 +39,17 @@ class ClickRow(NamedTuple):
     clicked_at: str | None = None
     cost_model: str | None = None
     sub_ids: Mapping[str, str] = {}
+    external_id: str | None = None
+    source: str | None = None
+    cost: Decimal | None = None
+    currency: str | None = None
 
 
 class PostbackRow(NamedTuple):
-    """A postback on its way into the log; the fields are the columns."""
+    """A postback on its way into the log; the fields are the columns.
+
+    `body` is what came as a body and does not stand in the query.
+    """
 
     received_at: str
     source: str
@@ -58,6 +65,8 @@ class PostbackRow(NamedTuple):
     conversion_id: int | None
     network: str | None
     replay_of: int | None = None
+    body: bytes | None = None
+    body_type: str | None = None
 
 
 class Again(NamedTuple):

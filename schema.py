@@ -419,8 +419,60 @@ WHERE (payout_micros IS NULL AND currency IS NOT NULL AND amount_day IS NULL)
     OR (cost_micros IS NULL AND cost_currency IS NOT NULL AND cost_day IS NULL);
 """
 
+_SOURCES_1 = _quicken("source IN ('http', 'pixel', 'import', 'replay')")
+
+_MIGRATION_6 = f"""
+-- What came as a body and does not stand in `query`: JSON, multipart, any other type, or a form
+-- some of whose names came in the query too. Unpacked where that could be done, else as it came;
+-- without keys. Its fields, where it has any, stand in `query`. `body_type` is its Content-Type,
+-- null where none was sent. Both null for all else.
+ALTER TABLE postbacks ADD COLUMN body BLOB;
+ALTER TABLE postbacks ADD COLUMN body_type TEXT;
+
+DROP TRIGGER postbacks_are_only_appended;
+CREATE TRIGGER postbacks_are_only_appended BEFORE UPDATE OF
+    id, received_at, source, method, remote_addr, query, subid, tid, original_status, verdict,
+    reason, warnings, network, replay_of, body, body_type ON postbacks
+BEGIN
+    SELECT RAISE(ABORT, 'postbacks are only appended to');
+END;
+
+-- The traffic source's own click id, and its name. What the click cost, in a currency of its own:
+-- both null where that is not known.
+ALTER TABLE clicks ADD COLUMN external_id TEXT;
+ALTER TABLE clicks ADD COLUMN source TEXT;
+ALTER TABLE clicks ADD COLUMN click_cost_micros INTEGER;
+ALTER TABLE clicks ADD COLUMN click_cost_currency TEXT
+    CHECK ((click_cost_currency IS NULL) = (click_cost_micros IS NULL));
+
+-- A postback may be 'caught' now (by the web server, while the service was down), or an
+-- 'operator''s; a change of a conversion an 'operator''s, or 'deleted'. As in 3 only the words
+-- change.
+PRAGMA writable_schema = ON;
+{
+    _reword_table(
+        "postbacks", _SOURCES_1, f"{_SOURCES_1} OR source = 'caught' OR source = 'operator'"
+    )
+}
+{
+    _reword_table(
+        "conversion_history",
+        f"{_CHANGES_3} OR change = 'forced'",
+        f"{_CHANGES_3} OR change = 'forced' OR change = 'operator' OR change = 'deleted'",
+    )
+}
+PRAGMA writable_schema = RESET;
+"""
+
 # One script per version, in order; a script that has shipped is never edited again.
-MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4, _MIGRATION_5)
+MIGRATIONS = (
+    _MIGRATION_1,
+    _MIGRATION_2,
+    _MIGRATION_3,
+    _MIGRATION_4,
+    _MIGRATION_5,
+    _MIGRATION_6,
+)
 # From here on the tracker's row, which is written behind the scripts, has a salt of its own.
 _FIRST_WITH_SALT = 3
 

@@ -63,6 +63,21 @@ def _keys_by_kind(settings: Settings, today: date) -> dict[str, tuple[bytes, ...
     return {kind: some for kind, some in keys.items() if any(some)}
 
 
+def read_orders(settings: Settings, today: date) -> Orders:
+    """Give what the settings come to on a day."""
+    mask = KeyMask(settings.secrets())
+    return Orders(
+        settings,
+        today,
+        _keys_by_kind(settings, today),
+        booking.read_terms(settings),
+        mask,
+        # A network calls from a handful of addresses, and reading one takes longer than the
+        # status engine.
+        lru_cache(maxsize=1024)(partial(_find_shown_client, settings, mask)),
+    )
+
+
 def _find_shown_client(settings: Settings, mask: KeyMask, peer: str, forwarded: str) -> str | None:
     """Find the client's address as far as it is to be kept."""
     client = find_client(peer, forwarded, settings.trusted_proxies)
@@ -132,18 +147,7 @@ class Service:
         today = self._clock().astimezone(UTC).date()
         orders = self._orders
         if orders is None or orders.settings is not settings or orders.today != today:
-            mask = KeyMask(settings.secrets())
-            orders = Orders(
-                settings,
-                today,
-                _keys_by_kind(settings, today),
-                booking.read_terms(settings),
-                mask,
-                # A network calls from a handful of addresses, and reading one takes longer than
-                # the status engine.
-                lru_cache(maxsize=1024)(partial(_find_shown_client, settings, mask)),
-            )
-            self._orders = orders
+            orders = self._orders = read_orders(settings, today)
         return orders
 
     def read_clock(self) -> datetime:

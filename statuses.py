@@ -53,7 +53,10 @@ class WordLists(NamedTuple):
 
 
 class Incoming(NamedTuple):
-    """What one postback says. Amounts are in `currency`; None is 'not known' throughout."""
+    """What one postback says. Amounts are in `currency`; None is 'not known' throughout.
+
+    `lacks_question_mark`: it came without the `?` between path and query, and may be cut anywhere.
+    """
 
     subid: str | None
     word: str | None = None
@@ -65,6 +68,7 @@ class Incoming(NamedTuple):
     lists: WordLists = WordLists()
     leads_only: bool = False
     sub_ids: Mapping[str, str] = {}
+    lacks_question_mark: bool = False
 
 
 class Conversion(NamedTuple):
@@ -297,6 +301,8 @@ def judge(
 
 def find_flaw(incoming: Incoming) -> Reason | None:
     """Say why the postback is about nothing we could find again, or None."""
+    if incoming.lacks_question_mark:
+        return _NO_QUESTION_MARK
     if not incoming.subid:
         return _NO_SUBID
     if len(incoming.subid) > ID_MAX_CHARACTERS:
@@ -790,6 +796,12 @@ _NO_SUBID = Reason(
     " network as its value.",
     "no usable click id was sent (as subid, sub_id, clickid, click_id or cookie): the Postback URL"
     " at the network lacks subid= with the network's click id macro",
+)
+_NO_QUESTION_MARK = Reason(
+    "The ? between the address and its parameters is missing: put it behind postback in the"
+    " Postback URL.",
+    "the ? between the address and its parameters is missing: mend the Postback URL at the network,"
+    " then book what came so with `postback replay`",
 )
 _LONG_SUBID = Reason(
     "The click id is longer than 255 characters: send the subid as the tracker gave it.",

@@ -22,7 +22,7 @@ from database import (
     describe_trouble,
     open_connection,
 )
-from rates import Rate, decimal_text, from_micros
+from rates import Rate, decimal_text, from_micros, to_micros
 from rows import (
     CONVERSION_COLUMNS,
     Again,
@@ -105,6 +105,10 @@ class Storage(Database):
                 row.cost_model,
                 sub_ids_json(row.sub_ids) if row.sub_ids else "{}",
                 now,
+                row.external_id,
+                row.source,
+                None if row.cost is None else to_micros(row.cost),
+                row.currency,
             )
             for row in rows
         ]
@@ -143,6 +147,15 @@ class Storage(Database):
         patched = "json_patch(?, sub_ids)" if only_missing else "json_patch(sub_ids, ?)"
         self.db.execute(
             f"UPDATE clicks SET sub_ids = {patched} WHERE id = ?", (to_json(sub_ids), click_id)
+        )
+
+    def set_external_id(
+        self, click_id: int, external_id: str, *, only_missing: bool = False
+    ) -> None:
+        """Replace the traffic source's own id of a click, or only add it where it is not known."""
+        kept = " AND external_id IS NULL" if only_missing else ""
+        self.db.execute(
+            f"UPDATE clicks SET external_id = ? WHERE id = ?{kept}", (external_id, click_id)
         )
 
     # Conversions
@@ -229,6 +242,24 @@ class Storage(Database):
         """Tell what the log knows of a postback that may have come before."""
         row = self.db.execute(_FIND_PAST, again._asdict()).fetchone()
         return Past(*map(bool, row))
+
+    def find_same_request(
+        self, subid: str | None, query: str, body: bytes | None, since: str
+    ) -> str | None:
+        """Tell when the first postback came that said just this, from this moment on."""
+        values = {"subid": subid, "query": query, "body": body, "since": since}
+        row = self.db.execute(_FIND_SAME_REQUEST, values).fetchone()
+        return None if row is None else row[0]
+
+    def find_click_gaps(self, click_id: int) -> frozenset[str]:
+        """Tell which columns of a click say nothing yet, by the names of a `ClickRow`."""
+        columns = self.db.execute(_FIND_CLICK_GAPS, (click_id,)).fetchone()
+        return frozenset(name for name, value in zip(_GAPS, columns, strict=True) if value is None)
+
+    def has_moved_since(self, click_id: int, moment: str) -> bool:
+        """Tell whether a conversion of the click was changed after a moment."""
+        sql = "SELECT EXISTS (SELECT 1 FROM conversions WHERE click_id = ? AND updated_at > ?)"
+        return bool(self.db.execute(sql, (click_id, moment)).fetchone()[0])
 
     def count_parked(self, subids: Iterable[str]) -> dict[str, int]:
         """Count what is parked for each of these click ids; those without are left out."""
@@ -402,13 +433,18 @@ _FIND_CLICK = (
 
 def _put_clicks_sql(count: int) -> str:
     return f"""
-    INSERT INTO clicks (subid, campaign_id, offer_id, clicked_at, cost_model, sub_ids, created_at)
-    VALUES {", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * count)}
+    INSERT INTO clicks (subid, campaign_id, offer_id, clicked_at, cost_model, sub_ids, created_at,
+        external_id, source, click_cost_micros, click_cost_currency)
+    VALUES {", ".join([f"({', '.join('?' * 11)})"] * count)}
     ON CONFLICT (subid) DO UPDATE SET
         campaign_id = coalesce(excluded.campaign_id, campaign_id),
         offer_id = coalesce(excluded.offer_id, offer_id),
         clicked_at = coalesce(excluded.clicked_at, clicked_at),
         cost_model = coalesce(excluded.cost_model, cost_model),
+        external_id = coalesce(excluded.external_id, external_id),
+        source = coalesce(excluded.source, source),
+        click_cost_micros = coalesce(excluded.click_cost_micros, click_cost_micros),
+        click_cost_currency = coalesce(excluded.click_cost_currency, click_cost_currency),
         sub_ids = json_patch(sub_ids, excluded.sub_ids)
 """
 
@@ -502,6 +538,25 @@ _FIND_PAST = f"""
             AND (query = :query OR (tid = :tid AND tid <> '') OR id = :original_id)
             AND conversion_id IN (
                 SELECT id FROM conversions WHERE click_id = :click_id AND status = 'rejected'))
+"""
+
+_GAPS = ("campaign", "offer", "clicked_at", "cost_model", "external_id", "source", "cost")
+_FIND_CLICK_GAPS = """
+    SELECT campaign_id, offer_id, clicked_at, cost_model, external_id, source, click_cost_micros
+    FROM clicks WHERE id = ?
+"""
+
+_FIND_SAME_REQUEST = """
+    SELECT received_at FROM (
+        SELECT received_at, query, body FROM postbacks WHERE conversion_id IN (
+            SELECT conversions.id FROM conversions JOIN clicks ON clicks.id = click_id
+            WHERE clicks.subid = :subid)
+        UNION ALL
+        SELECT received_at, query, body
+        FROM postbacks INDEXED BY postbacks_without_conversion
+        WHERE conversion_id IS NULL AND subid IS :subid)
+    WHERE received_at >= :since AND query = :query AND body IS :body
+    ORDER BY received_at LIMIT 1
 """
 
 _FIND_LAST_TRY = """

@@ -171,6 +171,17 @@ CLICK_TITLES: Mapping[str, _Titles] = {
         ("Offer", "Keitaro, Binom"),
     ),
     "cost_model": (("Cost Model", "Keitaro, Voluum"),),
+    "external_id": (
+        ("External ID", "Keitaro, click log; Voluum, BeMob: visits"),
+        ("External Click ID", "hand-made"),
+    ),
+    "source": (
+        ("Source", "Keitaro, click log"),
+        ("Traffic Source Name", "Voluum, BeMob"),
+        ("Traffic Source", "Voluum, Binom, RedTrack"),
+    ),
+    "cost": (("Cost", "Keitaro, Voluum, Binom, BeMob"), ("Click Cost", "hand-made")),
+    "currency": (("Cost Currency", "hand-made"), ("Currency", "hand-made")),
     **{
         name: (
             (f"Sub ID {number}", "Keitaro, click log"),

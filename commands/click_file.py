@@ -2,18 +2,24 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import BinaryIO
 
+from amounts import AmountReader
 from clicks import ClickReading, RowReader
 from commands.csv_file import Records
 from commands.table_file import Shape, TableFile, Titles
+from currencies import settle_currency
+from macros import is_macro
 from moments import MomentReader, needs_order
 from odd_rows import Aside, find_oddity, is_plain
-from query import SUBID_NAMES
+from query import SUBID_NAMES, quote_value
+from rates import read_currency
 from rows import ClickRow, utc_text
 from titles import find_click_names
 
 CLICKED_AT = "clicked_at"
+COST = "cost"
 # Whether dates have to be looked through shows in so many: a second for a million of them.
 SAMPLE_ROWS = 1000
 
@@ -54,8 +60,15 @@ class ClickTitles:
 class ClickFile:
     """The clicks of a file; refuses one without click ids."""
 
-    def __init__(self, source: BinaryIO, shape: Shape, moments: MomentReader) -> None:
-        """Take an open file, what is said of it, and who reads its times."""
+    def __init__(
+        self,
+        source: BinaryIO,
+        shape: Shape,
+        moments: MomentReader,
+        amounts: AmountReader,
+        tracker_currency: str,
+    ) -> None:
+        """Take an open file, what is said of it, and what reads its times and costs."""
         self._file = TableFile(source, shape, ClickTitles(), Titles.NEEDED)
         self.notes = self._file.notes
         self.titles = self._file.titles
@@ -63,8 +76,10 @@ class ClickFile:
         self.unknown = [
             t for t, name in zip(self.titles, self.names, strict=True) if t and name is None
         ]
-        self._reader = RowReader(self.names, moments.zone)
+        self._reader = RowReader(self.names, moments.zone, tracker_currency)
         self._moments = moments
+        self._amounts = amounts
+        self._tracker_currency = tracker_currency
         self._places = {name: place for place, name in enumerate(self.names) if name is not None}
         self._subid = next(p for p, name in enumerate(self.names) if name in SUBID_NAMES)
         self._time = self._places.get(CLICKED_AT)
@@ -72,10 +87,14 @@ class ClickFile:
             sample = list(self._file.look_through(self._time, SAMPLE_ROWS))
             if any(map(needs_order, sample)):
                 moments.learn(self._file.look_through(self._time))
+        self._cost = self._places.get(COST)
+        if self._cost is not None:
+            amounts.learn(self._file.look_through(self._cost, SAMPLE_ROWS))
         self.find_position = self._file.find_position
-        # How many rows were none, by what they are; how many clicks lost their time.
+        # How many rows were none, by what they are; how many clicks lost their time, or cost.
         self.aside: Counter[Aside] = Counter()
         self.untimed = 0
+        self.uncosted = 0
 
     def read(self) -> Iterator[Chunk]:
         """Give the lines in chunks."""
@@ -114,15 +133,49 @@ class ClickFile:
             chunk.add(number, self._read_click(cells))
 
     def _read_click(self, cells: list[str]) -> ClickReading:
-        place = self._time
-        time = cells[place].strip() if place is not None and place < len(cells) else ""
-        if place is None or not time:
-            return self._reader.read(cells)
-        moment = self._moments.read(time)
-        if moment.at is not None:
-            return self._reader.read([*cells[:place], utc_text(moment.at), *cells[place + 1 :]])
-        click = self._reader.read([*cells[:place], "", *cells[place + 1 :]])
+        """Read a row of which at least one cell is not plain."""
+        cells, time_flaw = self._rewrite_time(cells)
+        cells, cost, cost_flaw = self._take_cost(cells)
+        click = self._reader.read(cells)
         if click.row is None:
             return click
-        self.untimed += 1
-        return click._replace(warnings=(*click.warnings, f"{CLICKED_AT} {moment.flaw}"))
+        self.untimed += bool(time_flaw)
+        self.uncosted += bool(cost_flaw)
+        flaws = [
+            f"{name} {flaw}" for name, flaw in ((CLICKED_AT, time_flaw), (COST, cost_flaw)) if flaw
+        ]
+        row = click.row
+        if cost is not None:
+            row = row._replace(cost=cost[0], currency=cost[1])
+        return ClickReading(row, "", (*click.warnings, *flaws))
+
+    def _rewrite_time(self, cells: list[str]) -> tuple[list[str], str]:
+        """Write the time as every reader reads it, or take it out and say why."""
+        time = _find_cell(cells, self._time)
+        if self._time is None or not time:
+            return cells, ""
+        moment = self._moments.read(time)
+        written = "" if moment.at is None else utc_text(moment.at)
+        flaw = moment.flaw if moment.at is None else ""
+        return [*cells[: self._time], written, *cells[self._time + 1 :]], flaw
+
+    def _take_cost(self, cells: list[str]) -> tuple[list[str], tuple[Decimal, str] | None, str]:
+        """Take the cost out, and read it with its currency, or say why not."""
+        text = _find_cell(cells, self._cost)
+        if self._cost is None or not text or is_macro(text):
+            return cells, None, ""
+        rest = [*cells[: self._cost], "", *cells[self._cost + 1 :]]
+        written = self._amounts.read(text)
+        if written.amount is None:
+            return rest, None, written.flaw
+        said = _find_cell(cells, self._places.get("currency"))
+        code = read_currency(said) if said else None
+        currency = settle_currency(written.marks, code, self._tracker_currency)
+        if (said and code is None) or (written.marks and currency is None):
+            shown = quote_value(" ".join(filter(None, (text, said))))
+            return rest, None, f"{shown} is in no currency that is known: it is left out"
+        return rest, (written.amount, currency or self._tracker_currency), ""
+
+
+def _find_cell(cells: list[str], place: int | None) -> str:
+    return cells[place].strip() if place is not None and place < len(cells) else ""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import display
+from amounts import AmountReader
 from booking import read_terms
 from clicks import ClickReading
 from commands.click_file import ClickFile
@@ -24,6 +25,15 @@ from display import Bar
 from odd_rows import describe_aside
 from service import read_clock
 
+MORE = """\
+A line of titles names the columns: subid (or clickid), campaign, offer, clicked_at, cost_model,
+external_id, source, cost, currency, sub_id_1 … sub_id_30, or as the click logs of Keitaro, Voluum,
+Binom and RedTrack call them (Sub ID, Date/Time, Sub ID 1, Click ID, Visit Timestamp, Click time,
+Campaign Name …). Other columns are ignored. Cells that are empty change nothing. A cost without
+a currency is in the tracker's. Postbacks that were parked for these clicks are applied. A bad
+line is reported and skipped, a time or cost that cannot be read is left out; each makes exit
+status 1."""
+
 # More would bury the summary; the number of all is told at the end.
 COMPLAINTS_SHOWN = 20
 
@@ -36,12 +46,7 @@ def add_parser(family: Subparsers) -> None:
         run,
         "take clicks in from a file",
         "postback clicks import clicks.csv --tz Europe/Moscow",
-        more="A line of titles names the columns: subid (or clickid), campaign, offer, clicked_at,"
-        " cost_model,\nsub_id_1 … sub_id_30, or as the click logs of Keitaro, Voluum, Binom and"
-        " RedTrack call them\n(Sub ID, Date/Time, Sub ID 1, Click ID, Visit Timestamp, Click time,"
-        " Campaign Name …). Other columns\nare ignored. Cells that are empty change nothing."
-        " Postbacks that were parked for these clicks are\napplied. A bad line is reported and"
-        " skipped, a time that cannot be read is left out; either makes\nexit status 1.",
+        more=MORE,
     )
     importing.add_argument("file", metavar="FILE", help="the file; - reads standard input")
     add_shape_options(importing)
@@ -53,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
     """Take the clicks of a file in."""
     settings = load_keyless(args)
     with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
-        click_file = ClickFile(source, read_shape(args), build_moments(args))
+        amounts = AmountReader(decimal_comma=settings.decimal_comma)
+        click_file = ClickFile(
+            source, read_shape(args), build_moments(args), amounts, settings.currency
+        )
         importer = Importer(storage, read_terms(settings), read_clock)
         with display.progress("clicks", find_size(source)) as bar:
             complaints = _Complaints(bar)
@@ -68,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
                 journey.is_stopped = True
     _tell_file(click_file)
     status = _tell(journey, importer, complaints, as_json=args.json)
-    return status or int(click_file.untimed > 0)
+    return status or int(click_file.untimed + click_file.uncosted > 0)
 
 
 def _tell_file(click_file: ClickFile) -> None:
@@ -76,6 +84,8 @@ def _tell_file(click_file: ClickFile) -> None:
         display.complain(aside)
     if click_file.untimed:
         display.complain(f"{click_file.untimed} clicks came in without their time")
+    if click_file.uncosted:
+        display.complain(f"{click_file.uncosted} clicks came in without their cost")
 
 
 @contextmanager

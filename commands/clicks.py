@@ -23,6 +23,9 @@ COLUMNS = (
     Column("campaign"),
     Column("offer"),
     Column("cost_model", Kind.WORD),
+    Column("source"),
+    Column("external_id"),
+    Column("cost", Kind.MONEY),
     Column("sub_ids"),
 )
 NOTHING = "No such click."
@@ -66,5 +69,8 @@ def _build_cells(row: Row) -> list[str]:
         row["campaign"] or "",
         row["offer"] or "",
         row["cost_model"] or "",
+        row["source"] or "",
+        row["external_id"] or "",
+        "" if row["cost"] is None else f"{row['cost']} {row['cost_currency']}",
         " ".join(f"{name}={value}" for name, value in row["sub_ids"].items()),
     ]

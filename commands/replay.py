@@ -18,7 +18,7 @@ from commands.tracker import RefusedError, load_settings, reading, writing
 from config import Settings
 from listings import Wanted, of_click
 from masking import KeyMask
-from query import KNOWN_NAMES
+from query import KNOWN_NAMES, list_field_names, quote_value
 from questions import Questions
 from rehearsal import LAST_REAL_ID, Rehearsal, rehearse
 from replaying import Effect, Mending, Original, Replayed
@@ -39,6 +39,9 @@ COLUMNS = (
 )
 NOTHING = "No such postback has come in."
 
+# Enough to find the one that was meant; postbacks of one network have all the same.
+NAMES_REMEMBERED = 1000
+
 MORE = """\
 For postbacks that were misread, or came before their status had a meaning. Choose them as with
 `log`; put right what was wrong with --set and --rename; look at what would come of it with
@@ -57,6 +60,7 @@ conversion changed), left (nothing)."""
 EXAMPLE = """\
 postback replay --verdict unmapped --network net --set sale_status=approved --dry-run
   postback replay --verdict invalid --since 2d --rename aff_sub=subid
+  postback replay --id 17 --rename 'order[click]=subid' --rename 'order[value]=payout'
   postback replay --id 17 --set payout=12.50 --set currency=EUR
   postback replay --id 17 --set status=lead --force --dry-run"""
 
@@ -90,7 +94,8 @@ def add_parser(subparsers: Subparsers) -> None:
         default=[],
         metavar="OLD=NEW",
         help="read what came as OLD as NEW, in place of any NEW that came; postbacks without OLD"
-        " stay as they are: --rename aff_sub=subid",
+        " stay as they are: --rename aff_sub=subid; a nested field by PHP's name for it, within"
+        " JSON that a field holds, too: --rename 'order[id]=tid'",
     )
     parser.add_argument(
         "--force",
@@ -133,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args)
     mending = _read_mending(args, settings)
     tally: Counter[Effect] = Counter()
+    missing = Missing(mending)
     is_stopped = False
     with reading(settings) as questions:
         _refuse_strange_ids(questions, args.ids or [])
@@ -140,12 +146,45 @@ def run(args: argparse.Namespace) -> int:
         try:
             for batch in _replay(args, settings, questions, mending):
                 tally.update(replayed.effect for replayed in batch)
+                missing.look_at(batch)
                 show(batch)
         except KeyboardInterrupt:
             is_stopped = True
         close()
     _tell(args, tally, is_stopped=is_stopped)
-    return INTERRUPTED if is_stopped else 0
+    if is_stopped:
+        return INTERRUPTED
+    for complaint in missing.describe() if tally else ():
+        display.complain(complaint)
+    return 1 if tally and missing.names else 0
+
+
+class Missing:
+    """The names to be renamed that no postback had, and names that came instead."""
+
+    def __init__(self, mending: Mending) -> None:
+        """Begin with all of them."""
+        self._mending = mending
+        self.names = list(mending.renames)
+        self._came: dict[str, None] = {}
+
+    def look_at(self, batch: Sequence[Replayed]) -> None:
+        """Take those off that were found."""
+        for replayed in batch:
+            if not self.names:
+                return
+            query = replayed.original.query
+            absent = self._mending.find_missing(query)
+            self.names = [name for name in self.names if name in absent]
+            if len(self._came) < NAMES_REMEMBERED:
+                self._came |= dict.fromkeys(list_field_names(query))
+
+    def describe(self) -> Iterator[str]:
+        """Say of each name that no field had it, and what is nearest to it."""
+        for name in self.names:
+            near = difflib.get_close_matches(name, self._came, 3, 0) or ["no field at all"]
+            names = ", ".join(map(quote_value, near))
+            yield f"no postback has a field {name!r}; the nearest that came: {names}"
 
 
 def _replay(

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from live import PATIENCE_SECONDS, wait_until
 
 import cli
+from amounts import AmountReader
 from booking import read_terms
 from clicks import RowReader, read_click
 from commands.click_file import ClickFile
@@ -73,6 +74,10 @@ def list_clicks(client: Client, capsys: pytest.CaptureFixture[str]) -> list[dict
         ("Clicked at", "clicked_at"),
         ("Cost model", "cost_model"),
         ("cost_model", "cost_model"),
+        ("External ID", "external_id"),
+        ("Source", "source"),
+        ("Cost", "cost"),
+        ("Currency", "currency"),
         ("Country", None),
         ("Campaign ID", None),
         ("", None),
@@ -97,7 +102,7 @@ def test_columns_go_by_our_names_and_those_of_the_original(title: str, name: str
 def test_the_delimiter_is_the_one_under_which_columns_are_known(
     line: str, delimiter: str, names: tuple[str | None, ...]
 ) -> None:
-    click_file = ClickFile(io.BytesIO(f"{line}\n".encode()), Shape(), MomentReader(UTC))
+    click_file = build_file(f"{line}\n".encode())
 
     assert tuple(click_file.names) == names
     assert click_file._file.delimiter == delimiter
@@ -137,7 +142,8 @@ def test_clicks_come_in_with_all_that_is_said_of_them(
     assert ran.err == "postback: columns that are ignored: 'Country'\n"
     first, second = list_clicks(client, capsys)
     assert list(first) == [
-        *("id", "subid", "campaign", "offer", "clicked_at", "cost_model", "sub_ids", "created_at")
+        *("id", "subid", "campaign", "offer", "clicked_at", "cost_model", "sub_ids", "created_at"),
+        *("external_id", "source", "cost", "cost_currency"),
     ]
     assert list(first.values())[1:7] == [
         "c1",
@@ -378,6 +384,11 @@ def test_twenty_thousand_lines_come_in_exactly(
     assert sorted(",".join(row.values()) for row in found) == sorted(last.values())
 
 
+def build_file(content: bytes) -> ClickFile:
+    """Open a file of clicks as the command does."""
+    return ClickFile(io.BytesIO(content), Shape(), MomentReader(UTC), AmountReader(), "USD")
+
+
 CELL = st.one_of(
     st.sampled_from(["", " ", "c1", "{x}", "#x#", "REPLACE", "optional", "%x", "cpa", "CPC"]),
     st.sampled_from(["2026-01-31 12:00:00", "2026-01-31T12:00:00", "2026-13-31 12:00:00"]),
@@ -385,26 +396,28 @@ CELL = st.one_of(
     st.datetimes().map(str),
     st.text(max_size=5),
     st.sampled_from(["x" * 255, "x" * 256, " c2\t", "\0c3\x0b"]),
+    st.sampled_from(["0.05", "1.500", "$2", "12", "usd", "EUR", "LEAD", "{cost}", ".5", "5."]),
 )
 NAMES = ["subid", "sub_id", "clickid", "campaign", "offer", "clicked_at", "cost_model"]
+MORE_NAMES = ["sub_id_1", "sub_id_30", "external_id", "source", "cost", "currency"]
 
 
 @settings(max_examples=60)
 @given(
-    names=st.lists(
-        st.sampled_from([*NAMES, "sub_id_1", "sub_id_30"]), min_size=1, max_size=9, unique=True
-    ).map(lambda names: [None if name == "clickid" and len(names) > 4 else name for name in names]),
+    names=st.lists(st.sampled_from([*NAMES, *MORE_NAMES]), min_size=1, max_size=9, unique=True).map(
+        lambda names: [None if name == "clickid" and len(names) > 4 else name for name in names]
+    ),
     rows=st.lists(st.lists(CELL, max_size=9), max_size=5),
     zone=st.sampled_from([UTC, timezone(timedelta(hours=3))]),
 )
 def test_the_quick_reader_of_rows_reads_as_the_reader_of_clicks_does(
     names: list[str | None], rows: list[list[str]], zone: timezone
 ) -> None:
-    reader = RowReader(names, zone)
+    reader = RowReader(names, zone, "EUR")
 
     for row in rows:
         fields = {name: cell for name, cell in zip(names, row, strict=False) if name is not None}
-        assert reader.read(row) == read_click(fields, zone)
+        assert reader.read(row) == read_click(fields, zone, "EUR")
 
 
 @pytest.fixture
@@ -531,9 +544,7 @@ def test_clicks_are_listed_newest_last(client: Client, capsys: pytest.CaptureFix
 
 
 def test_a_file_is_given_back_untouched_by_the_search_for_its_encoding() -> None:
-    source = io.BytesIO(b"subid\nc1\n")
-
-    [chunk] = ClickFile(source, Shape(), MomentReader(UTC)).read()
+    [chunk] = build_file(b"subid\nc1\n").read()
 
     assert chunk.rows == [ClickRow("c1")]
     assert chunk.last_line == 2

@@ -133,7 +133,7 @@ def test_json_has_the_names_that_scripts_rely_on(client: Client) -> None:
     assert list(postback) == [
         *("id", "received_at", "source", "method", "remote_addr", "query", "subid", "tid"),
         *("original_status", "verdict", "reason", "warnings", "conversion_id", "network"),
-        *("settled_at", "settled_verdict", "settled_reason", "replay_of"),
+        *("settled_at", "settled_verdict", "settled_reason", "replay_of", "body", "body_type"),
     ]
     assert postback["received_at"] == "2026-03-02T12:00:00.000Z"
     assert postback["query"] == "subid=c1&status=lead&tid=t1&payout=oops&from=net"

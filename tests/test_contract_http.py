@@ -125,8 +125,8 @@ def test_the_query_wins_name_by_name_only(client: Client, conversions: Conversio
 @pytest.mark.parametrize(
     ("content_type", "body"),
     [
-        ("application/json", '{"tid": "T9", "status": "lead"}'),
-        ("text/plain", "tid=T9&status=lead"),
+        ("application/json", '{"tid": "T9", "status": '),
+        ("text/xml", "tid=T9&status=lead"),
         ("multipart/form-data; boundary=x", "tid=T9&status=lead"),
     ],
 )

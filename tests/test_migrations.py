@@ -50,7 +50,8 @@ def test_a_database_of_version_1_keeps_every_row(old_file: Path) -> None:
         " currency, payout_micros, rate, rate_day, rate_source, cost_micros"
     )
     columns = {
-        **dict.fromkeys(("clicks", "conversions", "rates"), "*"),
+        **dict.fromkeys(("conversions", "rates"), "*"),
+        "clicks": ("id, subid, campaign_id, offer_id, clicked_at, cost_model, sub_ids, created_at"),
         "tracker": "id, currency, health_checked_at",
         "conversion_history": history,
     }
@@ -167,6 +168,25 @@ def test_checks_say_what_they_said_before_they_were_made_quicker(
         )
         with pytest.raises(sqlite3.IntegrityError, match="CHECK constraint failed"):
             db.db.execute(f"UPDATE {table} SET {change}")
+
+
+def test_rows_of_a_migrated_database_may_come_from_wherever_they_come(old_file: Path) -> None:
+    with open_database(old_file, "USD") as db, db.transaction():
+        for source in ("http", "pixel", "import", "replay", "caught", "operator"):
+            db.db.execute(
+                "INSERT INTO postbacks (received_at, source, query, verdict, reason, body)"
+                " VALUES ('2026-03-02T12:00:00.000Z', ?, '', 'invalid', '', x'00ff')",
+                (source,),
+            )
+        for change in ("forced", "operator", "deleted"):
+            db.add_history(1, change, "2026-03-03T12:00:00.000Z", None)
+        for column in ("body = x'00'", "body_type = 'a'", "source = 'http'", "replay_of = 1"):
+            with pytest.raises(sqlite3.IntegrityError, match="only appended"):
+                db.db.execute(f"UPDATE postbacks SET {column}")
+        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+            db.db.execute("UPDATE clicks SET click_cost_micros = 1")
+
+    assert len(read_all(old_file, "postbacks", "body")) == 6
 
 
 def test_slow_checks_are_gone_from_the_tables_that_every_postback_writes(old_file: Path) -> None:

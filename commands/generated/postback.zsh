@@ -230,7 +230,10 @@ _shtab_postback_import_options=(
   "--dry-run[only show what would come of it\; write nothing]"
   "--verbose[show every line on a terminal, too]"
   "--json[one JSON object a line, for scripts]"
+  "--caught[the files are nginx\'s logs of what came while the receiver could not answer]"
+  "--park[with --caught\: keep postbacks whose click is not known, too, as the receiver does]"
   ":the file\; - reads standard input:_files"
+  "(*)::with --caught\: more of its files:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -270,7 +273,7 @@ _shtab_postback_log_options=(
   "*--verdict[only those with this verdict\; may be given several times]:verdict:(recorded updated repeated refused ignored parked unmapped invalid)"
   "--subid[only those of this click]:subid:"
   "--network[only those of the network that signs from\=NETWORK]:network:"
-  "*--source[only those that came this way\; may be given several times]:source:(http pixel import replay)"
+  "*--source[only those that came this way\; may be given several times]:source:(http pixel import replay caught)"
   "--grep[only those with this text in query, reason or warnings]:TEXT:"
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
   "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
@@ -441,7 +444,7 @@ _shtab_postback_replay_options=(
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
   "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
   "*--set[put them through with this parameter, in place of any that came under the name\; an empty VALUE takes it away\: --set sale_status\=approved,paid]:NAME=VALUE:"
-  "*--rename[read what came as OLD as NEW, in place of any NEW that came\; postbacks without OLD stay as they are\: --rename aff_sub\=subid]:OLD=NEW:"
+  "*--rename[read what came as OLD as NEW, in place of any NEW that came\; postbacks without OLD stay as they are\: --rename aff_sub\=subid\; a nested field by PHP\'s name for it, within JSON that a field holds, too\: --rename \'order\[id\]\=tid\']:OLD=NEW:"
   "--force[let them move conversions as no network may (a rejected one to sale, a sale to lead), with their amounts\; look at --dry-run first]"
   "--dry-run[only show what would come of it\; write nothing]"
   "--totals[show only how many of each]"
