@@ -3,6 +3,8 @@
 from http import HTTPStatus
 from typing import NamedTuple
 
+from raw_text import show_text
+
 # How soon a sender may try again: long enough for a locked database to be free again.
 RETRY_AFTER_SECONDS = 5
 
@@ -29,7 +31,7 @@ def text_answer(status: HTTPStatus, body: str, *headers: tuple[str, str]) -> Ans
     plain = ("Content-Type", "text/plain; charset=utf-8")
     # nosniff: `return=<script>` stays text.
     no_sniff = ("X-Content-Type-Options", "nosniff")
-    return Answer(status, [plain, no_sniff, NO_STORE, *headers], body.encode())
+    return Answer(status, [plain, no_sniff, NO_STORE, *headers], show_text(body).encode())
 
 
 def unavailable_answer() -> Answer:

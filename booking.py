@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from config import Settings
-from query import Postback, read_fields, read_postback, warn_of_unread
+from currencies import ISO_CODES
+from query import Postback, read_fields, read_postback, warn_of_query
 from rates import Priced, Rate, price_at
 from rows import (
     ClickRow,
@@ -44,6 +45,7 @@ class Terms(NamedTuple):
     policy: Policy = Policy()
     park_days: int = 90
     decimal_comma: bool = False
+    fallback_encoding: str = ""
 
 
 def read_terms(settings: Settings) -> Terms:
@@ -56,6 +58,7 @@ def read_terms(settings: Settings) -> Terms:
         ),
         park_days=settings.park_days,
         decimal_comma=settings.decimal_comma,
+        fallback_encoding=settings.fallback_encoding,
     )
 
 
@@ -104,6 +107,7 @@ class Effect(NamedTuple):
 
 def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
     """Judge a postback and write down both it and its effect."""
+    arrival = arrival._replace(postback=_know_currency(db, arrival.postback, terms))
     decision, known = _judge(db, arrival.postback, terms)
     if (known is None and decision.change is not None) or (known is not None and known.is_due):
         # What was parked for the click came first, and may change what this postback meets.
@@ -123,10 +127,26 @@ def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
 
 def preview(db: Storage, postback: Postback, terms: Terms) -> Outcome:
     """Say what would come of a postback, and write nothing."""
+    postback = _know_currency(db, postback, terms)
     decision, _ = _judge(db, postback, terms)
     conversion_id = None if decision.conversion is None else decision.conversion.id
     return Outcome(
         decision.verdict, decision.reason, postback.warnings + decision.warnings, conversion_id
+    )
+
+
+def _know_currency(db: Storage, postback: Postback, terms: Terms) -> Postback:
+    """Make a currency unknown that neither ISO 4217 nor a rate at hand names, with a warning.
+
+    An amount in `LEAD` would wait for its rate for ever, and be in a currency to who reads it.
+    """
+    code = postback.incoming.currency
+    if code is None or code == terms.currency or code in ISO_CODES or db.has_rate_of(code):
+        return postback
+    warning = f"currency {code!r} is no code of ISO 4217, and no rate set by hand names it: unknown"
+    return postback._replace(
+        incoming=postback.incoming._replace(currency=None),
+        warnings=(*postback.warnings, warning),
     )
 
 
@@ -330,7 +350,7 @@ def _settle_parked(db: Storage, subid: str, now: datetime, terms: Terms) -> None
 
 
 def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: Terms) -> None:
-    postback = reread(parked.query, terms)
+    postback = _know_currency(db, reread(parked.query, terms), terms)
     arrival = Arrival(
         parked.received_at, parked.source, parked.method, parked.remote_addr, parked.query, postback
     )
@@ -348,10 +368,10 @@ def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: Terms) -> N
 def reread(query: str, terms: Terms) -> Postback:
     """Read a stored query again, under the terms of today."""
     postback = read_postback(
-        read_fields(query),
+        read_fields(query, terms.fallback_encoding),
         {},
         tracker_currency=terms.currency,
         decimal_comma=terms.decimal_comma,
     )
-    unread = warn_of_unread(query)
-    return postback._replace(warnings=unread + postback.warnings) if unread else postback
+    more = warn_of_query(query)
+    return postback._replace(warnings=more + postback.warnings) if more else postback

@@ -7,13 +7,14 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from macros import is_macro
 from query import (
     PHP_WHITE_SPACE,
     SUBID_NAMES,
-    is_macro,
     quote_value,
     read_sub_ids,
     read_subid,
+    trim,
 )
 from rows import SUB_ID_NAMES, ClickRow, utc_text
 from statuses import COST_MODELS, ID_MAX_CHARACTERS
@@ -87,7 +88,7 @@ class RowReader:
         """Read a row that there is nothing to say about; None where `read` has to look at it."""
         if self._subid is None or len(cells) != self._width:
             return None
-        subid = cells[self._subid].strip(PHP_WHITE_SPACE)
+        subid = trim(cells[self._subid])
         if not 0 < len(subid) <= ID_MAX_CHARACTERS or is_macro(subid):
             return None
         texts = self._texts
@@ -115,7 +116,7 @@ class _Texts(dict[str, str | None]):
     def __missing__(self, cell: str) -> str | None:
         if len(self) >= REMEMBERED_CELLS:
             self.clear()
-        trimmed = cell.strip(PHP_WHITE_SPACE)
+        trimmed = trim(cell)
         text = self[cell] = None if is_macro(trimmed) else trimmed
         return text
 
@@ -171,7 +172,7 @@ def read_zone(text: str) -> tzinfo | None:
 
 
 def _read_text(fields: Mapping[str, str], name: str) -> str | None:
-    text = fields.get(name, "").strip(PHP_WHITE_SPACE)
+    text = trim(fields.get(name, ""))
     return text if text and not is_macro(text) else None
 
 
@@ -189,8 +190,9 @@ def _read_clicked_at(fields: Mapping[str, str], zone: tzinfo, warnings: list[str
 
 
 def _read_cost_model(fields: Mapping[str, str], warnings: list[str]) -> str | None:
-    text = _read_text(fields, "cost_model")
-    if text is None:
+    # `none` is a model, though elsewhere it is what a script writes for nothing.
+    text = fields.get("cost_model", "").strip(PHP_WHITE_SPACE)
+    if not text or (is_macro(text) and text.lower() not in COST_MODELS):
         return None
     if text.lower() not in COST_MODELS:
         models = ", ".join(COST_MODELS)

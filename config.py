@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from masking import HIDDEN
 from php_ini import WORDS, Entry
+from raw_text import is_single_byte
 from sheet import ConfigError, Sheet, either, parse_text, warn_of_strangers
 
 Proxies: TypeAlias = "tuple[IPv4Network | IPv6Network, ...]"
@@ -81,6 +82,7 @@ class Settings:
     park_days: int
     repeats: str
     decimal_comma: bool
+    fallback_encoding: str
     rate_sources: tuple[str, ...]
     rate_urls: Mapping[str, str] = field(repr=False, hash=False)
     app_id: str = field(repr=False)
@@ -236,6 +238,7 @@ def _read_settings(sheet: Sheet, postback_key: bytes, old_keys: tuple[OldKey, ..
         park_days=_park_days(sheet),
         repeats=sheet.choice("postback", "repeats", REPEATS_WAYS),
         decimal_comma=_switch(sheet, "postback", "decimal_comma"),
+        fallback_encoding=_fallback_encoding(sheet),
         rate_sources=_rate_sources(sheet),
         rate_urls=_rate_urls(sheet),
         app_id=sheet.optional("rates", "app_id"),
@@ -401,6 +404,19 @@ def _switch(sheet: Sheet, section: str, key: str) -> bool:
     if WORDS.get(value, value) not in ("1", "0", ""):
         sheet.refuse_value(section, key, "write 'yes' or 'no'")
     return WORDS.get(value, value) == "1"
+
+
+def _fallback_encoding(sheet: Sheet) -> str:
+    value = sheet.optional("postback", "fallback_encoding")
+    if value.lower() == "none":
+        return ""
+    if value and not is_single_byte(value):
+        sheet.refuse_value(
+            "postback",
+            "fallback_encoding",
+            "write 'windows-1251', 'latin-1' or another of one byte a character, or 'none'",
+        )
+    return value
 
 
 def _rate_sources(sheet: Sheet) -> tuple[str, ...]:

@@ -151,8 +151,10 @@ def print_json(values: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
     as_ascii = "utf" not in (sys.stdout.encoding or "").lower()
     for value in values:
-        line = json.dumps(_hide_in_line(value), ensure_ascii=as_ascii)
-        sys.stdout.write(visible_in_json(line) + "\n")
+        line = visible_in_json(json.dumps(_hide_in_line(value), ensure_ascii=False))
+        # Twice: only letters as they are can be told to be shown otherwise.
+        sys.stdout.write((json.dumps(json.loads(line)) if as_ascii else line) + "
+")
 
 
 def print_csv(

@@ -2,11 +2,13 @@
 
 Stored values come from anyone who knows a key. A terminal would obey a control character, and two
 click ids that differ by a letter without a shape look alike. Both are shown as an escape
-(`\\x1b`, `\\u200b`) in every form of output, and in the log.
+(`\\x1b`, `\\u200b`) in every form of output, and in the log. What is no UTF-8 is shown as U+FFFD.
 """
 
 import json
 import re
+
+from raw_text import STAND_INS, show_text
 
 # What is shown as an escape wherever it stands. Sources: the general categories Cc, Cf, Zl, Zp and
 # Cs and the property Default_Ignorable_Code_Point of the Unicode Character Database; the rest is
@@ -56,22 +58,24 @@ _UNSAFE_IN_JSON = re.compile(rf"[\x00-\x1f{_HIDDEN}]|{_JOINER}|{_STYLE}")
 _UNSAFE_IN_LINES = re.compile(rf"[\x00-\x08\x0b-\x1f{_HIDDEN}]|{_JOINER}|{_STYLE}")
 _UNSAFE = re.compile(rf"{_UNSAFE_IN_JSON.pattern}|{_AT_AN_END}")
 # Without it nothing is unsafe; ten times as quick.
-_SUSPECT = re.compile(rf"[\x00-\x1f{_HIDDEN}\u200c\u200d\ufe0e\ufe0f{_BLANKS}]")
+_SUSPECT = re.compile(
+    rf"[\x00-\x1f{_HIDDEN}\u200c\u200d\ufe0e\ufe0f{_BLANKS}{STAND_INS}]|\\U0010fe"
+)
 
 
 def visible(text: str) -> str:
     """Show what a terminal obeys or nobody sees as an escape such as `\\x1b`."""
-    return _UNSAFE.sub(_escape, text) if _SUSPECT.search(text) else text
+    return _UNSAFE.sub(_escape, show_text(text)) if _SUSPECT.search(text) else text
 
 
 def visible_lines(text: str) -> str:
     """Show the same of a text whose line ends and tabs are ours."""
-    return _UNSAFE_IN_LINES.sub(_escape, text) if _SUSPECT.search(text) else text
+    return _UNSAFE_IN_LINES.sub(_escape, show_text(text)) if _SUSPECT.search(text) else text
 
 
 def visible_in_json(line: str) -> str:
     """Show the same as the escapes of JSON, in a line of it."""
-    return _UNSAFE_IN_JSON.sub(_escape_for_json, line) if _SUSPECT.search(line) else line
+    return _UNSAFE_IN_JSON.sub(_escape_for_json, show_text(line)) if _SUSPECT.search(line) else line
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -9,18 +9,22 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from booking import Terms, reread
+from macros import is_macro
+from near_names import find_near_names
 from query import (
     KNOWN_NAMES,
+    LIST_NAMES,
     PAYOUT_NAMES,
     SUBID_NAMES,
     Postback,
-    is_macro,
+    list_absent,
     quote_value,
     read_fields,
 )
 from questions import Questions
 from rates import read_amount
 from statuses import Rule, Status, Verdict, read_word
+from wire_amounts import read_wire_amount
 
 # What network programs put around a click id; a click id itself has none of it.
 _TOKEN = re.compile(r"[A-Za-z0-9_.\-]{3,}")
@@ -32,6 +36,9 @@ SHORTEST_BEGINNING = 8
 
 # `a.b` and `sub-id` are near; `sum` and `subid` are not.
 NEARNESS = 0.8
+
+_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_SECOND_QUERY = re.compile(r"\?[A-Za-z_][A-Za-z0-9_]*=")
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
 
@@ -62,17 +69,20 @@ class Missed(NamedTuple):
 
 def find_hints(questions: Questions, missed: Missed, terms: Terms) -> list[str]:
     """Look for what a person would see who knows the mistakes that are made."""
-    fields = read_fields(missed.query)
+    fields = read_fields(missed.query, terms.fallback_encoding)
     hints = [
         *_find_mangled(missed.query),
         *_find_misnamed(fields),
+        *_find_second_queries(fields),
         *_find_amounts(fields, terms),
         *_find_macros(missed.postback),
     ]
     if missed.rule in {Rule.UNUSABLE, Rule.PARKED}:
         hints += _find_clicks(questions, fields, missed)
     if missed.rule is Rule.UNMAPPED and missed.postback.incoming.word is not None:
-        hints += _find_mapping(questions, missed.postback, missed.postback.incoming.word, terms)
+        word = missed.postback.incoming.word
+        hints += _find_separators(fields, word)
+        hints += _find_mapping(questions, missed.postback, word, terms)
     return list(dict.fromkeys(hints))
 
 
@@ -87,21 +97,70 @@ def _find_mangled(query: str) -> Iterator[str]:
             )
     if re.search(r"&amp;", query, re.IGNORECASE):
         yield (
-            "'&amp;' is how HTML writes '&': paste the URL with plain '&', or the network sends"
-            " parameters that nobody knows"
+            "'&amp;' is how HTML writes '&': paste the URL with plain '&'; here the names behind it"
+            " are read without 'amp;', elsewhere nobody knows them"
         )
 
 
 def _find_misnamed(fields: Mapping[str, str]) -> Iterator[str]:
+    absent = list_absent(fields)
     for name in fields:
-        plain = name.removeprefix("amp;").lower().replace("-", "_")
-        if name in KNOWN_NAMES or name.startswith("amp;"):
+        plain = name.lower().replace("-", "_")
+        near = [ours for _, (_, ours) in find_near_names([name]) if ours in absent]
+        if name in KNOWN_NAMES:
             continue
-        if plain in KNOWN_NAMES:
-            yield f"{quote_value(name)} is not {plain!r}: names are exact, case too"
+        if name.lower() in KNOWN_NAMES:
+            yield f"{quote_value(name)} is not {plain!r}: names are in small letters here"
+        elif plain in KNOWN_NAMES:
+            yield f"{quote_value(name)} is not {plain!r}: names are exact"
+        elif near:
+            yield from (_advise_renaming(name, ours) for ours in near if fields[name].strip())
+        elif name.endswith("_status"):
+            yield from _find_strange_list(name)
         elif not plain.startswith("sub_id_"):
-            for near in difflib.get_close_matches(plain, KNOWN_NAMES, 1, NEARNESS):
-                yield f"{quote_value(name)} is unknown to us; {near!r} is near"
+            for close in difflib.get_close_matches(plain, KNOWN_NAMES, 1, NEARNESS):
+                yield f"{quote_value(name)} is unknown to us; {close!r} is near"
+
+
+def _advise_renaming(name: str, ours: str) -> str:
+    rename = shlex.quote(f"{name}={ours}")
+    return (
+        f"{quote_value(name)} is what others call {ours!r}, which did not come: if it is, write"
+        f" {ours}= in its place in the network's URL, and mend what came with `postback replay"
+        f" --since 7d --rename {rename} --dry-run`"
+    )
+
+
+def _find_strange_list(name: str) -> Iterator[str]:
+    """Say what takes the place of lists for Keitaro 10's further types of conversions."""
+    usual = _USUAL.get(name.removesuffix("_status"), Status.SALE)
+    yield (
+        f"{quote_value(name)} is no list here: lists are {', '.join(LIST_NAMES)}; use"
+        f" {usual}_status for its words"
+    )
+
+
+def _find_separators(fields: Mapping[str, str], word: str) -> Iterator[str]:
+    """Find lists that would hold a word if their words stood between other signs than commas."""
+    for name in LIST_NAMES:
+        for sign in ";|":
+            words = [part.strip() for part in fields.get(name, "").split(sign)]
+            if len(words) > 1 and word.casefold() in map(str.casefold, words):
+                mended = shlex.quote(f"{name}={','.join(words)}")
+                yield (
+                    f"{name} has {sign!r} between its words: commas stand between them here, as in"
+                    f" {mended}"
+                )
+
+
+def _find_second_queries(fields: Mapping[str, str]) -> Iterator[str]:
+    for name, value in fields.items():
+        if name in KNOWN_NAMES and name != "return" and (found := _SECOND_QUERY.search(value)):
+            yield (
+                f"a second '?' stands in {name} {quote_value(value)}: one '?' begins a query and"
+                f" '&' stands between what is sent, so that it should read"
+                f" {quote_value(f'{name}={value[: found.start()]}&{value[found.start() + 1 :]}')}"
+            )
 
 
 def _find_amounts(fields: Mapping[str, str], terms: Terms) -> Iterator[str]:
@@ -112,7 +171,7 @@ def _find_amounts(fields: Mapping[str, str], terms: Terms) -> Iterator[str]:
 
 
 def _is_readable(text: str, terms: Terms) -> bool:
-    return read_amount(text, decimal_comma=terms.decimal_comma) is not None
+    return read_wire_amount(text, decimal_comma=terms.decimal_comma) is not None
 
 
 def _read_otherwise(name: str, text: str) -> Iterator[str]:
@@ -120,7 +179,12 @@ def _read_otherwise(name: str, text: str) -> Iterator[str]:
     joined = len(amounts) > 1 and all(
         read_amount(part.strip(), decimal_comma=False) is not None for part in amounts
     )
-    if read_amount(text, decimal_comma=True) is not None:
+    if _THOUSANDS.fullmatch(text):
+        yield (
+            f"{name} {quote_value(text)} has commas between thousands: the network should send"
+            f" {text.replace(',', '')}"
+        )
+    elif read_amount(text, decimal_comma=True) is not None:
         yield (
             f"{name} {quote_value(text)} has a decimal comma: the network should send"
             f" {text.replace(',', '.')}, or set decimal_comma = yes in the config; what was booked"

@@ -11,9 +11,11 @@ from booking import Terms, reread
 from query import (
     IGNORE_LIST_NAMES,
     PAYOUT_NAMES,
+    PHP_WHITE_SPACE,
     REJECTED_LIST_NAMES,
     SUBID_NAMES,
     Postback,
+    find_adopted,
     read_fields,
     read_pairs,
     warn_of_unread,
@@ -86,20 +88,34 @@ def read_parts(query: str, terms: Terms) -> list[Part]:
     The query is one of the log or of an address: each character one byte.
     """
     pairs = [pair for pair in read_pairs(query) if pair]
-    last = {name: place for place, pair in enumerate(pairs) for name in read_fields(pair)}
+    counting = _find_counting(pairs, terms)
+    adopted = find_adopted(read_fields(query, terms.fallback_encoding))
     parts = []
     for place, pair in enumerate(pairs):
-        own = read_fields(pair)
+        own = read_fields(pair, terms.fallback_encoding)
         if not own:
             parts.append(Part(pair, None, "left out: no plain parameter, as PHP reads names"))
         for name, value in own.items():
-            if last[name] == place:
-                meaning = _read_meaning(name, pair, query, terms)
+            if counting[name] == place:
+                meaning = _read_meaning(adopted.get(name, name), pair, query, terms)
+                meaning += f", read as {adopted[name]}" if name in adopted else ""
+            elif place > counting[name]:
+                meaning = "left out: empty, and the name came before with a value"
             else:
                 meaning = "left out: the name comes again, and the last one counts"
             parts.append(Part(name, value, meaning))
     parts += [Part("…", None, warning) for warning in warn_of_unread(query)]
     return [*parts, *_describe_absent(query, terms)]
+
+
+def _find_counting(pairs: Sequence[str], terms: Terms) -> dict[str, int]:
+    """Tell where of each name the one stands that counts: the last that is not empty."""
+    counting: dict[str, int] = {}
+    for place, pair in enumerate(pairs):
+        for name, value in read_fields(pair, terms.fallback_encoding).items():
+            if name not in counting or value.strip(PHP_WHITE_SPACE):
+                counting[name] = place
+    return counting
 
 
 def describe_word(postback: Postback) -> str:
@@ -123,31 +139,42 @@ def _read_meaning(name: str, pair: str, query: str, terms: Terms) -> str:
     use = next((use for use in _USES if name in use.names), None)
     if use is None:
         return "unknown to us; kept with the postback"
-    postback = reread(pair, terms)
+    postback = _reread_as(name, pair, terms)
     value = use.read(postback)
     if postback.warnings:
         return f"counts as not sent: {postback.warnings[0]}"
     if value is None:
         return "empty: counts as not sent"
     winner = _find_winner(use, query, terms)
-    if winner != name:
+    if winner not in {name, None}:
         return f"not asked: {winner} counts before it"
     return use.meaning if name == use.names[0] else f"{use.meaning}, as {use.names[0]}"
 
 
+def _reread_as(name: str, pair: str, terms: Terms) -> Postback:
+    """Read a parameter by itself, its name in the form that it is read in."""
+    return reread(f"{name}={pair.partition('=')[2]}", terms)
+
+
 def _find_winner(use: _Use, query: str, terms: Terms) -> str | None:
     """Tell which of the names counts: the first that gives something by itself."""
-    pairs = {name: pair for pair in read_pairs(query) for name in read_fields(pair)}
+    # Names in another case come in only where none of these did.
+    pairs = [pair for pair in read_pairs(query) if pair]
+    counting = _find_counting(pairs, terms)
     for name in use.names:
-        if name in pairs and use.read(reread(pairs[name], terms)) is not None:
+        if (
+            name in counting
+            and use.read(_reread_as(name, pairs[counting[name]], terms)) is not None
+        ):
             return name
     return None
 
 
 def _describe_absent(query: str, terms: Terms) -> Iterator[Part]:
-    fields = read_fields(query)
+    fields = read_fields(query, terms.fallback_encoding)
+    came = {*fields, *find_adopted(fields).values()}
     for use in _USES:
-        if use.absent and fields.keys().isdisjoint(use.names):
+        if use.absent and came.isdisjoint(use.names):
             yield Part(use.names[0], None, f"did not come: {use.absent}")
-    if "currency" not in fields and reread(query, terms).incoming.amount is not None:
+    if "currency" not in came and reread(query, terms).incoming.amount is not None:
         yield Part("currency", None, f"did not come: the tracker's, {terms.currency}")

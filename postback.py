@@ -32,12 +32,12 @@ from booking import Arrival, Intake, Outcome
 from config import Settings, find_config, load
 from masking import NO_KEYS
 from query import (
+    names_click,
     read_cookies,
     read_fields,
     read_postback,
-    read_subid,
     store_query,
-    warn_of_unread,
+    warn_of_query,
 )
 from refusals import Kind
 from rows import ClickRow, utc_text
@@ -281,10 +281,11 @@ def _read_postback(environ: Environ, turn: Turn, orders: Orders) -> Pending:
     returned = arrival.postback.answer
 
     def answer(outcome: Outcome) -> Answer:
-        body = _RETURNED_BODY if returned is None else returned
-        if outcome.verdict in _UNUSABLE:
-            body = outcome.reason.summary
-        return text_answer(HTTPStatus.OK, body, CORS, *_verdict_headers(outcome))
+        body = outcome.reason.summary if outcome.verdict in _UNUSABLE else _RETURNED_BODY
+        # A promise whatever came of it: some senders repeat until they read what they asked for.
+        body = body if returned is None else returned
+        headers = _verdict_headers(outcome, arrival.postback.notices)
+        return text_answer(HTTPStatus.OK, body, CORS, *headers)
 
     return _pend(environ, orders, arrival, answer)
 
@@ -308,11 +309,12 @@ def _read_lead_pixel(environ: Environ, turn: Turn, orders: Orders) -> Pending:
 
 
 def _as_pixel(environ: Environ, orders: Orders, arrival: Arrival) -> Pending:
-    return _pend(environ, orders, arrival._replace(source="pixel"), _answer_pixel)
+    answer = partial(_answer_pixel, arrival.postback.notices)
+    return _pend(environ, orders, arrival._replace(source="pixel"), answer)
 
 
-def _answer_pixel(outcome: Outcome) -> Answer:
-    headers = [("Content-Type", "image/gif"), CORS, NO_STORE, *_verdict_headers(outcome)]
+def _answer_pixel(notices: Sequence[str], outcome: Outcome) -> Answer:
+    headers = [("Content-Type", "image/gif"), CORS, NO_STORE, *_verdict_headers(outcome, notices)]
     return Answer(HTTPStatus.OK, headers, PIXEL)
 
 
@@ -427,7 +429,7 @@ def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
     )
     if warnings:
         postback = postback._replace(warnings=warnings + postback.warnings)
-    if cookies and read_subid(fields, []) is None:
+    if cookies and not names_click(fields):
         query = store_query(query, cookie_subid=postback.incoming.subid)
     return Arrival(
         received_at=turn.received_at,
@@ -446,14 +448,18 @@ def _read_sent(environ: Environ, orders: Orders) -> tuple[dict[str, str], str, t
     body = read_body(environ, orders.mask) if is_post else Body()
     # What is kept is what is read: a parked postback is read from there again.
     stored = store_query(query, orders.mask.hide(body.form) if body.form else "")
-    return read_fields(stored), stored, (*body.warnings, *warn_of_unread(stored))
+    return (
+        read_fields(stored, orders.terms.fallback_encoding),
+        stored,
+        (*body.warnings, *warn_of_query(stored)),
+    )
 
 
 def _read_cookies(environ: Environ, orders: Orders) -> dict[str, str]:
     header = environ.get("HTTP_COOKIE")
     if not header or environ["REQUEST_METHOD"] == "POST":
         return {}
-    return read_cookies(orders.mask.hide(header))
+    return read_cookies(orders.mask.hide(header), orders.terms.fallback_encoding)
 
 
 def _is_image_request(environ: Environ) -> bool:
@@ -471,10 +477,11 @@ def _find_client(environ: Environ, orders: Orders) -> str | None:
     return peer or None
 
 
-def _verdict_headers(outcome: Outcome) -> Headers:
+def _verdict_headers(outcome: Outcome, notices: Sequence[str]) -> Headers:
     reasons: list[str] = []
     if outcome.verdict is not Verdict.RECORDED:
         reasons.append(outcome.reason.summary)
+    reasons += notices
     if outcome.warnings:
         reasons.append(f"warnings: {len(outcome.warnings)}, see the log")
     return [EXPOSED, ("X-Postback-Result", outcome.verdict.value), *_reason_headers(reasons)]

@@ -6,14 +6,18 @@ percent escapes are read was measured with PHP 8.2 (`tests/test_query.py` holds 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from decimal import Decimal
 from itertools import islice
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
-from rates import read_amount, read_currency
+from currencies import settle_currency
+from macros import is_macro, is_nothing
+from near_names import NEAR_NAMES, STATUS_WORDS, find_near_names
+from rates import read_currency
+from raw_text import give_bytes, has_stand_ins, read_text, show_text
 from rows import SUB_ID_NAMES
 from statuses import Incoming, WordLists
+from wire_amounts import WireAmount, read_wire_amount
 
 # Of equal meaning, the leftmost with a usable value wins. Source: Keitaro docs, "Postback".
 SUBID_NAMES = ("subid", "sub_id", "clickid", "click_id")
@@ -44,6 +48,12 @@ KNOWN_NAMES = (
     "from",
 )
 
+_KNOWN_NAMES = frozenset(KNOWN_NAMES)
+# Names of one meaning; what is not here has one name only.
+_ROWS = {name: row for row in (SUBID_NAMES, PAYOUT_NAMES) for name in row}
+# What other trackers have their own names for.
+_OFTEN_MISNAMED = ("status", "payout", "currency", "tid")
+
 # How many parameters are read; so many cookies, too. Source: the PHP manual, `max_input_vars`, and
 # its default. A postback has some twenty; 64 KiB have room for sixteen thousand, each with a cost.
 MAX_INPUT_VARS = 1000
@@ -54,14 +64,6 @@ PHP_WHITE_SPACE = " \t\n\r\0\x0b"
 # How much of a hostile value a warning repeats; the whole of it stands in the stored query.
 QUOTED_CHARACTERS = 64
 
-_NAME = r"[A-Za-z0-9 _.\-]{1,64}"
-# Literal placeholders of affiliate networks, as they arrive when nothing replaced them.
-_MACRO = re.compile(
-    rf"\{{{_NAME}\}}|\{{\{{{_NAME}\}}\}}|\$\{{{_NAME}\}}|\[{_NAME}\]|\[\[\[{_NAME}\]\]\]"
-    rf"|\#{_NAME}\#|\#\#{_NAME}\#\#|%{_NAME}%|%%{_NAME}%%|<{_NAME}>|\[={_NAME}=\]"
-)
-_BARE_MACROS = frozenset({"replace", "optional"})
-_MACRO_STARTS = frozenset("{$[#%<")
 _UNPRINTABLE = re.compile(r"[^!-~]")
 # Every printable ASCII character: quoting with these left alone touches nothing else.
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
@@ -75,17 +77,24 @@ class Postback(NamedTuple):
     network: str | None = None
     answer: str | None = None
     warnings: tuple[str, ...] = ()
+    # What the answer says as well, for it quotes nothing that was sent.
+    notices: tuple[str, ...] = ()
 
 
-def read_fields(raw: str) -> dict[str, str]:
-    """Read a query string or a form body (each character one byte) as PHP does: last name wins."""
-    fields = {}
+def read_fields(raw: str, fallback_encoding: str = "") -> dict[str, str]:
+    """Read a query string or a form body (each character one byte) as PHP does: last name wins.
+
+    Unlike PHP, `amp;` before a name is dropped, and an empty value takes no other away.
+    """
+    fields: dict[str, str] = {}
     is_plain = _is_plain(raw)
     for pair in read_pairs(raw):
         name, _, value = pair.partition("=")
-        php_name = name if is_plain and name.isidentifier() else _read_name(name)
+        php_name = name if is_plain and name.isidentifier() else _read_name(name, fallback_encoding)
         if php_name:
-            fields[php_name] = value if is_plain else _decode_value(value)
+            text = value if is_plain else _decode_value(value, fallback_encoding)
+            if php_name not in fields or text.strip(PHP_WHITE_SPACE):
+                fields[php_name] = text
     return fields
 
 
@@ -107,12 +116,61 @@ def warn_of_unread(raw: str) -> tuple[str, ...]:
     return (f"{unread} parameters after the first {MAX_INPUT_VARS} are left unread, as by PHP",)
 
 
-def read_cookies(header: str) -> dict[str, str]:
+def warn_of_query(raw: str) -> tuple[str, ...]:
+    """Say what of a query is left unread, and what is read otherwise than PHP reads it."""
+    warnings = warn_of_unread(raw)
+    if (";" in raw or "%3" in raw) and _HTML_AND.search(raw):
+        return (*warnings, _HTML_AND_WARNING)
+    return warnings
+
+
+_HTML_AND = re.compile("(?:^|&)amp(?:;|%3b)", re.IGNORECASE)
+_HTML_AND_WARNING = "'&amp;' came in the place of '&': the names behind it are read without 'amp;'"
+
+
+def adopt_names(
+    fields: Mapping[str, str], known: frozenset[str]
+) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """Read names in another case as known ones that did not come; the fields, and warnings."""
+    adopted = find_adopted(fields, known)
+    if not adopted:
+        return fields, ()
+    warnings = (
+        f"{quote_value(name)} is read as {ours!r}: names are in small letters here"
+        for name, ours in adopted.items()
+    )
+    return {**fields, **{ours: fields[name] for name, ours in adopted.items()}}, tuple(warnings)
+
+
+def find_adopted(fields: Mapping[str, str], known: frozenset[str] = _KNOWN_NAMES) -> dict[str, str]:
+    """Find the names in another case that are read as known ones: theirs, and ours."""
+    return {
+        name: ours
+        for name, value in fields.items()
+        if name not in known
+        and (ours := name.lower()) in known
+        and value.strip(PHP_WHITE_SPACE)
+        and not _came(fields, ours)
+    }
+
+
+def _came(fields: Mapping[str, str], name: str) -> bool:
+    """Tell whether a parameter came with a value, under any of its names."""
+    return any(_read_value(fields, other) is not None for other in _ROWS.get(name, (name,)))
+
+
+def names_click(fields: Mapping[str, str]) -> bool:
+    """Tell whether fields hold a usable click id."""
+    return read_subid(adopt_names(fields, _KNOWN_NAMES)[0], []) is not None
+
+
+def read_cookies(header: str, fallback_encoding: str = "") -> dict[str, str]:
     """Read a Cookie header (each character one byte): percent-decoded, the first of a name wins."""
     cookies: dict[str, str] = {}
     for pair in islice(header.split(";"), MAX_INPUT_VARS):
         name, _, value = pair.partition("=")
-        cookies.setdefault(_read_name(name), _decode_value(value))
+        name = _read_name(name, fallback_encoding)
+        cookies.setdefault(name, _decode_value(value, fallback_encoding))
     return cookies
 
 
@@ -125,26 +183,94 @@ def read_postback(
 ) -> Postback:
     """Read what was sent. Never raises: what cannot be used is named in the warnings."""
     warnings: list[str] = []
+    strangers = () if _KNOWN_NAMES.issuperset(fields) else _list_strangers(fields)
+    if strangers and not _KNOWN_NAMES.isdisjoint(map(str.lower, strangers)):
+        fields, adopted = adopt_names(fields, _KNOWN_NAMES)
+        warnings += adopted
     word, word_is_macro = _read_word(fields, warnings)
-    amount = _read_amount(fields, PAYOUT_NAMES, warnings, decimal_comma=decimal_comma)
+    payout = _read_amount(fields, PAYOUT_NAMES, warnings, decimal_comma=decimal_comma)
     cost = _read_amount(fields, ("cost",), warnings, decimal_comma=decimal_comma)
+    currency = _read_currency(fields, warnings)
+    if payout.mark or cost.mark:
+        currency, cost = _settle_marks(payout, cost, currency, tracker_currency, warnings)
     incoming = Incoming(
         subid=_read_subid(fields, cookies, warnings),
         word=word,
         word_is_macro=word_is_macro,
         tid=_read_usable(fields, "tid", warnings) or "",
-        amount=amount,
-        cost=cost,
-        currency=_read_currency(fields, tracker_currency, warnings),
+        amount=payout.amount,
+        cost=cost.amount,
+        currency=tracker_currency if currency == "" else currency,
         lists=_read_lists(fields),
     )
+    sub_ids = read_sub_ids(fields, warnings)
+    network = _read_usable(fields, "from", warnings)
+    notices = _notice_strangers(fields, strangers, incoming, warnings) if strangers else ()
     return Postback(
         incoming=incoming,
-        sub_ids=read_sub_ids(fields, warnings),
-        network=_read_usable(fields, "from", warnings),
+        sub_ids=sub_ids,
+        network=network,
         answer=_read_value(fields, "return"),
         warnings=tuple(warnings),
+        notices=notices,
     )
+
+
+def _notice_strangers(
+    fields: Mapping[str, str], strangers: Sequence[str], incoming: Incoming, warnings: list[str]
+) -> tuple[str, ...]:
+    """Warn of values that stand under others' names for ours; sentences that quote none."""
+    near_names = list(find_near_names(strangers))
+    notices: dict[str, None] = {}
+    absent = list_absent(fields) if near_names else []
+    if incoming.subid is not None and "subid" in absent:
+        # A cookie had it.
+        absent.remove("subid")
+    for name, near in near_names:
+        if near.ours not in absent:
+            continue
+        if (value := _read_value(fields, name)) is not None:
+            warnings.append(
+                f"{quote_value(name)} came ({quote_value(value)}) and no {near.ours!r}: other"
+                f" trackers call it so, here it is sent as {near.ours}="
+            )
+            notices[f"{near.name} came, {near.ours} did not"] = None
+    if incoming.word is None and not incoming.word_is_macro:
+        warnings += _find_status_words(fields, strangers, incoming.lists, notices)
+    return tuple(notices)
+
+
+def _list_strangers(fields: Mapping[str, str]) -> list[str]:
+    return [name for name in fields if name not in _KNOWN_NAMES]
+
+
+def list_absent(fields: Mapping[str, str]) -> list[str]:
+    """List what did not come of the parameters that others have their own names for."""
+    return [name for name in ("subid", *_OFTEN_MISNAMED) if not _came(fields, name)]
+
+
+def _find_status_words(
+    fields: Mapping[str, str],
+    strangers: Sequence[str],
+    lists: WordLists,
+    notices: dict[str, None],
+) -> Iterator[str]:
+    for name in strangers:
+        value = fields[name]
+        if "status" in NEAR_NAMES.get(name.lower().replace("-", "_"), ()):
+            continue
+        word = value.strip(PHP_WHITE_SPACE).casefold()
+        # Not `1`, which may be the number of anything.
+        if word in STATUS_WORDS or (not word.isdecimal() and _is_listed(word, lists)):
+            notices["a parameter unknown here holds a status word, and status did not come"] = None
+            yield (
+                f"{quote_value(name)} holds {quote_value(value)}, a status word, and no 'status'"
+                " came, which makes it a sale: send the word as status="
+            )
+
+
+def _is_listed(word: str, lists: WordLists) -> bool:
+    return any(word in words for words in lists)
 
 
 def read_subid(fields: Mapping[str, str], warnings: list[str]) -> str | None:
@@ -167,13 +293,6 @@ def read_sub_ids(fields: Mapping[str, str], warnings: list[str]) -> dict[str, st
     }
 
 
-def is_macro(text: str) -> bool:
-    """Tell whether a value is, as a whole, a network's literal placeholder."""
-    if text[:1] in _MACRO_STARTS:
-        return _MACRO.fullmatch(text) is not None
-    return text.lower() in _BARE_MACROS
-
-
 def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> str:
     """Write down what was sent as one query in printable ASCII that reads back the same.
 
@@ -184,7 +303,7 @@ def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> 
         parts += _leave_out_named(body, query) if query else [body]
     text = "&".join(parts)
     if cookie_subid is not None:
-        text = _add_pairs(text, [f"subid={quote(cookie_subid, safe='')}"])
+        text = _add_pairs(text, [f"subid={quote(give_bytes(cookie_subid), safe='')}"])
     if _UNPRINTABLE.search(text):
         return quote(text.encode("latin-1"), safe=_PRINTABLE)
     return text
@@ -192,7 +311,7 @@ def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> 
 
 def _leave_out_named(body: str, query: str) -> list[str]:
     """List the parameters of a body that a query does not name; unread ones as they came."""
-    named = read_fields(query)
+    named = {name for name, value in read_fields(query).items() if value.strip(PHP_WHITE_SPACE)}
     room = MAX_INPUT_VARS - len(list(filter(None, read_pairs(query))))
     rest = iter(body.split("&"))
     left = []
@@ -234,34 +353,49 @@ def mend_query(query: str, renames: Mapping[str, str], values: Mapping[str, str]
     return _add_pairs("&".join(parts), new)
 
 
+def trim(value: str) -> str:
+    """Take off what PHP's trim() does; a NUL within, which PostgreSQL cannot store, is U+FFFD."""
+    value = value.strip(PHP_WHITE_SPACE)
+    return value.replace("\0", "\ufffd") if "\0" in value else value
+
+
 def quote_value(value: str) -> str:
     """Quote a value for a sentence, escaped, and cut where it is long."""
+    value = show_text(value)
     if len(value) > QUOTED_CHARACTERS:
         value = value[:QUOTED_CHARACTERS] + "…"
     return repr(value)
 
 
-def _read_name(raw: str) -> str:
+def _read_name(raw: str, fallback_encoding: str = "") -> str:
     """Read a field's name; empty where PHP would make no plain variable of it."""
     if not raw:
         # A body of nothing but '&' holds 65,000 of them.
         return ""
     if raw.isidentifier() and raw.isascii():
         return raw
-    name = _decode(raw).partition("\0")[0].lstrip(" ")
+    name = _decode(raw, fallback_encoding).partition("\0")[0].lstrip(" ")
+    if name[:4].lower() == "amp;":
+        name = _AMPS.sub("", name)
     head, bracket, rest = name.partition("[")
     if bracket and (not head or "]" in rest):
         return ""
     return name.replace(".", "_").replace(" ", "_").replace("[", "_")
 
 
-def _decode_value(raw: str) -> str:
-    value = _decode(raw)
+# However often a page was written into another: `&amp;amp;status=`.
+_AMPS = re.compile("(?:amp;)+", re.IGNORECASE)
+
+
+def _decode_value(raw: str, fallback_encoding: str) -> str:
+    value = _decode(raw, "")
     # "%aff_sub%" is a placeholder whose first three characters happen to be an escape.
     # A space comes raw in a body and is kept as an escape: both are to read the same.
-    if "\ufffd" in value and is_macro(spaced := raw.replace("+", " ").replace("%20", " ")):
+    if not has_stand_ins(value):
+        return value
+    if is_macro(spaced := raw.replace("+", " ").replace("%20", " ")):
         return spaced
-    return value
+    return _decode(raw, fallback_encoding)
 
 
 def _is_plain(raw: str) -> bool:
@@ -269,10 +403,10 @@ def _is_plain(raw: str) -> bool:
     return raw.isascii() and "%" not in raw and "+" not in raw
 
 
-def _decode(raw: str) -> str:
+def _decode(raw: str, fallback_encoding: str) -> str:
     if _is_plain(raw):
         return raw
-    return _decode_bytes(raw).encode("latin-1").decode("utf-8", "replace")
+    return read_text(_decode_bytes(raw).encode("latin-1"), fallback_encoding)
 
 
 def _decode_bytes(raw: str) -> str:
@@ -294,7 +428,11 @@ _ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+")
 
 def _read_value(fields: Mapping[str, str], name: str) -> str | None:
     value = fields.get(name)
-    return (value.strip(PHP_WHITE_SPACE) or None) if value else None
+    if not value:
+        return None
+    value = value.strip(PHP_WHITE_SPACE)
+    # As `trim`, without a call for each value of each postback.
+    return (value.replace("\0", "\ufffd") if "\0" in value else value) or None
 
 
 def _read_usable(fields: Mapping[str, str], name: str, warnings: list[str]) -> str | None:
@@ -306,6 +444,8 @@ def _read_usable(fields: Mapping[str, str], name: str, warnings: list[str]) -> s
 
 
 def _macro_warning(name: str, value: str) -> str:
+    if is_nothing(value):
+        return f"{name} is {quote_value(value)}, which is what a script writes for nothing"
     return f"{name} is {quote_value(value)}, a macro that the network did not replace"
 
 
@@ -333,29 +473,40 @@ def _read_word(fields: Mapping[str, str], warnings: list[str]) -> tuple[str | No
     return word, True
 
 
+_NO_AMOUNT = WireAmount(None)
+
+
 def _read_amount(
     fields: Mapping[str, str], names: Sequence[str], warnings: list[str], *, decimal_comma: bool
-) -> Decimal | None:
+) -> WireAmount:
     for name in names:
         text = _read_usable(fields, name, warnings) if name in fields else None
         if text is None:
             continue
-        amount = read_amount(text, decimal_comma=decimal_comma)
+        amount = read_wire_amount(text, decimal_comma=decimal_comma)
         if amount is not None:
             return amount
-        warnings.append(
-            f"{name} {quote_value(text)} is unreadable: send plain digits with a decimal point,"
-            " such as 12.50"
+        warnings.append(_unreadable_warning(name, text))
+    return _NO_AMOUNT
+
+
+def _unreadable_warning(name: str, text: str) -> str:
+    if "\xa4cy=" in text:
+        return (
+            f"{name} {quote_value(text)} is unreadable: '\xa4cy' is what HTML makes of '&currency',"
+            " so write that into the network's URL by hand"
         )
-    return None
+    return (
+        f"{name} {quote_value(text)} is unreadable: send plain digits with a decimal point, such as"
+        " 12.50"
+    )
 
 
-def _read_currency(
-    fields: Mapping[str, str], tracker_currency: str, warnings: list[str]
-) -> str | None:
+def _read_currency(fields: Mapping[str, str], warnings: list[str]) -> str | None:
+    """Read the code that was sent, empty where none was; None is a currency that is unknown."""
     text = _read_value(fields, "currency")
     if text is None:
-        return tracker_currency
+        return ""
     if is_macro(text):
         warnings.append(_macro_warning("currency", text))
         return None
@@ -365,6 +516,50 @@ def _read_currency(
     return currency
 
 
+def _settle_marks(
+    payout: WireAmount,
+    cost: WireAmount,
+    sent: str | None,
+    tracker_currency: str,
+    warnings: list[str],
+) -> tuple[str | None, WireAmount]:
+    """Find the one currency of a postback whose amounts have signs, and the cost if it is in it."""
+    name, first = ("payout", payout) if payout.amount is not None else ("cost", cost)
+    currency = sent or _read_mark(name, first, sent, tracker_currency, warnings)
+    for each, money in (("payout", payout), ("cost", cost)):
+        if currency is None or _can_mean(money, currency, tracker_currency):
+            continue
+        if sent:
+            warnings.append(f"{each} has {money.mark!r}, and currency={sent} came: that counts")
+        elif money is not first:
+            warnings.append(
+                f"{each} has {money.mark!r} and counts as not sent: {name} is in {currency}, and a"
+                " postback has one currency"
+            )
+            cost = _NO_AMOUNT
+    return currency, cost
+
+
+def _read_mark(
+    name: str, money: WireAmount, sent: str | None, tracker_currency: str, warnings: list[str]
+) -> str | None:
+    if money.mark is None:
+        return None if sent is None else tracker_currency
+    currency = settle_currency([money.mark], None, tracker_currency)
+    if currency is None:
+        warnings.append(
+            f"{name} has {money.mark!r}, which may mean several currencies: send currency="
+            " beside it"
+        )
+    return currency
+
+
+def _can_mean(money: WireAmount, currency: str, tracker_currency: str) -> bool:
+    if money.mark is None:
+        return True
+    return settle_currency([money.mark], currency, tracker_currency) == currency
+
+
 _NO_LISTS = WordLists()
 
 
@@ -372,16 +567,21 @@ def _read_lists(fields: Mapping[str, str]) -> WordLists:
     if fields.keys().isdisjoint(LIST_NAMES):
         return _NO_LISTS
     return WordLists(
-        sale=frozenset(_read_words(fields, ("sale_status",))),
-        lead=frozenset(_read_words(fields, ("lead_status",))),
-        rejected=frozenset(_read_words(fields, REJECTED_LIST_NAMES)),
-        rebill=frozenset(_read_words(fields, ("rebill_status",))),
-        ignore=frozenset(_read_words(fields, IGNORE_LIST_NAMES)),
+        sale=_read_words(fields, ("sale_status",)),
+        lead=_read_words(fields, ("lead_status",)),
+        rejected=_read_words(fields, REJECTED_LIST_NAMES),
+        rebill=_read_words(fields, ("rebill_status",)),
+        ignore=_read_words(fields, IGNORE_LIST_NAMES),
     )
 
 
-def _read_words(fields: Mapping[str, str], names: Iterable[str]) -> Iterator[str]:
+_NO_WORDS: frozenset[str] = frozenset()
+
+
+def _read_words(fields: Mapping[str, str], names: Iterable[str]) -> frozenset[str]:
+    # One list of the five is what most URLs have.
+    words = _NO_WORDS
     for name in names:
-        for word in fields.get(name, "").split(","):
-            if trimmed := word.strip(PHP_WHITE_SPACE).casefold():
-                yield trimmed
+        if name in fields:
+            words |= {trim(word).casefold() for word in fields[name].split(",")} - {""}
+    return words

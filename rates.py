@@ -34,6 +34,8 @@ REMEMBERED_AMOUNTS = 1024
 # ways are tried as there are digits, and each takes as long.
 _AMOUNT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _COMMA_AMOUNT = re.compile(r"([+-]?[0-9]*),([0-9]{1,2})")
+_THOUSANDS_OR_DECIMALS = re.compile(r"\.[0-9]{3}$")
+_FORMER_CODES = {"RUR": "RUB"}
 _CODE = re.compile(r"[A-Z0-9]{3,10}")
 
 
@@ -69,10 +71,14 @@ def read_amount(text: str, *, decimal_comma: bool = False) -> Decimal | None:
     """Read a decimal amount, rounded half even to the micro; None where it is unreadable.
 
     Readable: a sign, ASCII digits, a point and digits (`.5` and `5.` too), below 10^9. With
-    `decimal_comma`, `12,50` reads as 12.50: one comma, no dot, one or two digits after it.
+    `decimal_comma`, `12,50` reads as 12.50: one comma, no dot, one or two digits after it; and
+    `1.500` is unreadable, for where commas stand before decimals, points stand between thousands.
     """
-    if decimal_comma and (found := _COMMA_AMOUNT.fullmatch(text)):
-        text = f"{found[1]}.{found[2]}"
+    if decimal_comma:
+        if _THOUSANDS_OR_DECIMALS.search(text):
+            return None
+        if found := _COMMA_AMOUNT.fullmatch(text):
+            text = f"{found[1]}.{found[2]}"
     if not _AMOUNT.fullmatch(text):
         return None
     amount = Decimal(text)
@@ -82,13 +88,16 @@ def read_amount(text: str, *, decimal_comma: bool = False) -> Decimal | None:
 
 
 def read_currency(text: str) -> str | None:
-    """Read a currency code, upper case; None where it can be none.
+    """Read a currency code, upper case, RUR as RUB; None where it can be none.
 
     Longer than ISO 4217's three letters, because networks pay in USDT too and `rates set` can
-    price it; whether the code is worth anything is a matter of having a rate for it.
+    price it; whether anything names the code is for those to ask who know the rates.
     """
     code = text.upper()
-    return code if _CODE.fullmatch(code) else None
+    # Not `643`: ISO's numbers are for machines of banks, and could be the number of anything.
+    if not _CODE.fullmatch(code) or code.isdigit():
+        return None
+    return _FORMER_CODES.get(code, code)
 
 
 def read_rate(text: str) -> Decimal:

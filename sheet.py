@@ -21,7 +21,7 @@ KNOWN_KEYS: Mapping[str, tuple[str, ...]] = {
         "trusted_proxies",
     ),
     "db": ("path",),
-    "postback": ("unknown_subid", "park_days", "repeats", "decimal_comma"),
+    "postback": ("unknown_subid", "park_days", "repeats", "decimal_comma", "fallback_encoding"),
     "rates": (
         "source",
         "ecb_url",
@@ -77,6 +77,7 @@ KEITARO_SECTIONS = frozenset({"redis", "clickhouse", "ch", "olap", "mysql", "mem
 _TAKES_WORDS = frozenset(
     {
         "decimal_comma",
+        "fallback_encoding",
         "source",
         "trusted_proxies",
         "pixel_key",

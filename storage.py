@@ -281,6 +281,10 @@ class Storage(Database):
                 return Rate(Decimal(row[0]), date.fromisoformat(row[1]), row[2])
         return None
 
+    def has_rate_of(self, currency: str) -> bool:
+        """Tell whether any rate names a currency, one set by hand that has not ended or fetched."""
+        return self.db.execute(_HAS_RATE, (currency,)).fetchone() is not None
+
     def find_last_rate_id(self) -> int:
         """Tell the id of the rate that was written last, 0 where there is none."""
         last: int = self.db.execute("SELECT coalesce(max(id), 0) FROM rates").fetchone()[0]
@@ -465,6 +469,9 @@ _ADD_HISTORY = f"""{_HISTORY}
     FROM conversions AS c WHERE id = ?
 """
 
+_HAS_RATE = """
+    SELECT 1 FROM rates WHERE currency = ? AND (source <> 'hand' OR ended_at IS NULL) LIMIT 1
+"""
 _FIND_RATE_BY_HAND = """
     SELECT rate, day, source FROM rates
     WHERE currency = :currency AND source = 'hand' AND ended_at IS NULL

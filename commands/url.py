@@ -10,7 +10,8 @@ import display
 from commands.options import Subparsers, add_command, add_json, read_code
 from commands.tracker import load_settings
 from config import Settings
-from query import KNOWN_NAMES, SUBID_NAMES, is_macro
+from macros import is_macro
+from query import KNOWN_NAMES, SUBID_NAMES
 
 # What every network can fill in; an unreplaced `{tid}` counts as not sent. No currency: an
 # unreplaced one would make every amount's currency unknown.

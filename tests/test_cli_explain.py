@@ -252,10 +252,20 @@ HINTS = [
     ("subid=c1&payout=5%A4cy=eur", "'¤cy' was '&currency'"),
     ("subid=c1&amp;payout=5", "'&amp;' is how HTML writes '&'"),
     ("subid=c1&payout=12,50", "has a decimal comma: the network should send 12.50"),
+    ("subid=c1&payout=1%2C234.50", "commas between thousands: the network should send 1234.50"),
     ("subid=c1&payout=12.50,3.00", "is 2 amounts joined by a comma"),
-    ("subid=c1&payout=$10.5", "would be read as 10.5 without what is around it"),
+    ("subid=c1&payout=x10.5", "would be read as 10.5 without what is around it"),
     ("subid=c1&payout={payout}", "a placeholder came as it was written"),
-    ("Subid=c1", "'Subid' is not 'subid': names are exact"),
+    ("Subid=c1", "'Subid' is not 'subid': names are in small letters"),
+    ("subid=c1&state=x", "`postback replay --since 7d --rename state=status --dry-run`"),
+    ("subid=c1&status=lead&amount=5", "write payout= in its place in the network's URL"),
+    ("subid=c1&status=lead&txid=5", "'txid' is what others call 'tid'"),
+    ("subid=c1&status=spam&rejected_status=spam;duplicate", "rejected_status=spam,duplicate"),
+    ("subid=c1&status=spam&ignore=a|Spam", "ignore has '|' between its words: commas"),
+    ("subid=c1&status=fdp&deposit_status=fdp,x", "'deposit_status' is no list here"),
+    ("subid=c1&status=fdp&deposit_status=fdp,x", "use sale_status for its words"),
+    ("subid=c1&status=r&registration_status=r", "use lead_status for its words"),
+    ("subid=c1?payout=10&status=rejected", "should read 'subid=c1&payout=10'"),
     ("subid=c1&sale-status=x", "'sale-status' is not 'sale_status'"),
     ("subid=c1&curency=eur", "'curency' is unknown to us; 'currency' is near"),
     ("subid=c1&status=Approved&from=net", "mapped to sale: put 'sale_status=Approved'"),
@@ -312,7 +322,9 @@ def test_what_is_right_draws_no_hints(tracker: Client, capsys: pytest.CaptureFix
 
 # What a request may hold, put together at random: the parts are told one by one, and must come to
 # what the reader of postbacks makes of the whole.
-NAMES = st.sampled_from([*SUBID_NAMES, "payout", "revenue", "profit", "tid", "status", "from", "x"])
+NAMES = st.sampled_from(
+    [*SUBID_NAMES, "payout", "revenue", "profit", "tid", "status", "from", "x", "amp;tid", "Payout"]
+)
 VALUES = st.sampled_from(["c1", "", "{x}", "12.50", "12,50", " 7 ", "%20", "[a]", "sale", "%zz"])
 
 
@@ -436,3 +448,14 @@ def test_a_hostile_query_moves_no_cursor_and_fits_a_narrow_terminal(client: Clie
     assert max(map(len, lines)) <= 20
     assert "\x1b" not in "".join(lines)
     assert "\u202e" not in ran.out
+
+
+def test_a_part_in_another_case_is_told_with_the_name_it_is_read_as() -> None:
+    meanings = [part.meaning for part in read_parts("Payout=5&tid=1&amp;tid=2&tid=", Terms("USD"))]
+
+    assert meanings[:4] == [
+        "the amount, read as payout",
+        "left out: the name comes again, and the last one counts",
+        "the transaction id",
+        "left out: empty, and the name came before with a value",
+    ]

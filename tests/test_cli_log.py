@@ -67,11 +67,11 @@ def test_warnings_stand_behind_the_reason(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.click("c1")
-    client.send("subid=c1&payout=$10")
+    client.send("subid=c1&payout=10%25")
 
     _, row = call(client, capsys, "log")
 
-    assert row[6].startswith("the first conversion of the click, as sale; payout '$10' is unread")
+    assert row[6].startswith("the first conversion of the click, as sale; payout '10%' is unread")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,9 @@ def test_json_has_the_names_that_scripts_rely_on(client: Client) -> None:
         ("payout=-2", "-2 USD"),
         ("payout=x&profit=1", "1 USD"),
         ("payout=1&currency={currency}", "1 ?"),
-        ("payout=$1", ""),
+        ("payout=$1", "1 USD"),
+        ("payout=%E2%82%AC1", "1 EUR"),
+        ("payout=1%25", ""),
         ("", ""),
     ],
 )

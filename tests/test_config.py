@@ -203,6 +203,7 @@ def test_the_defaults(file: Path) -> None:
         park_days=90,
         repeats="ignore",
         decimal_comma=False,
+        fallback_encoding="",
         rate_sources=("ecb", "cbr"),
         rate_urls={},
         app_id="",

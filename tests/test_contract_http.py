@@ -673,7 +673,7 @@ def test_a_postback_that_was_understood_gets_success_or_its_return(
     assert (answer.status, answer.verdict, answer.text) == (200, verdict, "Success")
 
 
-@pytest.mark.parametrize("verdict", [v for v in EVERY_VERDICT if v not in {"invalid", "unmapped"}])
+@pytest.mark.parametrize("verdict", EVERY_VERDICT)
 def test_return_is_the_body_of_the_answer(busy: Client, verdict: str) -> None:
     answer = busy.send(f"{EVERY_VERDICT[verdict]}&return=OK-7")
 
@@ -710,10 +710,10 @@ def test_return_comes_back_as_it_was_sent(client: Client, asked: str, body: str)
 @pytest.mark.parametrize(
     ("query", "verdict"),
     [
-        ("status=sale&return=OK", "invalid"),
-        ("subid=&status=sale&return=OK", "invalid"),
-        (f"subid={'x' * 256}&return=OK", "invalid"),
-        (f"subid=c1&tid={'x' * 256}&return=OK", "invalid"),
+        ("status=sale", "invalid"),
+        ("subid=&status=sale", "invalid"),
+        (f"subid={'x' * 256}", "invalid"),
+        (f"subid=c1&tid={'x' * 256}&return=", "invalid"),
         ("subid={subid}&status=sale", "invalid"),
         ("subid=c1&status=Zaplaceno", "unmapped"),
         ("subid=c1&status={status}", "unmapped"),
@@ -734,6 +734,25 @@ def test_a_postback_that_was_not_understood_gets_one_plain_sentence(
     assert len(answer.text) > 20
     for word in ("error", "fail", "zaplaceno", "xxxx", "c1"):
         assert word not in answer.text.lower()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        # Offerwalls repeat until they read what they asked for.
+        *("status=sale&return=OK", "subid=&return=OK", f"subid={'x' * 256}&return=OK"),
+        *(f"subid=c1&tid={'x' * 256}&return=OK", "subid={subid}&return=OK"),
+        *("subid=c1&status=%7Bstatus%7D&return=OK", "subid=c1&status=Zaplaceno&return=OK"),
+    ],
+)
+def test_return_is_the_body_whatever_was_not_understood(client: Client, query: str) -> None:
+    client.click("c1")
+
+    answer = client.send(query)
+
+    assert (answer.status, answer.text) == (200, "OK")
+    assert answer.verdict in {"invalid", "unmapped"}
+    assert answer.reason != ""
 
 
 @pytest.mark.parametrize(("verdict", "query"), EVERY_VERDICT.items())

