@@ -151,10 +151,10 @@ def print_json(values: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
     as_ascii = "utf" not in (sys.stdout.encoding or "").lower()
     for value in values:
-        line = visible_in_json(json.dumps(_hide_in_line(value), ensure_ascii=False))
-        # Twice: only letters as they are can be told to be shown otherwise.
-        sys.stdout.write((json.dumps(json.loads(line)) if as_ascii else line) + "
-")
+        # Letters as they are: only those can be told to be shown otherwise.
+        text = json.dumps(_hide_in_line(value), ensure_ascii=False)
+        line = visible_in_json(text)
+        sys.stdout.write((json.dumps(json.loads(line)) if as_ascii else line) + "\n")
 
 
 def print_csv(
