@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 from rates import convert, from_micros, to_micros
-from statuses import TRANSITIONS
+from statuses import MONEY, TRANSITIONS, Status
 
 # A damaged file has thousands of lines to say; these are enough to know.
 LINES_SHOWN = 3
@@ -82,8 +82,11 @@ _STATE = (
     *("rate", "rate_day", "rate_source", "cost_micros"),
 )
 _DIFFERS = " OR ".join(f"conversions.{name} IS NOT last.{name}" for name in _STATE)
+# With `unreject = yes` a rejected one comes back; an operator (`forced`) may do anything.
 _MOVES = ", ".join(
-    f"('{status}', '{after}')" for status, moves in TRANSITIONS.items() for after in moves
+    f"('{status}', '{after}')"
+    for status, moves in {**TRANSITIONS, Status.REJECTED: sorted(MONEY)}.items()
+    for after in moves
 )
 
 _CONTRADICTIONS = {
@@ -102,7 +105,7 @@ _CONTRADICTIONS = {
         SELECT DISTINCT later.conversion_id AS id FROM conversion_history AS later
         JOIN conversion_history AS earlier
             ON earlier.conversion_id = later.conversion_id AND earlier.seq = later.seq - 1
-        WHERE earlier.status <> later.status
+        WHERE earlier.status <> later.status AND later.change <> 'forced'
             AND (earlier.status, later.status) NOT IN (VALUES {_MOVES})""",
     "conversions whose payout is not their amount at their rate": """
         SELECT id FROM conversions

@@ -12,22 +12,37 @@ from typing import Any, NamedTuple
 from config import Settings
 from currencies import ISO_CODES
 from query import Postback, read_fields, read_postback, warn_of_query
-from rates import Priced, Rate, price_at
+from rates import Priced, Rate, decimal_text, price_at
 from rows import (
+    Again,
     ClickRow,
     KnownClick,
     ParkedPostback,
     PostbackRow,
+    Settled,
     amount_columns,
     cost_columns,
     to_json,
     utc_text,
 )
-from statuses import Change, Decision, Policy, Reason, Status, Verdict, judge
+from statuses import (
+    MONEY,
+    Change,
+    Conversion,
+    Decision,
+    Policy,
+    Reason,
+    Rule,
+    Status,
+    Verdict,
+    judge,
+)
 from storage import Storage
 
 # A flood of postbacks for one click id must not make the click's arrival a long transaction.
+# So many different ones count; equal ones that come between others are judged anew, up to a bound.
 PARKED_PER_CLICK = 100
+PARKED_IN_ALL = 1000
 
 # How much the housekeeping does in one transaction, so that postbacks wait some ten milliseconds
 # for it, and some 60 where each click has its hundred parked.
@@ -55,6 +70,8 @@ def read_terms(settings: Settings) -> Terms:
         policy=Policy(
             accepts_unknown_subid=settings.unknown_subid == "accept",
             updates_on_repeat=settings.repeats == "update",
+            allows_rebills=settings.rebills,
+            unrejects=settings.unreject,
         ),
         park_days=settings.park_days,
         decimal_comma=settings.decimal_comma,
@@ -66,6 +83,7 @@ class Arrival(NamedTuple):
     """A postback as it came: when (`utc_text`), how (`source`), from where, and what it says.
 
     A replay is booked as received when its original was; the log says when it was put through.
+    `is_forced`: an operator overrules the rules about moves.
     """
 
     received_at: str
@@ -76,6 +94,7 @@ class Arrival(NamedTuple):
     postback: Postback
     replay_of: int | None = None
     replayed_at: str | None = None
+    is_forced: bool = False
 
 
 class Intake(NamedTuple):
@@ -94,6 +113,10 @@ class Outcome(NamedTuple):
     conversion_id: int | None = None
 
 
+# What stands for a postback that did what it was sent for.
+BOOKED = frozenset({Verdict.RECORDED, Verdict.UPDATED, Verdict.REPEATED})
+
+
 class Effect(NamedTuple):
     """What a decision's change did: to which conversion, what pricing warned of.
 
@@ -107,12 +130,12 @@ class Effect(NamedTuple):
 
 def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
     """Judge a postback and write down both it and its effect."""
-    arrival = arrival._replace(postback=_know_currency(db, arrival.postback, terms))
-    decision, known = _judge(db, arrival.postback, terms)
+    arrival = arrival._replace(postback=know_currency(db, arrival.postback, terms))
+    decision, known = judge_arrival(db, arrival, terms)
     if (known is None and decision.change is not None) or (known is not None and known.is_due):
         # What was parked for the click came first, and may change what this postback meets.
         _bring_click(db, known, arrival, terms)
-        decision, known = _judge(db, arrival.postback, terms)
+        decision, known = judge_arrival(db, arrival, terms)
     effect = _apply(db, decision, known, arrival, terms)
     outcome = Outcome(
         decision.verdict,
@@ -125,17 +148,36 @@ def keep(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
     return outcome
 
 
-def preview(db: Storage, postback: Postback, terms: Terms) -> Outcome:
+def preview(db: Storage, arrival: Arrival, terms: Terms) -> Outcome:
     """Say what would come of a postback, and write nothing."""
-    postback = _know_currency(db, postback, terms)
-    decision, _ = _judge(db, postback, terms)
+    arrival = arrival._replace(postback=know_currency(db, arrival.postback, terms))
+    decision, _ = judge_arrival(db, arrival, terms)
     conversion_id = None if decision.conversion is None else decision.conversion.id
-    return Outcome(
-        decision.verdict, decision.reason, postback.warnings + decision.warnings, conversion_id
+    warnings = arrival.postback.warnings + decision.warnings
+    return Outcome(decision.verdict, decision.reason, warnings, conversion_id)
+
+
+def judge_arrival(
+    db: Storage, arrival: Arrival, terms: Terms
+) -> tuple[Decision, KnownClick | None]:
+    """Judge a postback by what the database knows now; the log is asked only where it matters."""
+    incoming = arrival.postback.incoming
+    known = db.find_click(incoming.subid) if incoming.subid else None
+    click = None if known is None else known.click
+    policy = terms.policy._replace(forces=True) if arrival.is_forced else terms.policy
+    decision = judge(incoming, click, policy)
+    if not decision.hinges_on_past:
+        return decision, known
+    assert known is not None
+    assert incoming.subid is not None
+    conversion_id = None if decision.conversion is None else decision.conversion.id
+    again = Again(
+        known.id, incoming.subid, arrival.query, incoming.tid, conversion_id, arrival.replay_of
     )
+    return judge(incoming, click, policy, db.find_past(again)), known
 
 
-def _know_currency(db: Storage, postback: Postback, terms: Terms) -> Postback:
+def know_currency(db: Storage, postback: Postback, terms: Terms) -> Postback:
     """Make a currency unknown that neither ISO 4217 nor a rate at hand names, with a warning.
 
     An amount in `LEAD` would wait for its rate for ever, and be in a currency to who reads it.
@@ -189,13 +231,6 @@ def _settle_clicks(
         db.clear_due_click(click_id)
 
 
-def _judge(db: Storage, postback: Postback, terms: Terms) -> tuple[Decision, KnownClick | None]:
-    subid = postback.incoming.subid
-    known = db.find_click(subid) if subid else None
-    click = None if known is None else known.click
-    return judge(postback.incoming, click, terms.policy), known
-
-
 def _bring_click(db: Storage, known: KnownClick | None, arrival: Arrival, terms: Terms) -> None:
     """Apply what is parked for a click, which is made where it is accepted unknown."""
     subid = arrival.postback.incoming.subid
@@ -219,13 +254,13 @@ def _apply(
     if change.conversion is None:
         made_with = _new_conversion(known, change, arrival, money)
         conversion_id = db.add_conversion(known, made_with)
-        if arrival.postback.sub_ids:
-            db.change_conversion(conversion_id, {}, arrival.postback.sub_ids)
+        if change.sub_ids:
+            db.change_conversion(conversion_id, {}, change.sub_ids)
     else:
         conversion_id = change.conversion.id
         _change_conversion(db, change, arrival, money)
-    if arrival.postback.sub_ids:
-        db.patch_click_sub_ids(known.id, arrival.postback.sub_ids)
+    if change.sub_ids:
+        db.patch_click_sub_ids(known.id, change.sub_ids, only_missing=change.fills)
     return Effect(conversion_id, warnings, made_with)
 
 
@@ -241,13 +276,9 @@ def _new_conversion(
         "sub_ids": known.sub_ids,
         "created_at": at,
         "updated_at": at,
-        "sale_at": at if change.status in _MONEY else None,
+        "sale_at": at if change.status in MONEY else None,
         **money,
     }
-
-
-# The statuses that are money. Source: the contract's section on statuses, on revenue.
-_MONEY = frozenset({Status.SALE, Status.REBILL})
 
 
 def _change_conversion(
@@ -261,11 +292,21 @@ def _change_conversion(
         values["status"] = change.status
         values["previous_status"] = change.conversion.status
         values["original_status"] = postback.incoming.word
-        if change.status is Status.SALE:
-            values["sale_at"] = at
-    if postback.network is not None:
+        values |= _sale_time(change.conversion, change.status, at)
+    if postback.network is not None and not change.fills:
         values["network"] = postback.network
-    db.change_conversion(change.conversion.id, values, postback.sub_ids)
+    db.change_conversion(change.conversion.id, values, change.sub_ids)
+
+
+def _sale_time(before: Conversion, status: Status, at: str) -> dict[str, str | None]:
+    """Give the column that says when a conversion first was money, where that changes."""
+    if status is Status.LEAD:
+        # An operator says that it never was.
+        return {"sale_at": None}
+    was_money = before.status in MONEY or (
+        before.status is Status.REJECTED and before.previous_status in MONEY
+    )
+    return {"sale_at": at} if status in MONEY and not was_money else {}
 
 
 def _note_change(
@@ -274,7 +315,8 @@ def _note_change(
     if effect.conversion_id is None or decision.change is None:
         return
     if effect.made_with is None:
-        db.add_history(effect.conversion_id, decision.verdict, at, postback_id)
+        change = "forced" if decision.rule is Rule.FORCED else decision.verdict
+        db.add_history(effect.conversion_id, change, at, postback_id)
     else:
         db.begin_history(effect.conversion_id, effect.made_with, at, postback_id)
 
@@ -286,35 +328,37 @@ def _price_change(
     values: dict[str, Any] = {}
     warnings: dict[str, None] = {}
     if change.takes_amount and incoming.amount is not None:
-        priced = _price(db, incoming.amount, incoming.currency, arrival.received_at, terms)
+        priced, trouble = _price(db, incoming.amount, incoming.currency, arrival, terms)
         values |= amount_columns(priced)
-        warnings |= dict.fromkeys(_price_warnings(priced))
+        warnings |= dict.fromkeys(trouble)
     if change.takes_cost and incoming.cost is not None:
-        priced = _price(db, incoming.cost, incoming.currency, arrival.received_at, terms)
+        priced, trouble = _price(db, incoming.cost, incoming.currency, arrival, terms)
         values |= cost_columns(priced)
-        warnings |= dict.fromkeys(_price_warnings(priced))
+        warnings |= dict.fromkeys(trouble)
     return values, tuple(warnings)
 
 
 def _price(
-    db: Storage, amount: Decimal, currency: str | None, received_at: str, terms: Terms
-) -> Priced:
+    db: Storage, amount: Decimal, currency: str | None, arrival: Arrival, terms: Terms
+) -> tuple[Priced, tuple[str, ...]]:
+    """Convert an amount as far as that can be done now, and warn where it cannot."""
     if currency is None:
-        return Priced(amount, None, None, None, None)
-    day = date.fromisoformat(received_at[:10])
+        return Priced(amount, None, None, None, None), ()
+    day = date.fromisoformat(arrival.received_at[:10])
     if currency == terms.currency:
-        return Priced(amount, currency, day, amount, Rate(_ONE, day, SAME_CURRENCY))
+        return Priced(amount, currency, day, amount, Rate(_ONE, day, SAME_CURRENCY)), ()
     unpriced = Priced(amount, currency, day, None, None)
     rate = db.find_rate(currency, day)
-    return unpriced if rate is None else price_at(unpriced, rate)
-
-
-def _price_warnings(priced: Priced) -> Iterable[str]:
-    if priced.worth is not None or priced.currency is None:
-        return ()
-    if priced.day is None:
-        return (f"{priced.amount:f} {priced.currency} is too much to convert at its rate",)
-    return (f"no rate for {priced.currency} is at hand: converted as soon as there is one",)
+    if rate is None:
+        warning = f"no rate for {currency} is at hand: converted as soon as there is one"
+        return unpriced, (warning,)
+    priced = price_at(unpriced, rate)
+    if priced.worth is None:
+        what = f"{amount:f} {currency} is too much to convert at its rate"
+        return priced, (
+            f"{what} {decimal_text(rate.value)}: converted as soon as there is another",
+        )
+    return priced, ()
 
 
 def _postback_row(arrival: Arrival, outcome: Outcome) -> PostbackRow:
@@ -338,31 +382,39 @@ def _postback_row(arrival: Arrival, outcome: Outcome) -> PostbackRow:
 
 
 def _settle_parked(db: Storage, subid: str, now: datetime, terms: Terms) -> None:
-    oldest = utc_text(now - timedelta(days=terms.park_days))
-    for parked in db.find_parked(subid, PARKED_PER_CLICK):
-        if parked.parked_at < oldest:
-            reason = f"parked for more than {terms.park_days} days before its click came"
-            db.settle_postback(parked.id, utc_text(now), Verdict.REFUSED, reason, None)
-        else:
-            _settle_one(db, parked, utc_text(now), terms)
-    reason = f"more than {PARKED_PER_CLICK} postbacks were parked for this click"
-    db.settle_parked(subid, utc_text(now), Verdict.REFUSED, reason)
+    at, oldest = utc_text(now), utc_text(now - timedelta(days=terms.park_days))
+    reason = f"parked for more than {terms.park_days} days before its click came"
+    db.refuse_parked(subid, at, reason, before=oldest)
+    settled = {}
+    for parked in db.find_parked(subid, PARKED_PER_CLICK, PARKED_IN_ALL):
+        settled[parked.query] = (parked, _settle_one(db, parked, at, terms))
+    for parked, came in settled.values():
+        if parked.copies:
+            db.settle_copies(parked, at, came.repeat() if came.verdict in BOOKED else came)
+    reason = f"more than {PARKED_PER_CLICK} different postbacks were parked for this click"
+    db.refuse_parked(subid, at, reason)
 
 
-def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: Terms) -> None:
-    postback = _know_currency(db, reread(parked.query, terms), terms)
+def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: Terms) -> Settled:
     arrival = Arrival(
-        parked.received_at, parked.source, parked.method, parked.remote_addr, parked.query, postback
+        received_at=parked.received_at,
+        source=parked.source,
+        method=parked.method,
+        remote_addr=parked.remote_addr,
+        query=parked.query,
+        postback=know_currency(db, reread(parked.query, terms), terms),
+        replay_of=parked.replay_of,
     )
-    decision, known = _judge(db, postback, terms)
+    decision, known = judge_arrival(db, arrival, terms)
     if decision.verdict is Verdict.PARKED:
         reason = "its query names another click today"
         db.settle_postback(parked.id, at, Verdict.REFUSED, reason, None)
-        return
+        return Settled(Verdict.REFUSED, reason)
     effect = _apply(db, decision, known, arrival, terms)
     reason = "; ".join((decision.reason.detail, *effect.warnings))
     db.settle_postback(parked.id, at, decision.verdict, reason, effect.conversion_id)
     _note_change(db, decision, effect, parked.received_at, parked.id)
+    return Settled(decision.verdict, reason, effect.conversion_id)
 
 
 def reread(query: str, terms: Terms) -> Postback:

@@ -5,12 +5,11 @@ from enum import Enum
 from typing import NamedTuple
 
 from escapes import visible
+from rearm import FORMULA_SIGNS
 
-# What makes a spreadsheet take a cell for a formula (the wide signs do in East Asian editions), and
-# the apostrophe that keeps it from it. A cell that has apostrophes before such a sign gets one
-# more, so that `rearm` can take it off.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-_DISARMED = re.compile(r"'+[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+# What a spreadsheet takes for a formula, and the apostrophe that keeps it from it. A cell that has
+# apostrophes before such a sign gets one more, so that `rearm` can take it off.
+_FORMULA = re.compile(f"'*[{FORMULA_SIGNS}]")
 
 # An amount, with its currency or without: a sign before it is one of arithmetic.
 _AMOUNT = re.compile(r"-[0-9]+(?:\.[0-9]+)?(?: [A-Z0-9]{3,10})?")
@@ -47,8 +46,3 @@ def disarm(cell: str) -> str:
 def disarm_but_amounts(cell: str) -> str:
     """Write a cell of any column in the same way, but leave amounts below zero as they are."""
     return cell if _AMOUNT.fullmatch(cell) else disarm(cell)
-
-
-def rearm(cell: str) -> str:
-    """Take off the apostrophe that stands before what looks like a formula."""
-    return cell[1:] if _DISARMED.match(cell) else cell

@@ -81,6 +81,8 @@ class Settings:
     unknown_subid: str
     park_days: int
     repeats: str
+    rebills: bool
+    unreject: bool
     decimal_comma: bool
     fallback_encoding: str
     rate_sources: tuple[str, ...]
@@ -237,6 +239,8 @@ def _read_settings(sheet: Sheet, postback_key: bytes, old_keys: tuple[OldKey, ..
         unknown_subid=sheet.choice("postback", "unknown_subid", UNKNOWN_SUBID_WAYS),
         park_days=_park_days(sheet),
         repeats=sheet.choice("postback", "repeats", REPEATS_WAYS),
+        rebills=_switch(sheet, "postback", "rebills"),
+        unreject=_switch(sheet, "postback", "unreject"),
         decimal_comma=_switch(sheet, "postback", "decimal_comma"),
         fallback_encoding=_fallback_encoding(sheet),
         rate_sources=_rate_sources(sheet),

@@ -17,7 +17,7 @@ import booking
 import hints
 import parts
 from answers import Answer
-from booking import Terms, read_terms, reread
+from booking import Arrival, Terms, read_terms, reread
 from config import OldKey, Settings
 from hints import Missed
 from listings import Row, Wanted, of_click
@@ -28,7 +28,8 @@ from postback import Receiver, split_path
 from query import Postback, store_query
 from questions import Questions
 from rehearsal import LAST_REAL_ID, Rehearsal
-from statuses import Decision, judge
+from rows import utc_text
+from statuses import Decision, Rule
 
 # How much of the log is told beside: what came just before is what people mix up.
 EARLIER_POSTBACKS = 5
@@ -91,10 +92,11 @@ def explain(
     rehearsal.take([stored])
     with rehearsal.storage.transaction():
         booking.settle_due_clicks(rehearsal.storage, now, terms)
+    read = booking.know_currency(rehearsal.storage, read, terms)
     copy = Questions(rehearsal.storage.db)
     subid = read.incoming.subid
-    click, before = _find_click(copy, rehearsal, subid), _list_conversions(copy, subid)
-    decision = _judge(rehearsal, read, terms)
+    click, before = _find_click(copy, rehearsal, subid, terms), _list_conversions(copy, subid)
+    decision = _judge(rehearsal, stored, read, now, terms)
     answer, outcome = _send(pasted, settings, copy, rehearsal)
     kept = outcome
     if outcome is None:
@@ -186,10 +188,12 @@ def _read(pasted: Pasted, key: Key | None, terms: Terms) -> Postback:
     return read._replace(incoming=read.incoming._replace(leads_only=leads_only))
 
 
-def _judge(rehearsal: Rehearsal, read: Postback, terms: Terms) -> Decision:
-    subid = read.incoming.subid
-    known = rehearsal.storage.find_click(subid) if subid else None
-    return judge(read.incoming, None if known is None else known.click, terms.policy)
+def _judge(
+    rehearsal: Rehearsal, stored: str, read: Postback, now: datetime, terms: Terms
+) -> Decision:
+    arrival = Arrival(utc_text(now), "http", None, None, stored, read)
+    decision, _ = booking.judge_arrival(rehearsal.storage, arrival, terms)
+    return decision
 
 
 def _send(
@@ -218,17 +222,21 @@ def _with_right_key(pasted: Pasted, settings: Settings) -> Pasted:
     return Pasted(pasted.query, b"/%s/%s" % (settings.postback_key, name), method)
 
 
-def _find_click(copy: Questions, rehearsal: Rehearsal, subid: str | None) -> Row | None:
+def _find_click(
+    copy: Questions, rehearsal: Rehearsal, subid: str | None, terms: Terms
+) -> Row | None:
     if not subid:
         return None
     known = rehearsal.storage.find_click(subid)
     if known is None:
         return None
     [row] = copy.list_clicks(Wanted().where("subid", [subid]), 1)
+    said = known.click.allows_rebills
     return {
         **row,
         "cost_model": known.click.cost_model,
-        "allow_rebills": known.click.allows_rebills,
+        "allow_rebills": terms.policy.allows_rebills if said is None else said,
+        "rebills_are_set": said is not None,
     }
 
 
@@ -272,6 +280,13 @@ def _advise(
     if "does not allow rebills" in decision.reason.summary and click is not None:
         offer = shlex.quote(click["offer"])
         yield f"where it should: `postback offers set {offer} --allow-rebills`"
+    if "no offer that allows rebills" in decision.reason.summary:
+        yield 'where clicks without an offer should: `rebills = "yes"` below [postback]'
+    if decision.rule in {Rule.FORBIDDEN, Rule.UNREJECTED} and decision.change is None:
+        yield (
+            "where an operator knows better: `postback replay --id N --force`, with the id that"
+            " `postback log --json` shows"
+        )
 
 
 def describe_answer(answer: Answer) -> dict[str, Any]:

@@ -188,8 +188,7 @@ def _read_otherwise(name: str, text: str) -> Iterator[str]:
         yield (
             f"{name} {quote_value(text)} has a decimal comma: the network should send"
             f" {text.replace(',', '.')}, or set decimal_comma = yes in the config; what was booked"
-            ' without its amount gets it then with repeats = "update" and'
-            " `postback replay --since 7d --dry-run`"
+            " without its amount gets it then with `postback replay --since 7d --dry-run`"
         )
     elif joined:
         yield (

@@ -344,7 +344,7 @@ def _log_and_answer(
 
 def _job_of(environ: Environ, orders: Orders, arrival: Arrival) -> Job[Outcome]:
     if environ["REQUEST_METHOD"] == "HEAD":
-        return lambda db: booking.preview(db, arrival.postback, orders.terms)
+        return lambda db: booking.preview(db, arrival, orders.terms)
     return lambda db: booking.keep(db, arrival, orders.terms)
 
 

@@ -202,13 +202,13 @@ def read_postback(
         cost=cost.amount,
         currency=tracker_currency if currency == "" else currency,
         lists=_read_lists(fields),
+        sub_ids=read_sub_ids(fields, warnings),
     )
-    sub_ids = read_sub_ids(fields, warnings)
     network = _read_usable(fields, "from", warnings)
     notices = _notice_strangers(fields, strangers, incoming, warnings) if strangers else ()
     return Postback(
         incoming=incoming,
-        sub_ids=sub_ids,
+        sub_ids=incoming.sub_ids,
         network=network,
         answer=_read_value(fields, "return"),
         warnings=tuple(warnings),

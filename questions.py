@@ -6,6 +6,8 @@ Everything is read-only; what is long comes in pages (`listings.py`).
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -26,7 +28,8 @@ from listings import (
     select_sql,
     where_sql,
 )
-from rows import read_conversion, to_json
+from rates import Rate, from_micros
+from rows import CONVERSION_COLUMNS, read_conversion, to_json
 from statuses import Conversion
 
 # No index leads from a network to its postbacks: some thirty milliseconds of the newest.
@@ -164,6 +167,24 @@ class Questions:
         rows = self._db.execute(_MAPPING, values)
         return [query for (query,) in rows]
 
+    def find_refused_queries(self, since: str) -> list[str]:
+        """List what was refused since then and is booked by no other postback, of the newest."""
+        rows = self._db.execute(_REFUSED, (since, LOOKED_THROUGH_ROWS))
+        return [query for (query,) in rows]
+
+    def find_repeats(self, since: str) -> list[tuple[str, Decimal | None, str | None]]:
+        """List the last repeat of each conversion since then, and the amount that stands."""
+        rows = self._db.execute(_REPEATS, (since, LOOKED_THROUGH_ROWS))
+        return [
+            (query, None if micros is None else from_micros(micros), currency)
+            for query, micros, currency in rows
+        ]
+
+    def count_sales_without_amount(self, since: str) -> tuple[int, int]:
+        """Count the sales and rebills since then without an amount or its currency, and all."""
+        count, total = self._db.execute(_WITHOUT_AMOUNT, (since,)).fetchone()
+        return count, total
+
     def _tally(self, source: str, since: str) -> Tally:
         sql = f"SELECT coalesce(sum(received_at >= ?), 0), count(*) {source}"
         return Tally(*self._db.execute(sql, (since,)).fetchone())
@@ -231,11 +252,12 @@ class Questions:
         return [subid for (subid,) in self._db.execute(sql, (beginning, limit))]
 
     def list_offers(self) -> Iterator[Row]:
-        """List the offers by name, and whether they allow rebills."""
+        """List the offers by name, and whether they allow rebills; None where it was never set."""
         for name, allow_rebills in self._db.execute(
             "SELECT name, allow_rebills FROM offers ORDER BY name"
         ):
-            yield {"name": name, "allow_rebills": bool(allow_rebills)}
+            is_set = allow_rebills is not None
+            yield {"name": name, "allow_rebills": bool(allow_rebills) if is_set else None}
 
     def list_campaigns(self) -> Iterator[Row]:
         """List the campaigns by name, and their cost models."""
@@ -256,6 +278,10 @@ class Questions:
             known = rates.get(currency, CurrencyRate(currency))
             rates[currency] = known._replace(waiting=waiting)
         return [rates[currency] for currency in sorted(rates)]
+
+    def list_rates_by_hand(self, day: date) -> list[tuple[str, Rate, Rate | None]]:
+        """List each rate by hand in force, and the fetched one that it beats on a day."""
+        return ratebook.list_rates_by_hand(self._db, day)
 
     def list_refused_rates(self) -> list[ratebook.Refusal]:
         """List the newest refusal of each currency that stands."""
@@ -298,6 +324,32 @@ _UNMAPPED = """
         AND NOT EXISTS (SELECT 1 FROM postbacks AS again WHERE again.replay_of = postbacks.id)
 """
 
+# Once each: a network may send the same again and again.
+_REFUSED = """
+    SELECT DISTINCT query FROM postbacks
+    WHERE received_at >= ?1 AND id > (SELECT max(id) FROM postbacks) - ?2
+        AND source <> 'replay' AND coalesce(settled_verdict, verdict) = 'refused'
+        AND NOT EXISTS (
+            SELECT 1 FROM clicks JOIN conversions ON click_id = clicks.id
+            WHERE clicks.subid = postbacks.subid AND conversions.tid = postbacks.tid
+                AND status IN ('sale', 'rebill'))
+"""
+
+# SQLite takes the other columns from the row that has the maximum.
+_REPEATS = """
+    SELECT query, amount_micros, currency FROM (
+        SELECT max(id), query, conversion_id FROM postbacks
+        WHERE received_at >= ?1 AND id > (SELECT max(id) FROM postbacks) - ?2
+            AND coalesce(settled_verdict, verdict) = 'repeated' AND conversion_id IS NOT NULL
+        GROUP BY conversion_id)
+    JOIN conversions ON conversions.id = conversion_id WHERE status <> 'rejected'
+"""
+
+_WITHOUT_AMOUNT = """
+    SELECT coalesce(sum(currency IS NULL), 0), count(*) FROM conversions
+    WHERE created_at >= ? AND status IN ('sale', 'rebill')
+"""
+
 # What says nothing of its own word may still name ours; some dozens are read to see.
 _MAPPING = """
     SELECT query FROM postbacks
@@ -308,9 +360,8 @@ _MAPPING = """
 """
 
 # CROSS JOIN: the click ids lead, each a look into the index.
-_HELD = """
-    SELECT clicks.subid, conversions.created_at, network, conversions.id, tid, status,
-        amount_micros, currency, cost_amount_micros, cost_currency
+_HELD = f"""
+    SELECT clicks.subid, conversions.created_at, network, {CONVERSION_COLUMNS}
     FROM (SELECT DISTINCT value FROM json_each(?))
     CROSS JOIN clicks ON clicks.subid = value
     LEFT JOIN conversions ON conversions.click_id = clicks.id

@@ -63,6 +63,20 @@ def find_standing_rate(db: sqlite3.Connection, currency: str, day: date) -> Rate
     return None
 
 
+def list_rates_by_hand(db: sqlite3.Connection, day: date) -> list[tuple[str, Rate, Rate | None]]:
+    """List each rate by hand in force, and the fetched one that it beats on a day."""
+    by_hand = db.execute(
+        "SELECT currency, rate, day FROM rates WHERE source = 'hand' AND ended_at IS NULL"
+        " ORDER BY currency"
+    ).fetchall()
+    found = []
+    for currency, rate, since in by_hand:
+        fetched = db.execute(_FETCHED_BY_THEN, {"currency": currency, "day": str(day)}).fetchone()
+        beaten = fetched and Rate(Decimal(fetched[0]), date.fromisoformat(fetched[1]), fetched[2])
+        found.append((currency, Rate(Decimal(rate), date.fromisoformat(since), "hand"), beaten))
+    return found
+
+
 def has_rate(db: sqlite3.Connection, currency: str, day: date, source: str) -> bool:
     """Tell whether the source's rate of the day is in the book already."""
     row = db.execute(

@@ -28,6 +28,10 @@ WORTH_LIMIT = 10**12
 # cheapest currency unit lie about six orders of magnitude, coins add five more.
 RATE_RANGE = (Decimal("1e-12"), Decimal("1e12"))
 
+# Where a rate and its inverse lie closer than this, as those of a coin tied to the dollar do, a
+# slip from one to the other cannot be told from the rate of another day.
+PAR_WITHIN = Decimal("1.02")
+
 REMEMBERED_AMOUNTS = 1024
 
 # In one way only: where digits could belong to either side of a point that is not there, as many
@@ -50,7 +54,7 @@ class Rate(NamedTuple):
 class Priced(NamedTuple):
     """An amount as it was sent, and in the tracker's currency where a rate was at hand.
 
-    `day` is the day it was received, whose rate applies, or None where no rate can ever apply;
+    `day` is the day it was received, whose rate applies, or None where its currency is unknown;
     `worth` and `rate` are None together.
     """
 
@@ -122,16 +126,33 @@ def convert(amount: Decimal, rate: Decimal) -> Decimal:
 
 
 def price_at(priced: Priced, rate: Rate) -> Priced:
-    """Give an amount its worth at a rate; one too large to keep loses its day instead."""
+    """Give an amount its worth at a rate; one too large to keep stays without, and waits."""
     worth = convert(priced.amount, rate.value)
     if not -WORTH_LIMIT < worth < WORTH_LIMIT:
-        return priced._replace(day=None)
+        return priced
     return priced._replace(worth=worth, rate=rate)
 
 
 def find_factor(one: Decimal, other: Decimal) -> Decimal:
     """Give by how much two positive rates differ, as a factor of one or more."""
     return EXACT.divide(max(one, other), min(one, other))
+
+
+def find_slip(value: Decimal, standing: Decimal, max_change: Decimal) -> str | None:
+    """Say in what way a rate by hand looks like a slip beside another; None where it does not."""
+    inverse = EXACT.divide(1, standing)
+    is_upside_down = find_factor(value, inverse) < find_factor(value, standing)
+    if is_upside_down and find_factor(standing, inverse) > PAR_WITHIN:
+        return "looks upside down beside"
+    if find_factor(value, standing) > max_change:
+        return f"is more than {max_change} times off"
+    return None
+
+
+def find_convertible_below(rate: Decimal) -> int:
+    """Give the micros below which an amount may be converted at a rate."""
+    below = min(EXACT.divide(WORTH_LIMIT, rate), Decimal(AMOUNT_LIMIT))
+    return int(EXACT.scaleb(below, 6)) + 1
 
 
 @lru_cache(REMEMBERED_AMOUNTS)

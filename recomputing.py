@@ -11,7 +11,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from rates import Priced, Rate, decimal_text, from_micros, price_at
+from rates import Priced, Rate, decimal_text, find_convertible_below, from_micros, price_at
 from rows import cost_worth_columns, payout_columns, utc_text
 from storage import Storage
 
@@ -77,16 +77,27 @@ def fill_in_waiting(db: Storage, now: datetime, *, limit: int = WAITING_AT_ONCE)
     """Convert amounts and costs whose rate has come at last; returns how many."""
     filled = 0
     for currency in db.find_waiting_currencies():
-        for kind, columns in (("payout", payout_columns), ("cost", cost_worth_columns)):
-            for waiting in db.find_waiting(kind, currency, limit - filled):
-                rate = db.find_rate(currency, waiting.day)
-                assert rate is not None
-                priced = Priced(waiting.amount, currency, waiting.day, None, None)
-                values = columns(price_at(priced, rate))
-                if values["payout_micros" if kind == "payout" else "cost_micros"] is None:
-                    values = {"amount_day" if kind == "payout" else "cost_day": None}
-                _convert_late(db, waiting.conversion_id, values, utc_text(now))
-                filled += 1
+        for kind in _COLUMNS:
+            for day in db.find_waiting_days(kind, currency):
+                filled += _fill_in_day(db, kind, currency, day, now, limit - filled)
+                if filled == limit:
+                    return filled
+    return filled
+
+
+def _fill_in_day(
+    db: Storage, kind: str, currency: str, day: date, now: datetime, limit: int
+) -> int:
+    rate = db.find_rate(currency, day)
+    assert rate is not None
+    filled = 0
+    # What is too large for this rate waits for another one, and is in nobody's way.
+    below = find_convertible_below(rate.value)
+    for waiting in db.find_waiting(kind, currency, day, below, limit):
+        priced = price_at(Priced(waiting.amount, currency, day, None, None), rate)
+        if priced.worth is not None:
+            _convert_late(db, waiting.conversion_id, _COLUMNS[kind](priced), utc_text(now))
+            filled += 1
     return filled
 
 

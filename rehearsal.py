@@ -122,6 +122,12 @@ _OF_CLICKS = (
         f"conversion_id IN (SELECT id FROM conversions WHERE click_id IN {_CLICK_IDS})",
     ),
     ("due_clicks", f"click_id IN {_CLICK_IDS}"),
+    # The log of these clicks says what has come before.
+    (
+        "postbacks",
+        f"conversion_id IN (SELECT id FROM conversions WHERE click_id IN {_CLICK_IDS})",
+    ),
+    ("postbacks", f"conversion_id IS NULL AND subid IN {_LISTED}"),
     ("postbacks", _PARKED),
     ("postbacks", f"id IN (SELECT replay_of FROM postbacks WHERE {_PARKED})"),
 )

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import booking
-from booking import Arrival, Outcome, Terms, reread
+from booking import BOOKED, Arrival, Outcome, Terms, reread
 from masking import NO_KEYS, KeyMask
 from query import mend_query
 from rows import LastTry, utc_text
@@ -25,9 +25,6 @@ AIM_SECONDS = 0.015
 
 # Between two batches, so that those who wait for the lock (they look every 0.3 ms) get their turn.
 PAUSE_SECONDS = 0.002
-
-# What stands for a postback that did what it was sent for.
-BOOKED = frozenset({Verdict.RECORDED, Verdict.UPDATED, Verdict.REPEATED})
 
 
 class Effect(StrEnum):
@@ -42,12 +39,14 @@ class Effect(StrEnum):
 class Mending(NamedTuple):
     """What to put right in the queries: parameters renamed (old: new), and given a value.
 
-    `mask` hides what was no key, or was not found, when the query was stored.
+    `mask` hides what was no key, or was not found, when the query was stored. `forces`: they may
+    move conversions as no network may.
     """
 
     renames: Mapping[str, str] = {}
     values: Mapping[str, str] = {}
     mask: KeyMask = NO_KEYS
+    forces: bool = False
 
     def apply(self, query: str) -> str:
         """Give the query as it is to be put through."""
@@ -107,7 +106,11 @@ def replay(
     last = db.find_last_try(original.id)
     if last is None:
         return Replayed(original, query, None, None, Effect.LEFT, "purged meanwhile")
-    if query == last.query and last.verdict in BOOKED and not _brings_amount(query, last, terms):
+    if (
+        query == last.query
+        and last.verdict in BOOKED
+        and not _brings_amount(db, query, last, terms)
+    ):
         # Not even tried: with `repeats = update` an older amount would come back.
         return _leave(original, query, last, "booked already")
     if query == last.query and last.verdict is Verdict.PARKED:
@@ -115,7 +118,8 @@ def replay(
     try:
         with db.savepoint():
             db.withdraw_parked_replays(original.id, utc_text(now))
-            outcome = booking.keep(db, _read_arrival(original, query, terms, now), terms)
+            arrival = _read_arrival(original, query, terms, now)
+            outcome = booking.keep(db, arrival._replace(is_forced=mending.forces), terms)
             _undo_nothing_new(last, outcome)
             if outcome.verdict is not Verdict.PARKED:
                 _settle(db, original, outcome, now)
@@ -132,9 +136,12 @@ def replay(
     )
 
 
-def _brings_amount(query: str, last: LastTry, terms: Terms) -> bool:
+def _brings_amount(db: Storage, query: str, last: LastTry, terms: Terms) -> bool:
     """Tell whether an amount reads now that did not, as after `decimal_comma = yes`."""
-    return last.lacks_amount and reread(query, terms).incoming.amount is not None
+    if not last.lacks_amount:
+        return False
+    incoming = booking.know_currency(db, reread(query, terms), terms).incoming
+    return incoming.amount is not None and incoming.currency is not None
 
 
 _EFFECTS = {Verdict.RECORDED: Effect.ADDED, Verdict.UPDATED: Effect.CHANGED}

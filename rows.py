@@ -1,8 +1,10 @@
 """What the tables' rows are in Python, and how a value stands in one."""
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -58,10 +60,25 @@ class PostbackRow(NamedTuple):
     replay_of: int | None = None
 
 
+class Again(NamedTuple):
+    """What the log is asked about a postback that may have come before; the fields are parameters.
+
+    `conversion_id` is the conversion that it would change, `original_id` what it is a replay of.
+    """
+
+    click_id: int
+    subid: str
+    query: str
+    tid: str
+    conversion_id: int | None
+    original_id: int | None
+
+
 class ParkedPostback(NamedTuple):
     """A postback that waits for its click, as it was received.
 
     That of a replay is what it put through again, and was received when the original was.
+    `copies`: how many more of the very same query wait.
     """
 
     id: int
@@ -71,12 +88,26 @@ class ParkedPostback(NamedTuple):
     method: str | None
     remote_addr: str | None
     query: str
+    replay_of: int | None
+    copies: int
+
+
+class Settled(NamedTuple):
+    """What came of a parked postback in the end."""
+
+    verdict: Verdict
+    reason: str
+    conversion_id: int | None = None
+
+    def repeat(self) -> "Settled":
+        """Say what comes of another one that is the very same."""
+        return Settled(Verdict.REPEATED, "the very same was parked before it", self.conversion_id)
 
 
 class LastTry(NamedTuple):
     """How a postback was last put through: as which query, and what has come of it so far.
 
-    `lacks_amount`: it is about a conversion whose amount is unknown.
+    `lacks_amount`: it is about a conversion whose amount, or its currency, is unknown.
     """
 
     query: str
@@ -90,8 +121,22 @@ class Waiting(NamedTuple):
 
     conversion_id: int
     amount: Decimal
-    currency: str
-    day: date
+
+
+def leave_copies_out(parked: Iterable[ParkedPostback]) -> list[ParkedPostback]:
+    """Keep of equal queries that follow each other the first, and count how often each came.
+
+    One that comes back behind another query stands anew: with `repeats = update` the last counts.
+    """
+    rows = list(parked)
+    if len(rows) < 2:
+        return rows
+    counts = Counter(row.query for row in rows)
+    return [
+        row._replace(copies=counts[row.query] - 1)
+        for before, row in itertools.pairwise((None, *rows))
+        if row is not None and (before is None or before.query != row.query)
+    ]
 
 
 def to_json(value: object) -> str:
@@ -114,9 +159,16 @@ def utc_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:23] + "Z"
 
 
+# What the engine sees of a conversion, in the order in which `read_conversion` takes it.
+CONVERSION_COLUMNS = (
+    "conversions.id, tid, status, amount_micros, currency, cost_amount_micros, cost_currency,"
+    " previous_status, conversions.sub_ids"
+)
+
+
 def read_conversion(row: Sequence[Any]) -> Conversion:
-    """Read a conversion as the engine sees it, from the columns that `find_click` asks for."""
-    conversion_id, tid, status, amount, currency, cost, cost_currency = row
+    """Read a conversion as the engine sees it, from `CONVERSION_COLUMNS`."""
+    conversion_id, tid, status, amount, currency, cost, cost_currency, previous, sub_ids = row
     return Conversion(
         conversion_id,
         tid,
@@ -125,6 +177,8 @@ def read_conversion(row: Sequence[Any]) -> Conversion:
         currency,
         None if cost is None else from_micros(cost),
         cost_currency,
+        None if previous is None else Status(previous),
+        {} if sub_ids == "{}" else json.loads(sub_ids),
     )
 
 

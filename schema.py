@@ -384,8 +384,43 @@ CREATE TABLE refused_requests (
 ) STRICT, WITHOUT ROWID;
 """
 
+_CHANGES_3 = _quicken("change IN ('recorded', 'updated', 'converted', 'recomputed')")
+_OFFERS_1 = "allow_rebills INTEGER NOT NULL DEFAULT 0 CHECK (allow_rebills IN (0, 1))"
+
+
+def _reword_table(name: str, was: str, becomes: str) -> str:
+    return (
+        f"UPDATE sqlite_master SET sql = replace(sql, {_sql_text(was)}, {_sql_text(becomes)})"
+        f" WHERE type = 'table' AND name = '{name}';"
+    )
+
+
+_MIGRATION_5 = f"""
+-- offers.allow_rebills is null where it was never set: `[postback] rebills` counts then. And a
+-- change of a conversion may be 'forced' now, by an operator whom the rules do not bind. As in 3
+-- only the words change.
+PRAGMA writable_schema = ON;
+{_reword_table("offers", _OFFERS_1, "allow_rebills INTEGER CHECK (allow_rebills IN (0, 1))")}
+{_reword_table("conversion_history", _CHANGES_3, f"{_CHANGES_3} OR change = 'forced'")}
+PRAGMA writable_schema = RESET;
+
+-- Until now an offer had 0 whether or not somebody had said so, and mostly nobody had. With the
+-- default `rebills = no` both come to the same.
+UPDATE offers SET allow_rebills = NULL WHERE allow_rebills = 0;
+
+-- An amount that was too large for a wrong rate waits for the right one now; until now it lost the
+-- day whose rate counts, and with it the chance. Its day is that of its conversion.
+UPDATE conversions SET
+    amount_day = CASE WHEN payout_micros IS NULL AND currency IS NOT NULL
+        THEN coalesce(amount_day, substr(created_at, 1, 10)) ELSE amount_day END,
+    cost_day = CASE WHEN cost_micros IS NULL AND cost_currency IS NOT NULL
+        THEN coalesce(cost_day, substr(created_at, 1, 10)) ELSE cost_day END
+WHERE (payout_micros IS NULL AND currency IS NOT NULL AND amount_day IS NULL)
+    OR (cost_micros IS NULL AND cost_currency IS NOT NULL AND cost_day IS NULL);
+"""
+
 # One script per version, in order; a script that has shipped is never edited again.
-MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4)
+MIGRATIONS = (_MIGRATION_1, _MIGRATION_2, _MIGRATION_3, _MIGRATION_4, _MIGRATION_5)
 # From here on the tracker's row, which is written behind the scripts, has a salt of its own.
 _FIRST_WITH_SALT = 3
 

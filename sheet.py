@@ -21,7 +21,15 @@ KNOWN_KEYS: Mapping[str, tuple[str, ...]] = {
         "trusted_proxies",
     ),
     "db": ("path",),
-    "postback": ("unknown_subid", "park_days", "repeats", "decimal_comma", "fallback_encoding"),
+    "postback": (
+        "unknown_subid",
+        "park_days",
+        "repeats",
+        "rebills",
+        "unreject",
+        "decimal_comma",
+        "fallback_encoding",
+    ),
     "rates": (
         "source",
         "ecb_url",
@@ -78,6 +86,8 @@ _TAKES_WORDS = frozenset(
     {
         "decimal_comma",
         "fallback_encoding",
+        "rebills",
+        "unreject",
         "source",
         "trusted_proxies",
         "pixel_key",

@@ -1,12 +1,12 @@
 """What may happen to a conversion: the network's word, the moves we accept, the verdict and why.
 
-Everything here is a pure function of its arguments: no clock, no file, no database. `judge` is the
-door; `TRANSITIONS` is the table it turns on. The rules are those of Keitaro's classic generation
-(versions 8 and 9) as its public documentation states them; where ours goes further, the comment
-says so.
+Everything here is a pure function of its arguments: no clock, no file, no database. Call `judge`;
+the rules stand in words in `Rule`, in code in `TRANSITIONS` and `_ROWS`. They are those of
+Keitaro's classic generation (versions 8 and 9) as its public documentation states them; where ours
+goes further, the comment says so.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from enum import StrEnum
 from functools import cache
@@ -26,7 +26,7 @@ class Verdict(StrEnum):
     """What came of one postback."""
 
     RECORDED = "recorded"  # a new conversion
-    UPDATED = "updated"  # a conversion moved
+    UPDATED = "updated"  # a conversion moved, or what was unknown of it was filled in
     REPEATED = "repeated"  # nothing new: the same was known already
     REFUSED = "refused"  # understood, and against the rules
     IGNORED = "ignored"  # its word is in the URL's ignore list
@@ -64,6 +64,7 @@ class Incoming(NamedTuple):
     currency: str | None = None
     lists: WordLists = WordLists()
     leads_only: bool = False
+    sub_ids: Mapping[str, str] = {}
 
 
 class Conversion(NamedTuple):
@@ -76,32 +77,63 @@ class Conversion(NamedTuple):
     currency: str | None = None
     cost: Decimal | None = None
     cost_currency: str | None = None
+    previous_status: Status | None = None
+    sub_ids: Mapping[str, str] = {}
 
 
 class Click(NamedTuple):
-    """What is known about a click: its offer's permission, its cost model, its conversions."""
+    """What is known about a click: its offer, its cost model, its conversions.
+
+    `allows_rebills` is what was set for the offer; None where there is no offer or nothing was set.
+    """
 
     offer: str | None = None
-    allows_rebills: bool = False
+    allows_rebills: bool | None = None
     cost_model: str | None = None
     conversions: tuple[Conversion, ...] = ()
 
 
 class Policy(NamedTuple):
-    """The settings that the rules turn on; the defaults are the contract's."""
+    """The settings that the rules turn on; the defaults are the contract's.
+
+    `allows_rebills` counts where the click does not say; `forces`: an operator overrules the rules.
+    """
 
     accepts_unknown_subid: bool = False
     updates_on_repeat: bool = False
+    allows_rebills: bool = False
+    unrejects: bool = False
+    forces: bool = False
+
+
+class Past(NamedTuple):
+    """What the log says of earlier postbacks of the click; asked where a decision hinges on it.
+
+    `was_sent`: this very query was judged before. `was_overtaken`: that was before the conversion
+    in question became what it is (was rejected; was money of this amount), or where a new one is to
+    be made, before one of the click was rejected. `took_back`: a postback with this query, or with
+    this transaction id, has taken a conversion back, which is rejected still.
+    """
+
+    was_sent: bool = False
+    was_overtaken: bool = False
+    took_back: bool = False
 
 
 class Change(NamedTuple):
-    """What to do to the conversions: `conversion` None makes a new one, else that one changes."""
+    """What to do to the conversions: `conversion` None makes a new one, else that one changes.
+
+    `sub_ids` replace the conversion's. `fills`: only what was unknown changes, so that whatever
+    else the postback says (its network, sub ids that its click has) is left out.
+    """
 
     conversion: Conversion | None
     status: Status
     tid: str
     takes_amount: bool
     takes_cost: bool
+    sub_ids: Mapping[str, str] = {}
+    fills: bool = False
 
 
 class Rule(StrEnum):
@@ -114,33 +146,65 @@ class Rule(StrEnum):
     PARKED = "the click is not known: parked"
     FIRST = "nothing stands for this click; a lead, a sale or a rejected comes: recorded"
     FIRST_REBILL = (
-        "nothing stands for this click; a rebill comes: recorded if the offer allows rebills and"
-        " there is a tid, else refused"
+        "nothing stands for this click; a rebill comes: recorded if rebills are allowed (by the"
+        " offer, or by `[postback] rebills` where the offer was never set) and there is a tid, else"
+        " refused"
     )
     LATE_TID = (
         "the click's only conversion is a lead without tid; a sale or a rejected comes with one:"
         " updated, and it takes the tid"
     )
+    REFUND_AGAIN = (
+        "a negative amount, or a rejected whose tid no conversion has, comes that has taken a"
+        " conversion of the click back before: repeated"
+    )
+    FIRST_SALE = (
+        "the click has conversions, none with this tid, and no sale or rebill among them; a sale"
+        " comes with a tid, or a rebill where rebills are allowed: recorded as the click's sale, or"
+        " refused where this very postback came before"
+    )
+    REFUND = (
+        "one sale or rebill of the click has the opposite amount in the same currency, and this"
+        " tid, or no conversion has this tid; a sale, a rebill or a rejected comes with a negative"
+        " amount: updated to rejected, or repeated where this postback came before"
+    )
     LEAD_MOVES = "this conversion is a lead; a sale or a rejected comes: updated"
     TAKEN_BACK = "this conversion is a sale or a rebill; a rejected comes: updated"
     REPEATED = (
         "this conversion has the status already, or is a rebill and a sale comes: repeated, or"
-        " updated where `repeats = update` and the amount is another"
+        " updated where what was unknown is filled in, or where `repeats = update` and the amount"
+        " is another"
+    )
+    UNREJECTED = (
+        "this conversion is rejected, and `unreject = yes`; a sale or a rebill comes: updated, or"
+        " refused where this very postback came before the rejection"
     )
     FORBIDDEN = "this conversion stands; any other move comes: refused"
     REBILL = (
-        "the click has conversions, none with this tid, and its offer allows rebills; a sale or a"
+        "the click has conversions, none with this tid, and rebills are allowed; a sale or a"
         " rebill comes with a tid: recorded as a rebill"
     )
+    CORRECTION = (
+        "the click has conversions, none with this tid; a sale or a rebill comes with a tid and a"
+        " negative amount: recorded as a rebill, whatever the offer says; refused where this very"
+        " postback came before"
+    )
     REJECTED_FIRST = (
-        "the click has conversions, none with this tid, and its offer allows rebills; a rejected"
-        " comes with a tid: recorded as rejected"
+        "the click has conversions, none with this tid; a rejected comes with a tid: recorded as"
+        " rejected, whatever the offer says"
     )
     ANYTHING_ELSE = "the click has conversions; anything else comes: refused"
+    FORCED = (
+        "an operator forces what the rules would refuse or leave (`--force`): this conversion gets"
+        " the status and the amount that come: updated"
+    )
 
 
 class Decision(NamedTuple):
-    """A verdict, why, by which rule, the conversion it is about, the change to make (or None)."""
+    """A verdict, why, by which rule, the conversion it is about, the change to make (or None).
+
+    `hinges_on_past`: judge again with the `Past` before the change is made.
+    """
 
     verdict: Verdict
     reason: Reason
@@ -148,10 +212,29 @@ class Decision(NamedTuple):
     conversion: Conversion | None = None
     change: Change | None = None
     warnings: tuple[str, ...] = ()
+    hinges_on_past: bool = False
 
 
-# Every move we accept, and no other: what is missing here is refused (or, where nothing would
-# change, repeated).
+# How a postback is decided
+#
+# `judge` first asks what needs no conversions: is the click id usable, what does the network's word
+# mean, is the click known. Then `decide` takes the first row of `Rule` that fits. A click without
+# conversions has two rows of its own; for any other click `_ROWS` has one function for each row.
+# "This conversion" is the one with the postback's tid; a postback without tid on a click with
+# exactly one conversion is about that one. Rows about this conversion read TRANSITIONS (what it may
+# become) and REPEATS (what it is already). The decision is a value; the caller makes its change.
+#
+# A postback that is sent again must change nothing. Mostly the conversions show that it came
+# before. But a refund leaves no conversion of its own, and what was refused beside a sale would be
+# a first sale once that sale is rejected. There the decision says `hinges_on_past`: the caller asks
+# its log for the `Past` and judges again. The promise ends where a setting or an offer changes
+# (that is what they are changed for), with `repeats = update`, and for a rejection that comes again
+# after `unreject` or an operator has undone it: it rejects again.
+#
+# An operator's postback (`Policy.forces`) is decided by the same rows, then `_force` overrules.
+
+# Every move we accept of a network, and no other: what is missing here is refused (or, where
+# nothing would change, repeated). `unreject = yes` adds the way back from rejected.
 # Source: Keitaro docs, "Postback", on statuses: a lead may become a sale or be rejected, a sale or
 # a rebill may be rejected, nothing comes back.
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
@@ -170,6 +253,9 @@ REPEATS: Mapping[Status, frozenset[Status]] = {
     Status.REJECTED: frozenset({Status.REJECTED}),
 }
 
+# The statuses that are money. Source: the contract's section on statuses, on revenue.
+MONEY = frozenset({Status.SALE, Status.REBILL})
+
 # The order in which the URL's lists are asked, that of `WordLists`; a list beats the built-in
 # meaning of a word, since networks do send `sale_status=lead`. Source: Keitaro docs, "Postback",
 # on status parameters.
@@ -185,31 +271,10 @@ COST_MODELS_PAID_BY_CONVERSION = frozenset({"cpa", "revshare", None})
 # The longest click id and transaction id. Source: the contract; Keitaro's own columns are shorter.
 ID_MAX_CHARACTERS = 255
 
-_NO_SUBID = Reason(
-    "The click id is missing: add subid= to the Postback URL with the click id macro of your"
-    " network as its value.",
-    "no usable click id was sent (as subid, sub_id, clickid, click_id or cookie): the Postback URL"
-    " at the network lacks subid= with the network's click id macro",
-)
-_LONG_SUBID = Reason(
-    "The click id is longer than 255 characters: send the subid as the tracker gave it.",
-    "the click id is longer than 255 characters: look which macro the Postback URL at the network"
-    " has behind subid=",
-)
-_LONG_TID = Reason(
-    "The transaction id is longer than 255 characters: send a shorter tid.",
-    "the transaction id is longer than 255 characters: look which macro the Postback URL at the"
-    " network has behind tid=",
-)
-_MACRO_STATUS = Reason(
-    "The status is a macro that the network did not replace: use your network's own macro for"
-    " the status in the Postback URL.",
-    "the status is a macro that the network did not replace: the Postback URL needs the network's"
-    " own name for it, or no status= at all where all are sales",
-)
 
-
-def judge(incoming: Incoming, click: Click | None, policy: Policy) -> Decision:
+def judge(
+    incoming: Incoming, click: Click | None, policy: Policy, past: Past | None = None
+) -> Decision:
     """Decide what a postback does; `click` is None where its subid is not known. Never raises."""
     warnings = tuple(_list_warnings(incoming.lists)) if any(incoming.lists) else ()
     flaw = find_flaw(incoming)
@@ -226,7 +291,7 @@ def judge(incoming: Incoming, click: Click | None, policy: Policy) -> Decision:
     if click is None and not policy.accepts_unknown_subid:
         reason = _parked_reason(incoming.subid)
         return Decision(Verdict.PARKED, reason, Rule.PARKED, warnings=warnings)
-    decision = decide(incoming, meaning, click or Click(), policy)
+    decision = decide(incoming, meaning, click or Click(), policy, past)
     return decision._replace(warnings=warnings + decision.warnings) if warnings else decision
 
 
@@ -259,19 +324,78 @@ def read_word(incoming: Incoming) -> Status | tuple[Verdict, Reason]:
     return Verdict.UNMAPPED, _unmapped_reason(incoming.word)
 
 
-def decide(incoming: Incoming, status: Status, click: Click, policy: Policy) -> Decision:
-    """Take the first row that fits: first conversion, late tid, this conversion, another one."""
-    costs = _takes_cost(incoming, click)
-    warnings = _cost_warnings(incoming, click)
+class _Case(NamedTuple):
+    """A postback with a status, and what it meets; `this` is the conversion that it is about."""
+
+    incoming: Incoming
+    status: Status
+    click: Click
+    policy: Policy
+    past: Past
+    this: Conversion | None
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether money is to go back."""
+        return self.incoming.amount is not None and self.incoming.amount < 0
+
+    @property
+    def may_be_refund(self) -> bool:
+        """Whether it may be the one that took a conversion back before."""
+        return self.status is Status.REJECTED or (self.status in MONEY and self.is_negative)
+
+    @property
+    def allows_rebills(self) -> bool:
+        """What the offer says, else the setting."""
+        said = self.click.allows_rebills
+        return self.policy.allows_rebills if said is None else said
+
+    @property
+    def has_money(self) -> bool:
+        """Whether a sale or a rebill stands on the click."""
+        return any(c.status in MONEY for c in self.click.conversions)
+
+    @property
+    def has_rejected(self) -> bool:
+        """Whether one of the click's conversions is rejected."""
+        return any(c.status is Status.REJECTED for c in self.click.conversions)
+
+    @property
+    def takes_cost(self) -> bool:
+        """Whether a cost came that counts."""
+        is_paid = self.click.cost_model in COST_MODELS_PAID_BY_CONVERSION
+        return self.incoming.cost is not None and is_paid
+
+
+def decide(
+    incoming: Incoming, status: Status, click: Click, policy: Policy, past: Past | None = None
+) -> Decision:
+    """Take the first row that fits a postback whose word is mapped and whose click is known."""
+    this = find_conversion(incoming.tid, click.conversions)
+    past = _NO_PAST if past is None else past
+    if policy.forces:
+        # An operator means it; but a refund that was taken back is not taken back twice.
+        past = Past(took_back=past.took_back)
+    case = _Case(incoming, status, click, policy, past, this)
     if not click.conversions:
-        decision = _decide_first(incoming, status, click, takes_cost=costs)
-    elif status in TRANSITIONS[Status.LEAD] and (lead := find_bare_lead(incoming, click)):
-        decision = _move(lead, incoming, status, Rule.LATE_TID, takes_cost=costs)
-    elif this := find_conversion(incoming.tid, click.conversions):
-        decision = _decide_known(this, incoming, status, policy, takes_cost=costs)
+        decision = _decide_first(case)
     else:
-        decision = _decide_another(incoming, status, click, takes_cost=costs)
+        decision = _take_first_row(case)
+        if policy.forces:
+            decision = _force(case, decision)
+    warnings = _cost_warnings(incoming, click)
     return decision._replace(warnings=warnings + decision.warnings) if warnings else decision
+
+
+_NO_PAST = Past()
+
+
+def _take_first_row(case: _Case) -> Decision:
+    for row in _ROWS:
+        decision = row(case)
+        if decision is not None:
+            return decision
+    return _refuse_anything_else(case)
 
 
 def find_bare_lead(incoming: Incoming, click: Click) -> Conversion | None:
@@ -295,96 +419,349 @@ def find_conversion(tid: str, conversions: tuple[Conversion, ...]) -> Conversion
     return None
 
 
-def _decide_first(
-    incoming: Incoming, status: Status, click: Click, *, takes_cost: bool
-) -> Decision:
+def _decide_first(case: _Case) -> Decision:
     rule = Rule.FIRST
-    if status is Status.REBILL:
+    if case.status is Status.REBILL:
         rule = Rule.FIRST_REBILL
-        obstacle = _find_rebill_obstacle(incoming, click)
+        obstacle = _find_rebill_obstacle(case)
         if obstacle is not None:
             return Decision(Verdict.REFUSED, obstacle, rule)
-    return _record(incoming, status, _FIRST, rule, takes_cost=takes_cost)
+    return _record(case, case.status, _FIRST, rule)
 
 
-def _decide_known(
-    this: Conversion, incoming: Incoming, status: Status, policy: Policy, *, takes_cost: bool
-) -> Decision:
-    if status in TRANSITIONS[this.status]:
-        rule = Rule.LEAD_MOVES if this.status is Status.LEAD else Rule.TAKEN_BACK
-        return _move(this, incoming, status, rule, takes_cost=takes_cost)
-    if status in REPEATS[this.status]:
-        return _repeat(this, incoming, policy, takes_cost=takes_cost)
-    reason = _forbidden_reason(this.status, status)
-    return Decision(Verdict.REFUSED, reason, Rule.FORBIDDEN, this)
+# The rows for a click that has conversions: a decision where the row fits, else None.
 
 
-def _decide_another(
-    incoming: Incoming, status: Status, click: Click, *, takes_cost: bool
-) -> Decision:
-    if status is Status.LEAD:
-        return Decision(Verdict.REFUSED, _LATE_LEAD, Rule.ANYTHING_ELSE)
-    obstacle = _find_rebill_obstacle(incoming, click)
-    if obstacle is not None:
-        return Decision(Verdict.REFUSED, obstacle, Rule.ANYTHING_ELSE)
-    if status is Status.REJECTED:
-        # Ours: its sale may come late and must find it.
-        why = "rejected before its sale was seen"
-        return _record(incoming, status, why, Rule.REJECTED_FIRST, takes_cost=takes_cost)
-    why = "a further sale of the click"
-    decision = _record(incoming, Status.REBILL, why, Rule.REBILL, takes_cost=takes_cost)
-    if any(c.status in {Status.SALE, Status.REBILL} for c in click.conversions):
+def _row_late_tid(case: _Case) -> Decision | None:
+    lead = find_bare_lead(case.incoming, case.click)
+    if lead is None or case.status not in TRANSITIONS[Status.LEAD]:
+        return None
+    return _move(case, lead, case.status, Rule.LATE_TID)
+
+
+def _row_first_sale(case: _Case) -> Decision | None:
+    if case.this is not None or not case.incoming.tid:
+        return None
+    is_sale = case.status is Status.SALE or (case.status is Status.REBILL and case.allows_rebills)
+    if not is_sale or case.has_money:
+        return None
+    if case.past.was_overtaken:
+        return Decision(Verdict.REFUSED, _REFUSED_AGAIN, Rule.FIRST_SALE)
+    decision = _record(case, Status.SALE, "the first sale of the click", Rule.FIRST_SALE)
+    # Among leads alone nothing can have been refused that would be recorded now.
+    return decision._replace(hinges_on_past=case.has_rejected)
+
+
+def _row_refund_again(case: _Case) -> Decision | None:
+    if not case.past.took_back or not case.may_be_refund:
+        return None
+    if case.this is not None and not case.is_negative:
+        return None
+    return Decision(Verdict.REPEATED, _REFUND_AGAIN, Rule.REFUND_AGAIN)
+
+
+def _row_refund(case: _Case) -> Decision | None:
+    if not case.is_negative or not case.may_be_refund:
+        return None
+    sale = _find_opposite(case)
+    if sale is None:
+        return None
+    if case.past.was_overtaken:
+        return Decision(Verdict.REPEATED, _IDLE_REFUND_AGAIN, Rule.REFUND)
+    decision = _move(case, sale, Status.REJECTED, Rule.REFUND)
+    reason = _refund_reason(sale, case.incoming)
+    return decision._replace(reason=reason, hinges_on_past=True)
+
+
+def _row_moves(case: _Case) -> Decision | None:
+    this = case.this
+    if this is None or case.status not in TRANSITIONS[this.status]:
+        return None
+    rule = Rule.LEAD_MOVES if this.status is Status.LEAD else Rule.TAKEN_BACK
+    decision = _move(case, this, case.status, rule)
+    if case.status is not Status.REJECTED or not case.is_negative:
         return decision
-    return decision._replace(warnings=(_REBILL_WITHOUT_SALE,))
+    if rule is Rule.TAKEN_BACK and this.amount is not None:
+        decision = decision._replace(warnings=(_partial_warning(case.incoming, this),))
+    return decision._replace(hinges_on_past=case.has_rejected)
 
 
-def _find_rebill_obstacle(incoming: Incoming, click: Click) -> Reason | None:
-    if not click.allows_rebills:
-        return _no_rebills_reason(click.offer)
-    return None if incoming.tid else _REBILL_WITHOUT_TID
+def _row_repeats(case: _Case) -> Decision | None:
+    this = case.this
+    if this is None or case.status not in REPEATS[this.status]:
+        return None
+    return _repeat(case, this)
 
 
-def _record(
-    incoming: Incoming, status: Status, why: str, rule: Rule, *, takes_cost: bool
-) -> Decision:
-    change = Change(None, status, incoming.tid, takes_amount=True, takes_cost=takes_cost)
+def _row_unrejected(case: _Case) -> Decision | None:
+    this = case.this
+    if this is None or this.status is not Status.REJECTED or not case.policy.unrejects:
+        return None
+    # A negative amount takes back; on what was taken back already it would be taken twice.
+    if case.status not in MONEY or case.is_negative:
+        return None
+    if case.past.was_overtaken:
+        return Decision(Verdict.REFUSED, _OVERTAKEN, Rule.UNREJECTED, this)
+    # A click has one sale; what comes back beside another one is a further one.
+    has_sale = any(c.status is Status.SALE for c in case.click.conversions)
+    is_rebill = has_sale or this.previous_status is Status.REBILL
+    status = Status.REBILL if is_rebill else Status.SALE
+    return _move(case, this, status, Rule.UNREJECTED)._replace(hinges_on_past=True)
+
+
+def _row_forbidden(case: _Case) -> Decision | None:
+    if case.this is None:
+        return None
+    reason = _forbidden_reason(case.this.status, case.status)
+    return Decision(Verdict.REFUSED, reason, Rule.FORBIDDEN, case.this)
+
+
+def _row_rebill(case: _Case) -> Decision | None:
+    if case.status not in MONEY or _find_rebill_obstacle(case) is not None:
+        return None
+    if not case.allows_rebills:
+        # As a rebill it may have been refused while nothing stood on the click.
+        is_rebill = case.status is Status.REBILL
+        if is_rebill and case.past.was_sent:
+            return Decision(Verdict.REFUSED, _REFUSED_AGAIN, Rule.CORRECTION)
+        why = "a correction of the click"
+        decision = _record(case, Status.REBILL, why, Rule.CORRECTION)
+        return decision._replace(hinges_on_past=is_rebill or case.has_rejected)
+    decision = _record(case, Status.REBILL, "a further sale of the click", Rule.REBILL)
+    return decision._replace(hinges_on_past=case.is_negative and case.has_rejected)
+
+
+def _row_rejected_first(case: _Case) -> Decision | None:
+    if case.status is not Status.REJECTED or not case.incoming.tid:
+        return None
+    # Ours: its sale may come late and must find it.
+    why = "rejected before its sale was seen"
+    decision = _record(case, case.status, why, Rule.REJECTED_FIRST)
+    warnings = (_idle_refund_warning(case.incoming),) if case.is_negative else ()
+    return decision._replace(warnings=warnings, hinges_on_past=case.has_rejected)
+
+
+def _refuse_anything_else(case: _Case) -> Decision:
+    if case.status is Status.LEAD:
+        return Decision(Verdict.REFUSED, _LATE_LEAD, Rule.ANYTHING_ELSE)
+    if case.status is Status.REJECTED:
+        return Decision(Verdict.REFUSED, _NOTHING_TO_REJECT, Rule.ANYTHING_ELSE)
+    obstacle = _find_rebill_obstacle(case)
+    assert obstacle is not None
+    return Decision(Verdict.REFUSED, obstacle, Rule.ANYTHING_ELSE)
+
+
+# In the order of the contract's table, but for the refund that comes again.
+_ROWS = (
+    _row_late_tid,
+    _row_refund_again,
+    _row_first_sale,
+    _row_refund,
+    _row_moves,
+    _row_repeats,
+    _row_unrejected,
+    _row_forbidden,
+    _row_rebill,
+    _row_rejected_first,
+)
+
+
+def _find_opposite(case: _Case) -> Conversion | None:
+    """Find the sale or rebill that a negative amount takes back: this one, or the only one."""
+    incoming = case.incoming
+    if incoming.amount is None or incoming.currency is None:
+        return None
+    sent = (-incoming.amount, incoming.currency)
+    equal = [
+        c for c in case.click.conversions if c.status in MONEY and (c.amount, c.currency) == sent
+    ]
+    if case.this is not None:
+        # A tid says which one, even where others have the same amount.
+        return case.this if case.this in equal else None
+    return equal[0] if len(equal) == 1 else None
+
+
+def _find_rebill_obstacle(case: _Case) -> Reason | None:
+    """Say which condition of a further conversion fails; a correction needs no permission."""
+    is_correction = case.is_negative and bool(case.click.conversions)
+    if not case.allows_rebills and not is_correction:
+        return _no_rebills_reason(case.click)
+    return None if case.incoming.tid else _REBILL_WITHOUT_TID
+
+
+def _record(case: _Case, status: Status, why: str, rule: Rule) -> Decision:
+    incoming = case.incoming
+    change = Change(
+        None,
+        status,
+        incoming.tid,
+        takes_amount=True,
+        takes_cost=case.takes_cost,
+        sub_ids=incoming.sub_ids,
+    )
     return Decision(Verdict.RECORDED, _recorded_reason(why, status), rule, change=change)
 
 
-def _move(
-    this: Conversion, incoming: Incoming, status: Status, rule: Rule, *, takes_cost: bool
-) -> Decision:
+def _move(case: _Case, this: Conversion, status: Status, rule: Rule) -> Decision:
+    incoming = case.incoming
     # A rejected conversion keeps its amount whatever was sent: it no longer counts as revenue.
-    takes_amount = status is Status.SALE and incoming.amount is not None
-    change = Change(this, status, incoming.tid or this.tid, takes_amount, takes_cost)
+    wants_amount = status in MONEY and incoming.amount is not None
+    # Without a known currency nothing could be booked in the place of what stands.
+    is_usable = incoming.currency is not None
+    takes_amount, takes_cost = wants_amount and is_usable, case.takes_cost and is_usable
+    # What has a tid keeps it: that of a refund is another one.
+    tid = this.tid or (incoming.tid if rule is Rule.LATE_TID else "")
+    change = Change(this, status, tid, takes_amount, takes_cost, incoming.sub_ids)
     reason = Reason(f"the conversion is {status} now", f"from {this.status} to {status}")
-    return Decision(Verdict.UPDATED, reason, rule, this, change)
+    warnings = () if is_usable else tuple(_unusable_warnings(case, this, status))
+    return Decision(Verdict.UPDATED, reason, rule, this, change, warnings)
 
 
-def _repeat(this: Conversion, incoming: Incoming, policy: Policy, *, takes_cost: bool) -> Decision:
-    sent, sent_cost = (incoming.amount, incoming.currency), (incoming.cost, incoming.currency)
-    known, known_cost = (this.amount, this.currency), (this.cost, this.cost_currency)
-    takes_amount = incoming.amount is not None and sent != known
-    takes_cost = takes_cost and sent_cost != known_cost
-    differences = []
-    if takes_amount:
-        differences.append(f"amount {_describe_money(*sent)} was {_describe_money(*known)}")
-    if takes_cost:
-        differences.append(f"cost {_describe_money(*sent_cost)} was {_describe_money(*known_cost)}")
-    if not differences:
-        return Decision(Verdict.REPEATED, _repeated_reason(this), Rule.REPEATED, this)
-    # Ours: an amount without a known currency could not be booked, so it replaces nothing.
-    can_be_taken_over = this.status is not Status.REJECTED and incoming.currency is not None
-    if policy.updates_on_repeat and can_be_taken_over:
-        change = Change(this, this.status, this.tid, takes_amount, takes_cost)
-        reason = _taken_over_reason(this, differences)
-        return Decision(Verdict.UPDATED, reason, Rule.REPEATED, this, change)
-    reason = _left_alone_reason(this, differences, can_be_taken_over=can_be_taken_over)
-    return Decision(Verdict.REPEATED, reason, Rule.REPEATED, this)
+class _Sum(NamedTuple):
+    """An amount or a cost as it was sent, beside what stands; each with its currency."""
+
+    name: str
+    sent: tuple[Decimal | None, str | None]
+    known: tuple[Decimal | None, str | None]
+
+    @classmethod
+    def of_amount(cls, incoming: Incoming, this: Conversion) -> "_Sum":
+        """Give the amount that was sent beside the conversion's."""
+        return cls("amount", (incoming.amount, incoming.currency), (this.amount, this.currency))
+
+    @classmethod
+    def of_cost(cls, incoming: Incoming, this: Conversion) -> "_Sum":
+        """Give the cost that was sent beside the conversion's."""
+        return cls("cost", (incoming.cost, incoming.currency), (this.cost, this.cost_currency))
+
+    @property
+    def differs(self) -> bool:
+        """Whether something was sent that does not stand so."""
+        return self.sent[0] is not None and self.sent != self.known
+
+    @property
+    def is_news(self) -> bool:
+        """Whether it does, and could be booked: without a known currency it replaces nothing."""
+        return self.differs and self.sent[1] is not None
+
+    @property
+    def fills(self) -> bool:
+        """Whether it says what was unknown: all of it, or the currency of the same amount."""
+        amount, currency = self.known
+        return self.is_news and (amount is None or (currency is None and amount == self.sent[0]))
+
+    def describe(self) -> str:
+        """Write it for people."""
+        sent, known = _describe_money(*self.sent), _describe_money(*self.known)
+        return f"{self.name} {sent} was {known}"
 
 
-def _takes_cost(incoming: Incoming, click: Click) -> bool:
-    return incoming.cost is not None and click.cost_model in COST_MODELS_PAID_BY_CONVERSION
+class _Repeat(NamedTuple):
+    """What a repeat says that does not stand: what fills a gap, what replaces, what neither."""
+
+    filled: tuple[_Sum, ...]
+    replaced: tuple[_Sum, ...]
+    left: tuple[_Sum, ...]
+    sub_ids: Mapping[str, str]
+
+
+def _compare(case: _Case, this: Conversion, *, replaces: bool) -> _Repeat:
+    incoming = case.incoming
+    sums = [_Sum.of_amount(incoming, this)]
+    if case.takes_cost:
+        sums.append(_Sum.of_cost(incoming, this))
+    filled = tuple(each for each in sums if each.fills and not _is_misplaced(each, this))
+    others = [each for each in sums if each.differs and each not in filled]
+    replaced = tuple(each for each in others if replaces and _may_replace(each, this))
+    left = tuple(each for each in others if each not in replaced)
+    missing = {n: value for n, value in incoming.sub_ids.items() if not this.sub_ids.get(n)}
+    return _Repeat(filled, replaced, left, missing)
+
+
+def _may_replace(each: _Sum, this: Conversion) -> bool:
+    return this.status is not Status.REJECTED and each.is_news and not _is_misplaced(each, this)
+
+
+def _is_misplaced(each: _Sum, this: Conversion) -> bool:
+    """Tell a negative amount that is about what stands, and is not what stands itself."""
+    sent, known = each.sent[0], each.known[0]
+    if each.name != "amount" or sent is None or sent >= 0:
+        return False
+    # A correction is a rebill of its own; where its amount could not be read, it may be negative.
+    return this.status is not Status.REBILL if known is None else known >= 0
+
+
+def _repeat(case: _Case, this: Conversion) -> Decision:
+    incoming = case.incoming
+    says_no_more = incoming.cost is None and not incoming.sub_ids
+    if says_no_more and not _Sum.of_amount(incoming, this).differs:
+        return Decision(Verdict.REPEATED, _known_reason(this.status), Rule.REPEATED, this)
+    found = _compare(case, this, replaces=case.policy.updates_on_repeat)
+    fills = bool(found.filled or found.sub_ids) and not _was_passed_over(case, this)
+    if not fills and not found.replaced:
+        reason = _repeated_reason(this, found.left, case.policy)
+        return Decision(Verdict.REPEATED, reason, Rule.REPEATED, this)
+    taken = found.replaced + (found.filled if fills else ())
+    names = {each.name for each in taken}
+    sub_ids = incoming.sub_ids if found.replaced else found.sub_ids
+    change = Change(
+        this, this.status, this.tid, "amount" in names, "cost" in names, sub_ids, not found.replaced
+    )
+    reason = _taken_over_reason(this, taken, found)
+    return Decision(Verdict.UPDATED, reason, Rule.REPEATED, this, change, hinges_on_past=fills)
+
+
+def _was_passed_over(case: _Case, this: Conversion) -> bool:
+    """Tell whether the same came before, and what it says was not taken then."""
+    # A rejection leaves the amount that came with it.
+    was_rejection = this.status is Status.REJECTED and case.past.was_sent
+    return case.past.was_overtaken or was_rejection
+
+
+def _force(case: _Case, planned: Decision) -> Decision:
+    """Overrule for an operator: a move that is refused, an amount or a cost that is left alone."""
+    this, incoming = case.this, case.incoming
+    if this is None or planned.rule not in _OVERRULED:
+        return planned
+    change = Change(
+        this,
+        _read_forced_status(case, this),
+        this.tid,
+        takes_amount=_Sum.of_amount(incoming, this).is_news,
+        takes_cost=case.takes_cost and _Sum.of_cost(incoming, this).is_news,
+        sub_ids=incoming.sub_ids,
+    )
+    if not _goes_further(change, planned.change, this):
+        return planned
+    reason = _forced_reason(this, incoming, change)
+    usable = incoming.currency is not None
+    warnings = () if usable else tuple(_unusable_warnings(case, this, change.status))
+    return Decision(Verdict.UPDATED, reason, Rule.FORCED, this, change, warnings)
+
+
+def _goes_further(change: Change, planned: Change | None, this: Conversion) -> bool:
+    """Tell whether a forced change does more than the rules would."""
+    if planned is None:
+        return change.status is not this.status or change.takes_amount or change.takes_cost
+    return (
+        change.status is not planned.status
+        or (change.takes_amount and not planned.takes_amount)
+        or (change.takes_cost and not planned.takes_cost)
+    )
+
+
+# Where there is no conversion to move, there is nothing to force: rebills have their own switch.
+_OVERRULED = frozenset(
+    {Rule.LEAD_MOVES, Rule.TAKEN_BACK, Rule.REPEATED, Rule.UNREJECTED, Rule.FORBIDDEN}
+)
+
+
+def _read_forced_status(case: _Case, this: Conversion) -> Status:
+    # The network's word for a rebill stays "sale"; it is meant where the click has no other sale.
+    if case.status is Status.SALE and this.status is Status.REBILL:
+        has_sale = any(c.status is Status.SALE for c in case.click.conversions)
+        return Status.REBILL if has_sale else Status.SALE
+    return case.status
 
 
 def _cost_warnings(incoming: Incoming, click: Click) -> tuple[str, ...]:
@@ -405,16 +782,65 @@ def _list_warnings(lists: WordLists) -> Iterator[str]:
             yield f"the word {word!r} is in {len(names)} lists: {', '.join(names)}"
 
 
+# --- Sentences ------------------------------------------------------------------------------------
+# Of each `Reason` the first is what the sender reads, the second what the log says.
+
+_NO_SUBID = Reason(
+    "The click id is missing: add subid= to the Postback URL with the click id macro of your"
+    " network as its value.",
+    "no usable click id was sent (as subid, sub_id, clickid, click_id or cookie): the Postback URL"
+    " at the network lacks subid= with the network's click id macro",
+)
+_LONG_SUBID = Reason(
+    "The click id is longer than 255 characters: send the subid as the tracker gave it.",
+    "the click id is longer than 255 characters: look which macro the Postback URL at the network"
+    " has behind subid=",
+)
+_LONG_TID = Reason(
+    "The transaction id is longer than 255 characters: send a shorter tid.",
+    "the transaction id is longer than 255 characters: look which macro the Postback URL at the"
+    " network has behind tid=",
+)
+_MACRO_STATUS = Reason(
+    "The status is a macro that the network did not replace: use your network's own macro for"
+    " the status in the Postback URL.",
+    "the status is a macro that the network did not replace: the Postback URL needs the network's"
+    " own name for it, or no status= at all where all are sales",
+)
+
 _FIRST = "the first conversion of the click"
-_REBILL_WITHOUT_SALE = "a rebill, but no sale or rebill stands on the click"
 _LATE_LEAD = Reason(
     "a lead does not follow other conversions of its click",
     "the click has conversions already, and a lead does not follow them",
+)
+_NOTHING_TO_REJECT = Reason(
+    "no conversion with this transaction id: the click has several, add tid= to the Postback URL",
+    "no conversion with this transaction id: the click has several, and none was sent (tid) that"
+    " says which of them is rejected",
 )
 _REBILL_WITHOUT_TID = Reason(
     "a further conversion of the click needs a transaction id: add tid= to the Postback URL",
     "a further conversion of the click needs a transaction id (tid), and none was sent: add tid= to"
     " the Postback URL",
+)
+_REFUSED_AGAIN = Reason(
+    "sent again: this very postback was refused before",
+    "this very postback came before and was refused: sent again it changes nothing"
+    " (`postback replay --force` puts it through)",
+)
+_REFUND_AGAIN = Reason(
+    "sent again: this refund is known already, nothing changed",
+    "this refund came before: what it took back is rejected already, nothing changed",
+)
+_IDLE_REFUND_AGAIN = Reason(
+    "sent again: this refund took nothing back before, nothing changed",
+    "this very postback came before, when nothing stood that it takes back: sent again it changes"
+    " nothing (`postback replay --force` puts it through)",
+)
+_OVERTAKEN = Reason(
+    "sent again: the conversion was rejected since",
+    "the conversion is rejected, and this very postback came before the rejection: only one that"
+    " comes after it can undo it (or `postback replay --force`)",
 )
 
 
@@ -424,21 +850,49 @@ def _recorded_reason(why: str, status: Status) -> Reason:
     return Reason(why, f"{why}, as {status}")
 
 
-def _no_rebills_reason(offer: str | None) -> Reason:
-    if offer is None:
+def _no_rebills_reason(click: Click) -> Reason:
+    setting = '`[postback] rebills = "yes"`'
+    if click.offer is None:
         why = "the click has no offer that allows rebills"
-        return Reason(why, f"{why}: bring the click in again with its offer")
+        return Reason(
+            why,
+            f"{why}: bring the click in again with its offer, or let {setting} allow rebills for"
+            " clicks without one",
+        )
+    others = f", {setting} for all offers never set" if click.allows_rebills is None else ""
     return Reason(
         "the offer does not allow rebills",
-        f"the offer {offer} does not allow rebills: `postback offers set` can allow those to come",
+        f"the offer {click.offer} does not allow rebills: `postback offers set` can allow those to"
+        f" come{others}",
     )
 
 
 def _forbidden_reason(present: Status, wanted: Status) -> Reason:
+    summary = f"the conversion cannot become {wanted} any more"
+    detail = f"the conversion is {present} and cannot become {wanted}"
+    if present is Status.REJECTED and wanted in MONEY:
+        detail += (
+            ': `[postback] unreject = "yes"` lets later ones do so, `postback replay --force` this'
+        )
+    return Reason(summary, detail)
+
+
+def _refund_reason(sale: Conversion, incoming: Incoming) -> Reason:
+    sent = _describe_money(incoming.amount, incoming.currency)
+    tid = f"the conversion with tid {sale.tid!r}" if sale.tid else "the conversion without tid"
     return Reason(
-        f"the conversion cannot become {wanted} any more",
-        f"the conversion is {present} and cannot become {wanted}",
+        "taken back: the conversion of the opposite amount is rejected now",
+        f"from {sale.status} to rejected: {sent} takes {tid} back",
     )
+
+
+def _forced_reason(this: Conversion, incoming: Incoming, change: Change) -> Reason:
+    parts = [f"from {this.status} to {change.status}"]
+    if change.takes_amount:
+        parts.append(_Sum.of_amount(incoming, this).describe())
+    if change.takes_cost:
+        parts.append(_Sum.of_cost(incoming, this).describe())
+    return Reason(f"forced: the conversion is {change.status} now", f"forced: {', '.join(parts)}")
 
 
 def _pixel_reason(status: Status) -> Reason:
@@ -470,25 +924,66 @@ def _unmapped_reason(word: str) -> Reason:
     )
 
 
-def _repeated_reason(this: Conversion) -> Reason:
-    return Reason("known already, nothing changed", f"already {this.status}, nothing changed")
+@cache
+def _known_reason(status: Status) -> Reason:
+    return Reason("known already, nothing changed", f"already {status}, nothing changed")
 
 
-def _left_alone_reason(
-    this: Conversion, differences: list[str], *, can_be_taken_over: bool
-) -> Reason:
-    remedy = ': repeats = "update" in the config takes it over' if can_be_taken_over else ""
+def _repeated_reason(this: Conversion, left: tuple[_Sum, ...], policy: Policy) -> Reason:
+    if not left:
+        return _known_reason(this.status)
+    remedy = ""
+    if any(_is_misplaced(each, this) for each in left):
+        remedy = ": a correction needs a transaction id (tid) of its own"
+    elif any(_may_replace(each, this) for each in left) and not policy.updates_on_repeat:
+        remedy = ': repeats = "update" in the config takes it over'
+    differences = _describe_sums(left)
     return Reason(
         "known already with another amount, nothing changed",
-        f"already {this.status}, nothing changed, though {' and '.join(differences)}{remedy}",
+        f"already {this.status}, nothing changed, though {differences}{remedy}",
     )
 
 
-def _taken_over_reason(this: Conversion, differences: list[str]) -> Reason:
+def _taken_over_reason(this: Conversion, taken: tuple[_Sum, ...], found: _Repeat) -> Reason:
+    if found.replaced:
+        summary = "known already with another amount, which was taken over"
+        return Reason(summary, f"already {this.status}; taken over: {_describe_sums(taken)}")
+    filled = ", ".join((*(each.describe() for each in taken), *found.sub_ids))
+    left = f"; left alone: {_describe_sums(found.left)}" if found.left else ""
     return Reason(
-        "known already with another amount, which was taken over",
-        f"already {this.status}; taken over: {' and '.join(differences)}",
+        "known already; what was unknown of it was filled in",
+        f"already {this.status}; filled in: {filled}{left}",
     )
+
+
+def _describe_sums(sums: Iterable[_Sum]) -> str:
+    return " and ".join(each.describe() for each in sums)
+
+
+def _unusable_warnings(case: _Case, this: Conversion, status: Status) -> Iterator[str]:
+    is_wanted = status in MONEY or case.policy.forces
+    if is_wanted and case.incoming.amount is not None:
+        sent = _describe_money(case.incoming.amount, None)
+        known = _describe_money(this.amount, this.currency)
+        yield f"amount {sent} is not taken: the conversion keeps its own, {known}"
+    if case.takes_cost:
+        sent = _describe_money(case.incoming.cost, None)
+        known = _describe_money(this.cost, this.cost_currency)
+        yield f"cost {sent} is not taken: the conversion keeps its own, {known}"
+
+
+def _idle_refund_warning(incoming: Incoming) -> str:
+    sent = _describe_money(incoming.amount, incoming.currency)
+    return (
+        f"{sent} takes nothing back: it is not the opposite of exactly one sale or rebill of the"
+        " click (a correction comes as a sale with its negative amount)"
+    )
+
+
+def _partial_warning(incoming: Incoming, this: Conversion) -> str:
+    sent = _describe_money(incoming.amount, incoming.currency)
+    known = _describe_money(this.amount, this.currency)
+    return f"the whole conversion of {known} is rejected, though {sent} came with it"
 
 
 def _describe_money(amount: Decimal | None, currency: str | None) -> str:

@@ -24,18 +24,22 @@ from database import (
 )
 from rates import Rate, decimal_text, from_micros
 from rows import (
+    CONVERSION_COLUMNS,
+    Again,
     ClickRow,
     KnownClick,
     LastTry,
     ParkedPostback,
     PostbackRow,
+    Settled,
     Waiting,
+    leave_copies_out,
     read_conversion,
     sub_ids_json,
     to_json,
     utc_text,
 )
-from statuses import Click, Conversion, Verdict
+from statuses import Click, Conversion, Past, Verdict
 
 # An import of clicks with random ids touches a page of the index for every one: with SQLite's own
 # 2 MiB they would be written out and read back within one transaction.
@@ -69,13 +73,13 @@ class Storage(Database):
         click_id, campaign_id, offer_id, sub_ids, is_due, has_conversions, *about = row
         offer, allows_rebills, cost_model = about
         conversions = self._find_conversions(click_id) if has_conversions else ()
-        click = Click(offer, bool(allows_rebills), cost_model, conversions)
+        allows_rebills = None if allows_rebills is None else bool(allows_rebills)
+        click = Click(offer, allows_rebills, cost_model, conversions)
         return KnownClick(click_id, campaign_id, offer_id, sub_ids, bool(is_due), click)
 
     def _find_conversions(self, click_id: int) -> tuple[Conversion, ...]:
         rows = self.db.execute(
-            "SELECT id, tid, status, amount_micros, currency, cost_amount_micros, cost_currency"
-            " FROM conversions WHERE click_id = ? ORDER BY id",
+            f"SELECT {CONVERSION_COLUMNS} FROM conversions WHERE click_id = ? ORDER BY id",
             (click_id,),
         )
         return tuple(map(read_conversion, rows))
@@ -132,11 +136,13 @@ class Storage(Database):
         with stops.deferred():
             self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def patch_click_sub_ids(self, click_id: int, sub_ids: Mapping[str, str]) -> None:
-        """Replace those of a click's sub ids that are given."""
+    def patch_click_sub_ids(
+        self, click_id: int, sub_ids: Mapping[str, str], *, only_missing: bool = False
+    ) -> None:
+        """Replace those of a click's sub ids that are given, or only add what it lacks."""
+        patched = "json_patch(?, sub_ids)" if only_missing else "json_patch(sub_ids, ?)"
         self.db.execute(
-            "UPDATE clicks SET sub_ids = json_patch(sub_ids, ?) WHERE id = ?",
-            (to_json(sub_ids), click_id),
+            f"UPDATE clicks SET sub_ids = {patched} WHERE id = ?", (to_json(sub_ids), click_id)
         )
 
     # Conversions
@@ -183,13 +189,17 @@ class Storage(Database):
         about = [read(name) for name in _HISTORY_COLUMNS]
         self.db.execute(_BEGIN_HISTORY, (conversion_id, at, postback_id, *about))
 
-    def find_waiting(self, kind: str, currency: str, limit: int) -> list[Waiting]:
-        """List amounts (`kind` "payout") or costs ("cost") that wait for a rate of a currency."""
-        rows = self.db.execute(_FIND_WAITING[kind], (currency, limit))
-        return [
-            Waiting(conversion_id, from_micros(micros), currency, date.fromisoformat(day))
-            for conversion_id, micros, day in rows
-        ]
+    def find_waiting_days(self, kind: str, currency: str) -> list[date]:
+        """List the days of which amounts (`kind` "payout") or costs ("cost") wait for a rate."""
+        rows = self.db.execute(_FIND_WAITING_DAYS[kind], (currency,))
+        return [date.fromisoformat(day) for (day,) in rows]
+
+    def find_waiting(
+        self, kind: str, currency: str, day: date, below_micros: int, limit: int
+    ) -> list[Waiting]:
+        """List those of a day that wait for a rate, and are smaller than so many micros."""
+        rows = self.db.execute(_FIND_WAITING[kind], (currency, str(day), below_micros, limit))
+        return [Waiting(conversion_id, from_micros(micros)) for conversion_id, micros in rows]
 
     def find_waiting_currencies(self) -> list[str]:
         """List the currencies whose rate is known by now and that amounts or costs wait for."""
@@ -204,9 +214,21 @@ class Storage(Database):
         assert cursor.lastrowid is not None
         return cursor.lastrowid
 
-    def find_parked(self, subid: str, limit: int) -> list[ParkedPostback]:
-        """List what is parked for a click id, in the order received."""
-        return [ParkedPostback(*row) for row in self.db.execute(_FIND_PARKED, (subid, limit))]
+    def find_parked(self, subid: str, different: int, in_all: int) -> list[ParkedPostback]:
+        """List what is parked for a click id, in the order received: so many different queries.
+
+        One that comes behind its equal is left out, and counted with the first.
+        """
+        rows = self.db.execute(_FIND_PARKED, (subid, different + 1)).fetchall()
+        if len(rows) <= different:
+            return leave_copies_out(ParkedPostback(*row) for row in rows)
+        limits = {"subid": subid, "different": different, "in_all": in_all}
+        return [ParkedPostback(*row) for row in self.db.execute(_FIND_MANY_PARKED, limits)]
+
+    def find_past(self, again: Again) -> Past:
+        """Tell what the log knows of a postback that may have come before."""
+        row = self.db.execute(_FIND_PAST, again._asdict()).fetchone()
+        return Past(*map(bool, row))
 
     def count_parked(self, subids: Iterable[str]) -> dict[str, int]:
         """Count what is parked for each of these click ids; those without are left out."""
@@ -245,12 +267,16 @@ class Storage(Database):
             (at, original_id),
         )
 
-    def settle_parked(self, subid: str, at: str, verdict: Verdict, reason: str) -> None:
-        """Write down the same for all that is parked for a click id."""
+    def settle_copies(self, parked: ParkedPostback, at: str, settled: Settled) -> None:
+        """Write down what came of the parked postbacks that say the very same."""
+        self.db.execute(_SETTLE_COPIES, (at, *settled, parked.id, parked.query))
+
+    def refuse_parked(self, subid: str, at: str, reason: str, before: str | None = None) -> None:
+        """Refuse all that is parked for a click id, or only what came before a time."""
         self.db.execute(
-            "UPDATE postbacks SET settled_at = ?, settled_verdict = ?, settled_reason = ?"
-            " WHERE subid = ? AND verdict = 'parked' AND settled_at IS NULL",
-            (at, verdict, reason, subid),
+            "UPDATE postbacks SET settled_at = ?, settled_verdict = 'refused', settled_reason = ?"
+            " WHERE subid = ? AND verdict = 'parked' AND settled_at IS NULL AND received_at < ?",
+            (at, reason, subid, _BEHIND_EVERY_TIME if before is None else before),
         )
 
     def find_due_clicks(self, limit: int) -> list[tuple[int, str]]:
@@ -406,14 +432,81 @@ _FIND_PARKED = """
     SELECT id, received_at, coalesce(
             (SELECT received_at FROM postbacks AS original WHERE original.id = postbacks.replay_of),
             received_at),
-        source, method, remote_addr, query
+        source, method, remote_addr, query, replay_of, 0
     FROM postbacks
     WHERE subid = ? AND verdict = 'parked' AND settled_at IS NULL ORDER BY id LIMIT ?
 """
 
+# What `leave_copies_out` does, for a flood: in SQL, so that the copies are not read. For the one
+# postback that most clicks have it would take three times as long.
+_FIND_MANY_PARKED = """
+    WITH parked AS (
+        SELECT id, received_at, source, method, remote_addr, query, replay_of,
+            first_value(id) OVER same AS first, count(*) OVER same - 1 AS copies,
+            lag(query) OVER (ORDER BY id) AS before
+        FROM postbacks WHERE subid = :subid AND verdict = 'parked' AND settled_at IS NULL
+        WINDOW same AS (PARTITION BY query ORDER BY id
+            ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING))
+    SELECT id, received_at, coalesce(
+            (SELECT received_at FROM postbacks AS original WHERE original.id = parked.replay_of),
+            received_at),
+        source, method, remote_addr, query, replay_of, copies
+    FROM parked
+    WHERE before IS NOT query
+        AND first IN (SELECT DISTINCT first FROM parked ORDER BY first LIMIT :different)
+    ORDER BY id LIMIT :in_all
+"""
+
+_BEHIND_EVERY_TIME = "~"
+
+# Those of replays have come of their originals too.
+_SETTLE_COPIES = """
+    WITH copies AS (
+        SELECT id, replay_of FROM postbacks WHERE query = ?6 AND verdict = 'parked'
+            AND settled_at IS NULL AND subid = (SELECT subid FROM postbacks WHERE id = ?5))
+    UPDATE postbacks SET settled_at = ?1, settled_verdict = ?2, settled_reason = ?3,
+        conversion_id = ?4
+    WHERE id IN (SELECT id FROM copies UNION SELECT replay_of FROM copies)
+"""
+
+# Whether a row of history says of a conversion what it is now: rejected, or money of this amount.
+_SAME_STATE = """(
+    CASE WHEN c.status = 'rejected' THEN other.status = 'rejected'
+    ELSE other.status <> 'rejected' AND (other.status = 'lead') = (c.status = 'lead')
+        AND other.amount_micros IS c.amount_micros AND other.currency IS c.currency END)"""
+
+# What was judged: a parked postback counts once it is settled.
+_FIND_PAST = f"""
+    WITH earlier AS MATERIALIZED (
+        SELECT id, query, tid, conversion_id, coalesce(settled_verdict, verdict) AS came
+        FROM postbacks WHERE coalesce(settled_verdict, verdict)
+                IN ('recorded', 'updated', 'repeated', 'refused')
+            AND (query = :query OR (tid = :tid AND tid <> '') OR id = :original_id)
+            AND conversion_id IN (SELECT id FROM conversions WHERE click_id = :click_id)
+        UNION ALL
+        SELECT id, query, tid, NULL, coalesce(settled_verdict, verdict)
+        FROM postbacks INDEXED BY postbacks_without_conversion
+        WHERE conversion_id IS NULL AND subid = :subid AND query = :query
+            AND coalesce(settled_verdict, verdict) IN ('repeated', 'refused'))
+    SELECT
+        EXISTS (SELECT 1 FROM earlier WHERE query = :query),
+        EXISTS (SELECT 1 FROM earlier WHERE (query = :query OR id = :original_id) AND id < (
+            SELECT max(postback_id) FROM conversions AS c
+            JOIN conversion_history AS became ON became.conversion_id = c.id
+                AND became.seq = 1 + coalesce((
+                    SELECT max(seq) FROM conversion_history AS other
+                    WHERE other.conversion_id = c.id AND NOT {_SAME_STATE}), 0)
+            WHERE c.click_id = :click_id AND (c.id = :conversion_id
+                OR (:conversion_id IS NULL AND c.status = 'rejected')))),
+        EXISTS (SELECT 1 FROM earlier WHERE came = 'updated'
+            AND (query = :query OR (tid = :tid AND tid <> '') OR id = :original_id)
+            AND conversion_id IN (
+                SELECT id FROM conversions WHERE click_id = :click_id AND status = 'rejected'))
+"""
+
 _FIND_LAST_TRY = """
     SELECT query, coalesce(settled_verdict, verdict), replay_of IS NOT NULL,
-        (SELECT amount_micros IS NULL FROM conversions WHERE id = conversion_id) FROM (
+        (SELECT currency IS NULL FROM conversions WHERE id = conversion_id) FROM (
         SELECT * FROM postbacks WHERE replay_of = ?1
         UNION ALL
         SELECT * FROM postbacks WHERE id = ?1)
@@ -486,16 +579,28 @@ _FIND_NEWEST_RATE = """
     WHERE currency = :currency AND source <> 'hand' ORDER BY day DESC, id LIMIT 1
 """
 
-_FIND_WAITING = {
+_FIND_WAITING_DAYS = {
     "payout": """
-        SELECT id, amount_micros, amount_day FROM conversions
+        SELECT DISTINCT amount_day FROM conversions
         WHERE payout_micros IS NULL AND amount_day IS NOT NULL AND currency = ?
-        ORDER BY amount_day, id LIMIT ?
+        ORDER BY amount_day
     """,
     "cost": """
-        SELECT id, cost_amount_micros, cost_day FROM conversions
+        SELECT DISTINCT cost_day FROM conversions
         WHERE cost_micros IS NULL AND cost_day IS NOT NULL AND cost_currency = ?
-        ORDER BY cost_day, id LIMIT ?
+        ORDER BY cost_day
+    """,
+}
+_FIND_WAITING = {
+    "payout": """
+        SELECT id, amount_micros FROM conversions
+        WHERE payout_micros IS NULL AND currency = ? AND amount_day = ?
+            AND abs(amount_micros) < ? ORDER BY id LIMIT ?
+    """,
+    "cost": """
+        SELECT id, cost_amount_micros FROM conversions
+        WHERE cost_micros IS NULL AND cost_currency = ? AND cost_day = ?
+            AND abs(cost_amount_micros) < ? ORDER BY id LIMIT ?
     """,
 }
 

@@ -28,6 +28,7 @@ GAP = 2
 COLOURS: Mapping[str, str] = {
     "recorded": "green",
     "updated": "green",
+    "forced": "yellow",
     "repeated": "dim",
     "refused": "yellow",
     "ignored": "dim",

@@ -5,7 +5,7 @@ import itertools
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +13,10 @@ from pathlib import Path
 import audit
 import display
 import traffic
+from booking import read_terms
 from cells import Column, Kind
 from commands import fetched_rates
+from commands.check_money import check_money
 from commands.finding import Finding, Level, say_span
 from commands.networks import check_networks
 from commands.options import Subparsers, add_command, add_json
@@ -23,7 +25,8 @@ from config import Settings
 from database import DatabaseError, describe_stopped, find_holder, name_beside
 from files import find_abandoned
 from lock_holders import find_stopped_users
-from questions import Questions, Tally
+from questions import CurrencyRate, Questions, Tally
+from rates import decimal_text, find_slip
 from refusals import list_tallies
 from rows import utc_text
 from sheet import ConfigError
@@ -53,6 +56,8 @@ WARNING_DISK_BYTES = 1_000_000_000
 
 # Source: the contract, on rates. Weekends and holidays have no rates of their own.
 OLD_RATE_DAYS = 3
+# Whoever sets a rate by hand bridges a failure of some days, or has forgotten it.
+OLD_HAND_RATE_DAYS = 7
 OLD_KEY_WARNING_DAYS = 7
 
 # Long enough to order a disk.
@@ -131,6 +136,7 @@ def _check_files(args: argparse.Namespace, settings: Settings, now: datetime) ->
             yield from _check_traffic(questions, now)
             yield from _check_refusals(questions, now)
             yield from check_networks(questions, now)
+            yield from check_money(questions, read_terms(settings), now)
             yield from _check_rates(questions, settings, now)
     except (DatabaseError, RefusedError) as error:
         yield Finding(Level.PROBLEM, "database", str(error))
@@ -347,20 +353,52 @@ def _judge_tally(check: str, tally: Tally, sentence: str) -> Finding:
 
 def _check_rates(questions: Questions, settings: Settings, now: datetime) -> Iterator[Finding]:
     rates = questions.list_rates(now.date().isoformat())
-    waiting: Mapping[str, int] = {rate.currency: rate.waiting for rate in rates if rate.waiting}
-    for currency, count in waiting.items():
-        yield Finding(
-            Level.PROBLEM,
-            "rates",
-            f"{count} conversions wait for a rate of {currency}: run `postback rates set"
-            f" {currency} …`",
-        )
+    waiting = [rate for rate in rates if rate.waiting]
+    for rate in waiting:
+        yield Finding(Level.PROBLEM, "rates", _describe_waiting(rate))
     ages = [rate.age_days for rate in rates if rate.source != "hand" and rate.age_days is not None]
     if settings.rate_sources and ages and min(ages) > OLD_RATE_DAYS:
         yield _judge_old_rates(questions, min(ages), now)
     elif not waiting:
         yield Finding(Level.OK, "rates", f"{len(rates)} known, nothing waits for one")
+    yield from _check_rates_by_hand(questions, settings, now)
     yield from _check_sources(questions, settings)
+
+
+def _describe_waiting(rate: CurrencyRate) -> str:
+    currency = rate.currency
+    if rate.rate is None:
+        said = f"{rate.waiting} conversions wait for a rate of {currency}"
+        return f"{said}: run `postback rates set {currency} …`"
+    return (
+        f"{rate.waiting} conversions in {currency} are not converted at its rate {rate.rate}"
+        f" ({rate.source}): where that does not pass by itself they are too large for it, and the"
+        f" rate is wrong; run `postback rates set {currency} …`"
+    )
+
+
+def _check_rates_by_hand(
+    questions: Questions, settings: Settings, now: datetime
+) -> Iterator[Finding]:
+    for currency, rate, fetched in questions.list_rates_by_hand(now.date()):
+        if fetched is None:
+            continue
+        age = (now.date() - rate.day).days
+        slip = find_slip(rate.value, fetched.value, settings.max_change)
+        said = f"1 {currency} = {decimal_text(rate.value)} {settings.currency}, set by hand"
+        beside = f"{decimal_text(fetched.value)} of {fetched.day} ({fetched.source})"
+        if slip is not None:
+            message = (
+                f"{said} on {rate.day}, {slip} {beside}: `postback rates unset {currency}`, then"
+                f" `postback rates recompute --since {rate.day}`, where it is wrong"
+            )
+            yield Finding(Level.WARNING, "rates", message)
+        elif age > OLD_HAND_RATE_DAYS and fetched.day > rate.day:
+            message = (
+                f"{said} {age} days ago, still goes before {beside}: `postback rates unset"
+                f" {currency}` where it is not meant any more"
+            )
+            yield Finding(Level.WARNING, "rates", message)
 
 
 def _judge_old_rates(questions: Questions, age: int, now: datetime) -> Finding:

@@ -4,18 +4,24 @@ import argparse
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC
 
 import display
 from booking import read_terms
 from clicks import ClickReading
 from commands.click_file import ClickFile
-from commands.csv_file import add_encoding, find_size, open_file
+from commands.csv_file import find_size, open_file
 from commands.exits import INTERRUPTED
 from commands.intake import Importer
-from commands.options import Subparsers, add_command, add_json, read_zone
+from commands.line_options import (
+    add_shape_options,
+    add_time_options,
+    build_moments,
+    read_shape,
+)
+from commands.options import Subparsers, add_command, add_json
 from commands.tracker import load_keyless, writing
 from display import Bar
+from odd_rows import describe_aside
 from service import read_clock
 
 # More would bury the summary; the number of all is told at the end.
@@ -28,23 +34,18 @@ def add_parser(family: Subparsers) -> None:
         family,
         "import",
         run,
-        "take clicks in from a CSV file",
+        "take clicks in from a file",
         "postback clicks import clicks.csv --tz Europe/Moscow",
-        more="The first line names the columns: subid (or clickid), campaign, offer, clicked_at,"
-        " cost_model,\nsub_id_1 … sub_id_30, or as Keitaro's click log calls them (Sub ID,"
-        " Date/Time, Sub ID 1 …).\nOther columns are ignored. Cells that are empty change nothing."
-        " Postbacks that were parked\nfor these clicks are applied. A bad line is reported and"
-        " skipped (exit status 1).",
+        more="A line of titles names the columns: subid (or clickid), campaign, offer, clicked_at,"
+        " cost_model,\nsub_id_1 … sub_id_30, or as the click logs of Keitaro, Voluum, Binom and"
+        " RedTrack call them\n(Sub ID, Date/Time, Sub ID 1, Click ID, Visit Timestamp, Click time,"
+        " Campaign Name …). Other columns\nare ignored. Cells that are empty change nothing."
+        " Postbacks that were parked for these clicks are\napplied. A bad line is reported and"
+        " skipped, a time that cannot be read is left out; either makes\nexit status 1.",
     )
     importing.add_argument("file", metavar="FILE", help="the file; - reads standard input")
-    importing.add_argument(
-        "--tz",
-        type=read_zone,
-        default=UTC,
-        metavar="ZONE",
-        help="the zone of times without one, such as Europe/Moscow or +03:00 (default UTC)",
-    )
-    add_encoding(importing)
+    add_shape_options(importing)
+    add_time_options(importing)
     add_json(importing)
 
 
@@ -52,18 +53,29 @@ def run(args: argparse.Namespace) -> int:
     """Take the clicks of a file in."""
     settings = load_keyless(args)
     with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
-        click_file = ClickFile(source, args.encoding, args.tz)
+        click_file = ClickFile(source, read_shape(args), build_moments(args))
         importer = Importer(storage, read_terms(settings), read_clock)
         with display.progress("clicks", find_size(source)) as bar:
             complaints = _Complaints(bar)
-            complaints.name_unknown(click_file.header.unknown)
+            for note in click_file.notes:
+                bar.complain(note)
+            complaints.name_unknown(click_file.unknown)
             journey = _Journey(importer, complaints)
             try:
                 with _without_collector():
                     journey.go(click_file, bar)
             except KeyboardInterrupt:
                 journey.is_stopped = True
-    return _tell(journey, importer, complaints, as_json=args.json)
+    _tell_file(click_file)
+    status = _tell(journey, importer, complaints, as_json=args.json)
+    return status or int(click_file.untimed > 0)
+
+
+def _tell_file(click_file: ClickFile) -> None:
+    if aside := describe_aside(click_file.aside):
+        display.complain(aside)
+    if click_file.untimed:
+        display.complain(f"{click_file.untimed} clicks came in without their time")
 
 
 @contextmanager

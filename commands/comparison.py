@@ -33,9 +33,12 @@ CURRENCY = "currency"
 TWICE = "twice"
 UNMAPPED = "unmapped"
 UNREADABLE = "unreadable"
+UNCOMPARED = "uncompared"
 AGREE = "agree"
 IGNORED = "ignored"
-DIFFERENCES = (MISSING, EXTRA, STATUS, AMOUNT, CURRENCY, TWICE, UNMAPPED, UNREADABLE)
+DIFFERENCES = (
+    *(MISSING, EXTRA, STATUS, AMOUNT, CURRENCY, TWICE, UNMAPPED, UNREADABLE, UNCOMPARED),
+)
 
 
 class Money(NamedTuple):
@@ -69,6 +72,7 @@ class Finding(NamedTuple):
     reason: str = ""
 
 
+_BARE = "it is here, but the row has neither a status nor an amount to compare"
 _AGREES = Finding(None, (), "", "")
 _IGNORED = Finding(None, (), "", "", reason="the word is to be ignored")
 
@@ -91,9 +95,15 @@ class Span(NamedTuple):
 class Comparison:
     """Compares row after row, and knows in the end what the report did not have."""
 
-    def __init__(self, questions: Questions, tolerance: Decimal) -> None:
-        """Take whom to ask, and by how much amounts may differ."""
+    def __init__(
+        self, questions: Questions, tolerance: Decimal, *, has_more_than_ids: bool = True
+    ) -> None:
+        """Take whom to ask, by how much amounts may differ, and whether the report says more.
+
+        Rows of a report of nothing but ids are counted as uncompared, and not given one by one.
+        """
         self._questions = questions
+        self._has_more_than_ids = has_more_than_ids
         self._tolerance = tolerance
         self._seen = _Numbers()
         self._networks: set[str | None] = set()
@@ -115,7 +125,7 @@ class Comparison:
                 self._reported.add(utc_text(row.at), utc_text(row.end or row.at))
             finding = self._compare_row(row.line, clicks)
             self.counts.update(finding.differences or (IGNORED if finding is _IGNORED else AGREE,))
-            if finding.differences:
+            if finding.differences and (self._has_more_than_ids or finding.reason != _BARE):
                 findings.append(finding)
         return self._explain_missing(findings)
 
@@ -173,7 +183,8 @@ class Comparison:
         self._networks.add(held.network)
         self._held.add(held.created_at, held.created_at)
         if not differences:
-            return _AGREES
+            says_more = _says_anything(line, meaning)
+            return _AGREES if says_more else _unusable(line, UNCOMPARED, _BARE)
         return Finding(
             line.number,
             differences,
@@ -255,6 +266,13 @@ def _read_meaning(incoming: Incoming) -> Status | tuple[str, str] | None:
         return meaning
     verdict, reason = meaning
     return None if verdict is Verdict.IGNORED else (UNMAPPED, reason.detail)
+
+
+def _says_anything(line: Line, meaning: Status) -> bool:
+    """Tell whether a row that agrees said more than that there is something."""
+    assert line.postback is not None
+    has_amount = line.postback.incoming.amount is not None and meaning is not Status.REJECTED
+    return bool(line.said.status) or has_amount
 
 
 def _unusable(line: Line, difference: str, reason: str) -> Finding:

@@ -1,16 +1,18 @@
 """What a line of a file says about a conversion, read by the engine's own reader of queries."""
 
-import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import NamedTuple
 from urllib.parse import quote
 
+from amounts import AmountReader
 from booking import Terms, reread
-from commands.options import read_code
+from currencies import read_mark, settle_currency
+from macros import is_macro
 from masking import KeyMask
-from query import LIST_NAMES, PHP_WHITE_SPACE, Postback
-from rates import decimal_text, read_amount
+from query import PHP_WHITE_SPACE, Postback, quote_value
+from rates import decimal_text
 from statuses import Status
 
 # What Keitaro's import box takes, in its order, and a currency of ours behind it.
@@ -18,6 +20,8 @@ from statuses import Status
 LINE_NAMES = ("subid", "payout", "tid", "status", "currency")
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.,-]+")
+# As in most lines: no other reading, no currency in it.
+_PLAIN_AMOUNT = re.compile(r"[+-]?[0-9]+(?:\.[0-9]{1,2})?")
 
 IGNORE = "ignore"
 # Where a word of `--status-map` goes: the URL's list of each status, and that of what to drop.
@@ -64,7 +68,7 @@ class LineReader:
         self._terms = terms
         self._currency = currency or ""
         self._mask = KeyMask(secrets)
-        self._has_decimal_comma = decimal_comma
+        self.amounts = AmountReader(decimal_comma=decimal_comma or terms.decimal_comma)
         common = {**({} if network is None else {"from": network}), **lists}
         # Hidden before it is written: writing adds a layer of escapes.
         self._common_query = _write_query(
@@ -73,20 +77,25 @@ class LineReader:
         # Read once: splitting the words of each of a million lines took a third of the time.
         self._common = reread(self._common_query, terms)
 
-    def read(self, number: int, said: Said) -> Line:
+    def read(self, number: int, said: Said, flaw: str = "") -> Line:
         """Read a line; a payout or currency that cannot be read is a flaw. Never raises."""
-        said = Said(*(text.strip(PHP_WHITE_SPACE) for text in said))
-        said = self._hide(said._replace(currency=said.currency or self._currency))
-        query = self._write_own_query(said)
+        said = given = self._hide(Said(*(text.strip(PHP_WHITE_SPACE) for text in said)))
+        if flaw:
+            return Line(number, said, flaw=flaw)
+        said, flaw = self._read_money(said)
+        warnings: tuple[str, ...] = ()
+        if given.payout and not said.payout:
+            warnings = (f"payout {quote_value(given.payout)} says that there is no amount",)
+        query = _write_query(zip(LINE_NAMES, said, strict=True))
         own = reread(query, self._terms)
         postback = own._replace(
             incoming=own.incoming._replace(lists=self._common.incoming.lists),
             network=self._common.network,
-            warnings=own.warnings + self._common.warnings,
+            warnings=own.warnings + self._common.warnings + warnings,
         )
         if self._common_query:
             query = f"{query}&{self._common_query}"
-        return Line(number, said, query, postback, _find_flaw(said, postback))
+        return Line(number, said, query, postback, flaw or _find_flaw(said, postback))
 
     def _hide(self, said: Said) -> Said:
         # One look for all; nearly every line ends here.
@@ -95,13 +104,40 @@ class LineReader:
             return said
         return Said(*map(self._mask.hide, said))
 
-    def _write_own_query(self, said: Said) -> str:
-        if self._has_decimal_comma and said.payout:
-            # With a point the query reads the same again, whatever the config says by then.
-            amount = read_amount(said.payout, decimal_comma=True)
-            if amount is not None:
-                said = said._replace(payout=decimal_text(amount))
-        return _write_query(zip(LINE_NAMES, said, strict=True))
+    def _read_money(self, said: Said) -> tuple[Said, str]:
+        """Write amount and currency as a postback does, or say why they cannot be."""
+        marks: tuple[str, ...] = ()
+        if not said.currency and not self._currency and _PLAIN_AMOUNT.fullmatch(said.payout):
+            # As most lines are.
+            return said, ""
+        if said.payout and not _PLAIN_AMOUNT.fullmatch(said.payout):
+            # Before macros are looked for: `(5.40)` has the form of one.
+            written = self.amounts.read(said.payout)
+            if written.flaw:
+                # Of a macro the engine's reader says what it is.
+                return said, "" if is_macro(said.payout) else f"payout {written.flaw}"
+            marks = written.marks
+            amount = "" if written.amount is None else _write_amount(written.amount)
+            said = said._replace(payout=amount)
+        return self._read_currency(said, marks)
+
+    def _read_currency(self, said: Said, marks: tuple[str, ...]) -> tuple[Said, str]:
+        """Find the currency: what the line says of it, else that of all lines."""
+        column = said.currency
+        if not marks and not column:
+            return said._replace(currency=self._currency) if self._currency else said, ""
+        mark = read_mark(column)
+        if column and mark is None:
+            # The engine's reader says what it thinks of it.
+            return said, _describe_doubt((*marks, column)) if marks else ""
+        own = (*marks, mark) if mark else marks
+        code = find_common_currency(own, self._currency, self._terms.currency)
+        return (said, _describe_doubt(own)) if code is None else (said._replace(currency=code), "")
+
+
+def find_common_currency(marks: Sequence[str], likely: str, tracker: str) -> str | None:
+    """Find what marks mean where a code is likely but not sure; None where it may be several."""
+    return settle_currency(marks, likely or None, tracker) or settle_currency(marks, None, tracker)
 
 
 def _write_query(pairs: Iterable[tuple[str, str]]) -> str:
@@ -111,6 +147,20 @@ def _write_query(pairs: Iterable[tuple[str, str]]) -> str:
         for name, text in pairs
         if text
     )
+
+
+def _write_amount(amount: Decimal) -> str:
+    text = decimal_text(amount)
+    # With three digits behind the point it could be taken for thousands where `decimal_comma` is
+    # on by the time that it is read again.
+    return f"{text}0" if text[-4:-3] == "." else text
+
+
+def _describe_doubt(marks: Sequence[str]) -> str:
+    seen = " and ".join(map(repr, marks))
+    if len(marks) > 1:
+        return f"currency {seen} contradict each other"
+    return f"currency {seen} may be several: say which with --currency"
 
 
 def _find_flaw(said: Said, postback: Postback) -> str:
@@ -126,53 +176,3 @@ def _find_flaw(said: Said, postback: Postback) -> str:
         if text and value is None
     ]
     return "; ".join(w for w in postback.warnings if w.partition(" ")[0] in unusable)
-
-
-def add_line_options(parser: argparse.ArgumentParser) -> None:
-    """Add what all lines of a file have in common: currency, decimal comma, the network's words."""
-    parser.add_argument(
-        "--currency",
-        type=read_code,
-        metavar="CODE",
-        help="the currency of lines that name none (default: the tracker's)",
-    )
-    parser.add_argument("--decimal-comma", action="store_true", help="12,50 is twelve and a half")
-    parser.add_argument(
-        "--status-map",
-        type=_read_status_map,
-        action="append",
-        default=[],
-        metavar="WORD=STATUS,…",
-        help="what the network's words mean, such as approved=sale,hold=lead,trash=ignore",
-    )
-    for status in Status:
-        parser.add_argument(
-            f"--{status}-status",
-            metavar="WORDS",
-            help=f"the network's words for {status}, with commas",
-        )
-
-
-def read_lists(args: argparse.Namespace) -> dict[str, str]:
-    """Give the lists of the network's words as a Postback URL has them."""
-    lists: dict[str, list[str]] = {}
-    for status in Status:
-        if words := getattr(args, f"{status}_status"):
-            lists.setdefault(LISTS_OF_WORDS[status], []).append(words)
-    for mapped in args.status_map:
-        for word, status in mapped:
-            lists.setdefault(LISTS_OF_WORDS[status], []).append(word)
-    return {name: ",".join(lists[name]) for name in LIST_NAMES if name in lists}
-
-
-def _read_status_map(text: str) -> list[tuple[str, str]]:
-    pairs = []
-    for part in text.split(","):
-        word, equals, status = (piece.strip() for piece in part.rpartition("="))
-        if not equals or not word or status.lower() not in LISTS_OF_WORDS:
-            known = ", ".join(LISTS_OF_WORDS)
-            raise argparse.ArgumentTypeError(
-                f"{part!r} is no WORD=STATUS; write approved=sale, with one of {known}"
-            )
-        pairs.append((word, status.lower()))
-    return pairs

@@ -1,38 +1,46 @@
-"""A CSV file that somebody hands us: opened, decoded, cut into numbered records."""
+"""A text of rows that somebody hands us: opened, decoded, cut into numbered records."""
 
-import argparse
 import codecs
 import csv
 import io
 import itertools
-import re
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple, TextIO
-
-from commands.tracker import RefusedError
-
-DELIMITERS = ",;\t"
+from typing import BinaryIO, NamedTuple
 
 # A cell is a name or an id; what is longer is a quote that somebody forgot to close.
 LONGEST_CELL_CHARACTERS = 16 * 1024
 
 CHUNK_LINES = 1000
 
-_SEPARATORS = re.compile(r"[\s_/-]+")
 _CHUNK_BYTES = 1024 * 1024
+
+# What a text begins with that says which encoding it has. The longer one first: it begins with the
+# shorter. Source: the Unicode standard, on byte order marks.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class UnusableFileError(Exception):
+    """A file that cannot be taken as it is; the sentence says why and what to do."""
 
 
 class Records(NamedTuple):
-    """Some records: the number of each one's first line, its cells, and those that are no CSV.
+    """Some records: the number of each one's first line, its cells, and the text they came from.
 
     A record with a flaw has no cells.
     """
 
     numbers: Sequence[int]
-    cells: Sequence[list[str]]
+    cells: list[list[str]]
+    texts: Sequence[str]
     flaws: Mapping[int, str]
     last_line: int
 
@@ -40,32 +48,33 @@ class Records(NamedTuple):
 class CsvFile:
     """An open file, read line by line; refuses one in another encoding than it is said to have."""
 
-    def __init__(self, source: BinaryIO, encoding: str | None) -> None:
-        """Take an open file and its encoding (None: UTF-8, with or without a byte order mark)."""
+    def __init__(self, source: BinaryIO, encoding: str | None, *, is_known: bool = False) -> None:
+        """Take an open file and its encoding (None: what its mark says, else UTF-8).
+
+        `is_known`: it was read through before.
+        """
         # Global, but this program reads no other CSV.
         csv.field_size_limit(LONGEST_CELL_CHARACTERS)
         self._source = source
-        self._encoding = encoding
-        codec = encoding or "utf-8-sig"
+        codec = _find_mark(look_ahead(source, 4)) or encoding or "utf-8"
+        self._encoding = codec
         try:
-            _try_decoding(source, codec)
+            if not is_known:
+                _try_decoding(source, codec)
             self._lines = _Lines(io.TextIOWrapper(source, codec, newline=""))
         except (UnicodeError, LookupError) as error:
             raise self._wrong_encoding(error) from error
 
-    def take_first_line(self) -> str:
-        """Take the first line, without its end and a byte order mark; RefusedError for no line."""
-        line = "".join(self._take(1))
-        if not line:
-            raise RefusedError("the file is empty")
-        self._lines.number += 1
-        return strip_line(line)
-
-    def peek_first_line(self) -> str:
-        """Show that line, and leave it in the file."""
+    def take_line(self) -> str | None:
+        """Take a line with its end; None where there is no more."""
         lines = self._take(1)
+        self._lines.number += len(lines)
+        return lines[0] if lines else None
+
+    def give_back(self, lines: Sequence[str]) -> None:
+        """Put back lines that were taken last, to be read again."""
+        self._lines.number -= len(lines)
         self._lines.give_back(lines)
-        return strip_line("".join(lines))
 
     def read(self, delimiter: str) -> Iterator[Records]:
         """Give what is left, some records at a time."""
@@ -78,7 +87,11 @@ class CsvFile:
             else:
                 self._lines.number += len(cells)
                 numbers = range(first, self._lines.number)
-                yield Records(numbers, cells, {}, numbers[-1])
+                yield Records(numbers, cells, lines, {}, numbers[-1])
+
+    def leave(self) -> None:
+        """Let go of the open file, which stays open."""
+        self._lines.leave()
 
     def find_position(self) -> int:
         """Tell how many bytes were read; 0 where the file is none that tells."""
@@ -96,9 +109,10 @@ class CsvFile:
         end = lines.number + count
         numbers: list[int] = []
         cells: list[list[str]] = []
+        texts: list[str] = []
         flaws: dict[int, str] = {}
         # Strict: a quote that is not closed shows at the next one, and swallows no lines.
-        records = csv.reader(lines, delimiter=delimiter, strict=True)
+        records = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
         while lines.number < end:
             numbers.append(lines.number)
             try:
@@ -107,16 +121,16 @@ class CsvFile:
                 cells.append([])
                 flaws[lines.number] = f"this is no CSV: {error}"
                 # A quote may have taken lines that are none of its own.
-                lines.end_record(keep=1)
+                texts.append(lines.end_record(keep=1))
             except UnicodeError as error:
                 raise self._wrong_encoding(error) from error
             else:
-                lines.end_record()
-        return Records(numbers, cells, flaws, lines.number - 1)
+                texts.append(lines.end_record())
+        return Records(numbers, cells, texts, flaws, lines.number - 1)
 
-    def _wrong_encoding(self, error: Exception) -> RefusedError:
-        name = self._encoding or "UTF-8"
-        return RefusedError(
+    def _wrong_encoding(self, error: Exception) -> UnusableFileError:
+        name = self._encoding.upper() if self._encoding == "utf-8" else self._encoding
+        return UnusableFileError(
             f"the file is not {name} ({error}): say which encoding it has, such as"
             " --encoding windows-1251 or --encoding utf-16"
         )
@@ -125,7 +139,7 @@ class CsvFile:
 class _Lines:
     """The lines of a text, counted; what a record took too much can be given back."""
 
-    def __init__(self, text: TextIO) -> None:
+    def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
         self._given_back: deque[str] = deque()
         self._record: list[str] = []
@@ -140,6 +154,10 @@ class _Lines:
         self._record.append(line)
         return line
 
+    def leave(self) -> None:
+        """Let go of the file below the text."""
+        self._text.detach()
+
     def take(self, count: int) -> list[str]:
         """Take some lines; fewer where the text ends."""
         given_back = [self._given_back.popleft() for _ in range(min(count, len(self._given_back)))]
@@ -149,12 +167,13 @@ class _Lines:
         """Take lines back, to give them again."""
         self._given_back.extendleft(reversed(lines))
 
-    def end_record(self, keep: int | None = None) -> None:
-        """Go on after the record, or after so many of its lines."""
-        kept = len(self._record) if keep is None else keep
-        self.give_back(self._record[kept:])
-        self.number += min(kept, len(self._record))
-        self._record.clear()
+    def end_record(self, keep: int | None = None) -> str:
+        """Go on after the record, or after so many of its lines; gives their text."""
+        kept = self._record if keep is None else self._record[:keep]
+        self.give_back(self._record[len(kept) :])
+        self.number += len(kept)
+        self._record = []
+        return "".join(kept)
 
 
 def strip_line(line: str) -> str:
@@ -165,23 +184,36 @@ def strip_line(line: str) -> str:
 def split_line(line: str, delimiter: str) -> list[str]:
     """Split one line into cells; none where it is no CSV."""
     try:
-        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+        rows = csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True)
+        return next(rows, [])
     except csv.Error:
         return []
-
-
-def squeeze_title(title: str) -> str:
-    """Reduce a column's title to its letters and digits: `Sub ID 1` and `sub_id_1` are one."""
-    return _SEPARATORS.sub("", title.strip().casefold())
 
 
 def _parse(lines: Sequence[str], delimiter: str) -> list[list[str]] | None:
     """Split lines into cells; None where not each of them is a record of its own."""
     try:
-        records = list(csv.reader(lines, delimiter=delimiter, strict=True))
+        # Blanks behind a delimiter: a quote behind them opens a cell all the same.
+        rows = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+        records = list(rows)
     except csv.Error:
         return None
     return records if len(records) == len(lines) else None
+
+
+def look_ahead(source: BinaryIO, size: int) -> bytes:
+    """Show the first bytes of a file, as far as they are there, and leave them in it."""
+    if source.seekable():
+        start = source.tell()
+        head = source.read(size)
+        source.seek(start)
+        return head
+    peek = getattr(source, "peek", None)
+    return peek(size)[:size] if peek else b""
+
+
+def _find_mark(head: bytes) -> str | None:
+    return next((codec for mark, codec in _MARKS if head.startswith(mark)), None)
 
 
 def _try_decoding(source: BinaryIO, codec: str) -> None:
@@ -196,29 +228,9 @@ def _try_decoding(source: BinaryIO, codec: str) -> None:
     source.seek(start)
 
 
-def add_encoding(parser: argparse.ArgumentParser) -> None:
-    """Add `--encoding`."""
-    parser.add_argument(
-        "--encoding",
-        type=_read_encoding,
-        help="the file's encoding, such as windows-1251 (default UTF-8)",
-    )
-
-
-def _read_encoding(text: str) -> str:
-    try:
-        # Unlike codecs.lookup, this refuses base64 and its like.
-        "x".encode(text)
-    except (LookupError, ValueError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no encoding; write utf-8, utf-16 or windows-1251"
-        ) from None
-    return text
-
-
 @contextmanager
 def open_file(name: str) -> Iterator[BinaryIO]:
-    """Open a file by its name, `-` for standard input; raises RefusedError."""
+    """Open a file by its name, `-` for standard input; raises UnusableFileError."""
     if name == "-":
         # Not sys.stdin: Python could not end while the thread that reads ahead waits for it.
         with open(sys.stdin.fileno(), "rb", closefd=False) as source:
@@ -228,7 +240,7 @@ def open_file(name: str) -> Iterator[BinaryIO]:
         source = open(name, "rb")  # noqa: SIM115  # closed below; errors here are its own
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise RefusedError(f"{name!r} cannot be read: {why}") from error
+        raise UnusableFileError(f"{name!r} cannot be read: {why}") from error
     with source:
         yield source
 

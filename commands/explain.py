@@ -141,8 +141,11 @@ def _describe_click(click: Row | None) -> tuple[str, str, str]:
         return "click", "", "no such click is known"
     offer = click["offer"]
     rebills = "allows rebills" if click["allow_rebills"] else "does not allow rebills"
+    if not click["rebills_are_set"]:
+        rebills += " (it was never set)"
+    without = "rebills as the config allows" if click["allow_rebills"] else "no rebills"
     sentences = [
-        f"offer {offer} {rebills}" if offer else "no offer, so no rebills",
+        f"offer {offer} {rebills}" if offer else f"no offer, so {without}",
         f"campaign {click['campaign']}" if click["campaign"] else "no campaign",
         f"cost model {click['cost_model'] or 'unknown'}",
         f"came {click['clicked_at'] or click['created_at']}",

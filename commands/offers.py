@@ -6,6 +6,8 @@ import display
 from cells import Column, Kind
 from commands.options import FORMATS, Subparsers, add_command, add_family, add_json, read_name
 from commands.tracker import load_keyless, reading, writing
+from config import Settings
+from listings import Row
 
 COLUMNS = (Column("offer"), Column("rebills", Kind.WORD))
 NOTHING = "No offer is known yet: they come with clicks, or with `postback offers set`."
@@ -20,7 +22,8 @@ def add_parser(subparsers: Subparsers) -> None:
         run_set,
         "say whether further sales of an offer's clicks count as rebills",
         'postback offers set "Slim Tea" --allow-rebills',
-        more="An offer that is not known yet is made.",
+        more="An offer that is not known yet is made. Offers that were never set follow `rebills`"
+        " below [postback] in the config.",
     )
     setting.add_argument("name", metavar="NAME", type=read_name)
     setting.add_argument(
@@ -46,11 +49,24 @@ def run_set(args: argparse.Namespace) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     """Show the offers."""
-    with reading(load_keyless(args)) as questions:
+    settings = load_keyless(args)
+    with reading(settings) as questions:
         rows = questions.list_offers()
         if args.json:
-            display.print_json(rows)
+            display.print_json(
+                {**row, "allow_rebills": _find_permission(row, settings)} for row in rows
+            )
         else:
-            cells = ((row["name"], "yes" if row["allow_rebills"] else "no") for row in rows)
+            cells = ((row["name"], _describe_permission(row, settings)) for row in rows)
             display.print_table(COLUMNS, cells, NOTHING)
     return 0
+
+
+def _find_permission(offer: Row, settings: Settings) -> bool:
+    said: bool | None = offer["allow_rebills"]
+    return settings.rebills if said is None else said
+
+
+def _describe_permission(offer: Row, settings: Settings) -> str:
+    permission = "yes" if _find_permission(offer, settings) else "no"
+    return f"{permission} (not set)" if offer["allow_rebills"] is None else permission

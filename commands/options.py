@@ -95,6 +95,15 @@ def add_until(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_encoding(parser: argparse.ArgumentParser) -> None:
+    """Add `--encoding`."""
+    parser.add_argument(
+        "--encoding",
+        type=_read_encoding,
+        help="the file's encoding, such as windows-1251 (default UTF-8)",
+    )
+
+
 def read_name(text: str) -> str:
     """Read the name of an offer or a campaign, trimmed as those of clicks are."""
     name = text.strip(PHP_WHITE_SPACE)
@@ -152,3 +161,14 @@ def read_until(text: str, zone: tzinfo = UTC) -> str:
         return read_since(text, zone)
     except OverflowError:
         return utc_text(datetime.max.replace(tzinfo=UTC))
+
+
+def _read_encoding(text: str) -> str:
+    try:
+        # Unlike codecs.lookup, this refuses base64 and its like.
+        "x".encode(text)
+    except (LookupError, ValueError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no encoding; write utf-8, utf-16 or windows-1251"
+        ) from None
+    return text

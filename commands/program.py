@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 import display
+from commands.csv_file import UnusableFileError
 from commands.exits import INTERRUPTED, REFUSED, WRONG_USAGE
 from commands.tracker import RefusedError, load_keyless
 from database import DatabaseError
@@ -133,7 +134,10 @@ def _hide_keys(words: Sequence[str]) -> None:
 
 
 # What ends a command with a sentence.
-_TOLD = (RefusedError, ConfigError, DatabaseError, UnicodeEncodeError, OSError, sqlite3.Error)
+_TOLD = (
+    *(RefusedError, UnusableFileError, ConfigError, DatabaseError),
+    *(UnicodeEncodeError, OSError, sqlite3.Error),
+)
 
 
 def _tell(error: Exception) -> str:

@@ -3,9 +3,11 @@
 import argparse
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import display
+import ratebook
 import recomputing
 from cells import Column, Kind
 from commands import fetched_rates
@@ -13,7 +15,8 @@ from commands.options import FORMATS, Subparsers, add_command, add_family, add_j
 from commands.tracker import RefusedError, load_keyless, reading, writing
 from config import Settings
 from questions import CurrencyRate
-from rates import UnreadableRateError, decimal_text, read_currency, read_rate
+from rates import UnreadableRateError, decimal_text, find_slip, read_currency, read_rate
+from storage import Storage
 
 COLUMNS = (
     Column("currency", Kind.WORD),
@@ -36,10 +39,15 @@ def add_parser(subparsers: Subparsers) -> None:
         run_set,
         "set a rate by hand: one unit's worth in the tracker's currency",
         "postback rates set EUR 1.0876",
-        more="It beats the fetched ones until it is unset. What waited for a rate is converted.",
+        more="It beats the fetched ones until it is unset. What waited for a rate is converted. One"
+        " that is more\nthan max_change times off the fetched one (else the one by hand), or nearer"
+        " to its inverse, is\nrefused without --force.",
     )
     setting.add_argument("currency", metavar="CURRENCY", help="such as EUR")
     setting.add_argument("rate", metavar="RATE", help="such as 1.0876")
+    setting.add_argument(
+        "--force", action="store_true", help="set it even where it looks like a slip"
+    )
     unsetting = add_command(
         family,
         "unset",
@@ -71,16 +79,39 @@ def run_set(args: argparse.Namespace) -> int:
         raise RefusedError(str(error)) from error
     now = datetime.now(UTC)
     with writing(settings) as storage:
-        converted = filled = recomputing.set_rate(storage, currency, rate, now)
-        # Piece by piece: between two of them a running service gets its turn.
-        while filled:
-            with storage.transaction():
-                filled = recomputing.fill_in_waiting(storage, now)
-            converted += filled
+        if not args.force:
+            _refuse_slip(storage, currency, rate, settings, now)
+        converted = recomputing.set_rate(storage, currency, rate, now)
+        converted += _fill_in(storage, now)
     display.say(f"1 {currency} is worth {decimal_text(rate)} {settings.currency} now.")
     if converted:
         display.say(f"Amounts and costs converted that waited for a rate: {converted}.")
     return 0
+
+
+def _refuse_slip(
+    storage: Storage, currency: str, rate: Decimal, settings: Settings, now: datetime
+) -> None:
+    standing = ratebook.find_standing_rate(storage.db, currency, now.date())
+    slip = standing and find_slip(rate, standing.value, settings.max_change)
+    if standing is None or slip is None:
+        return
+    raise RefusedError(
+        f"1 {currency} = {decimal_text(rate)} {settings.currency} {slip}"
+        f" {decimal_text(standing.value)} of {standing.day} ({standing.source}): it is to say what"
+        f" one {currency} is worth in {settings.currency}; say --force where it is right"
+    )
+
+
+def _fill_in(storage: Storage, now: datetime) -> int:
+    """Convert what waits, piece by piece: between two of them a running service gets its turn."""
+    converted = 0
+    while True:
+        with storage.transaction():
+            filled = recomputing.fill_in_waiting(storage, now)
+        if not filled:
+            return converted
+        converted += filled
 
 
 def run_unset(args: argparse.Namespace) -> int:
@@ -88,7 +119,9 @@ def run_unset(args: argparse.Namespace) -> int:
     settings = load_keyless(args)
     currency = _read_foreign_currency(args.currency, settings)
     with writing(settings, makes=False) as storage:
-        was_set = recomputing.unset_rate(storage, currency, datetime.now(UTC))
+        now = datetime.now(UTC)
+        was_set = recomputing.unset_rate(storage, currency, now)
+        _fill_in(storage, now)
     if not was_set:
         raise RefusedError(f"no rate for {currency} is set by hand")
     display.say(f"The rate for {currency} by hand is ended.")

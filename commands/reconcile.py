@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import Any
 
 import display
-from booking import read_terms
 from cells import Column, Kind
 from commands.comparison import (
     AGREE,
@@ -23,12 +22,26 @@ from commands.comparison import (
     Side,
     Span,
 )
-from commands.conversion_lines import LINE_NAMES, LineReader, add_line_options, read_lists
+from commands.conversion_lines import LINE_NAMES
+from commands.conversion_table import ConversionTable
 from commands.csv_file import open_file
+from commands.line_options import (
+    add_column_options,
+    add_line_options,
+    add_shape_options,
+    add_time_options,
+    build_moments,
+    build_reader,
+    read_columns,
+    read_shape,
+)
 from commands.options import Subparsers, add_command, add_json, add_since, add_until
-from commands.report_file import ReportFile, add_report_options
+from commands.report_file import ReportFile
+from commands.table_file import Titles
 from commands.tracker import load_keyless, reading
+from odd_rows import describe_aside
 from rates import read_amount
+from titles import COLUMN_NAMES, PAYOUT
 
 # What `import` can put right with us.
 MENDABLE = frozenset({MISSING, STATUS, AMOUNT, CURRENCY})
@@ -73,15 +86,19 @@ def add_parser(subparsers: Subparsers) -> None:
         "postback reconcile report.csv --status-map approved=sale\n"
         "  postback reconcile report.csv --csv | postback import -",
         more="Columns are found by their titles (subid, click_id, aff_sub, transaction_id, payout,"
-        " commission,\nstatus …) or given. Differences: missing (with us), extra (not in the"
-        " report), status, amount,\ncurrency, twice (in the report), unmapped, unreadable."
+        " commission,\nstatus …) or given; where two may be the amount, --amount-column says which."
+        " Amounts are read as\npeople write them. Differences: missing (with us), extra (not in the"
+        " report), status, amount,\ncurrency, twice (in the report), unmapped, unreadable,"
+        " uncompared (neither status nor amount)."
         " Extra ones are looked for among the networks\nof the conversions that were found, in the"
         " time that the report spans; --network, --since and\n--until say otherwise. Amounts of"
         " rejected conversions are not compared. Nothing is written.\nExit status 1 where something"
         " differs.",
     )
     parser.add_argument("file", metavar="FILE", help="the report; - reads standard input")
-    add_report_options(parser)
+    add_column_options(parser, COLUMN_NAMES)
+    add_shape_options(parser)
+    add_time_options(parser)
     add_line_options(parser)
     parser.add_argument(
         "--tolerance",
@@ -112,16 +129,15 @@ def run(args: argparse.Namespace) -> int:
     """Compare a report."""
     settings = load_keyless(args)
     with open_file(args.file) as source, reading(settings) as questions:
-        reader = LineReader(
-            read_terms(settings),
-            read_lists(args),
-            currency=args.currency,
-            secrets=settings.secrets(),
-            decimal_comma=args.decimal_comma,
-        )
-        report = ReportFile(source, args, reader)
-        display.complain(report.columns.describe())
-        comparison = Comparison(questions, args.tolerance)
+        wanted = Titles.NONE if args.no_titles else Titles.NEEDED
+        given = read_columns(args)
+        has_comma = args.decimal_comma
+        table = ConversionTable(source, read_shape(args), given, wanted, decimal_comma=has_comma)
+        reader = build_reader(args, settings, table.columns)
+        report = ReportFile(table, reader, build_moments(args))
+        _tell_columns(table)
+        has_more = not {"status", PAYOUT}.isdisjoint(table.columns.places)
+        comparison = Comparison(questions, args.tolerance, has_more_than_ids=has_more)
         show, close = _choose_output(args)
         for rows in report.read():
             show(comparison.compare(rows))
@@ -129,9 +145,35 @@ def run(args: argparse.Namespace) -> int:
         if span is not None:
             show(comparison.find_extra(span))
         close()
+    _tell_file(table, report)
     _tell_bounds(comparison, span, takes_over=settings.repeats == "update")
     _say_totals(comparison, is_alone=args.csv or args.json)
     return int(any(comparison.counts[name] for name in DIFFERENCES))
+
+
+def _tell_columns(table: ConversionTable) -> None:
+    """Say what is read as what, and what is not compared at all."""
+    for note in (*table.notes, table.columns.describe()):
+        display.complain(note)
+    places = table.columns.places
+    if "status" not in places and PAYOUT not in places:
+        display.complain(
+            "no column is known to be a status or an amount, so nothing is compared but whether a"
+            " conversion is there: name them with --status-column and --amount-column"
+        )
+    elif "status" not in places:
+        display.complain("no column is the status: every row is taken for a sale")
+    elif PAYOUT not in places:
+        display.complain("no column is the amount: amounts are not compared")
+
+
+def _tell_file(table: ConversionTable, report: ReportFile) -> None:
+    if aside := describe_aside(table.aside):
+        display.complain(aside)
+    if report.untimed:
+        display.complain(
+            f"times of {report.untimed} rows were not read, the first in {report.first_untimed}"
+        )
 
 
 def _choose_output(args: argparse.Namespace) -> tuple[Show, Callable[[], None]]:
@@ -200,7 +242,11 @@ def _build_cells(finding: Finding) -> Sequence[str]:
 def _build_line(finding: Finding) -> Sequence[str | None]:
     side = finding.reported or finding.held
     assert side is not None
-    return (finding.subid, side.money.amount, finding.tid, side.status, side.money.currency)
+    amount, currency = side.money
+    if amount is not None and currency is None and finding.held is not None:
+        # The report says the amount in the currency that stands, as far as it says anything.
+        currency = finding.held.money.currency
+    return (finding.subid, amount, finding.tid, side.status, currency)
 
 
 def _describe_both(reported: Side | None, held: Side | None) -> str:
@@ -217,7 +263,9 @@ def _tell_bounds(comparison: Comparison, span: Span | None, *, takes_over: bool)
     if counts[UNMAPPED]:
         display.complain("say what the unmapped words mean: --status-map approved=sale")
     if (counts[AMOUNT] or counts[CURRENCY]) and not takes_over:
-        display.complain('an amount that stands is replaced with repeats = "update" only')
+        display.complain(
+            'an amount that stands is replaced with repeats = "update" or `import --force` only'
+        )
 
 
 def _say_totals(comparison: Comparison, *, is_alone: bool) -> None:

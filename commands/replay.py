@@ -47,13 +47,18 @@ right when it came: with its time, and its day's rate. Each replay is a line of 
 (source replay, replay_of its original). The service may run. Ctrl-C is safe: the same command
 goes on where it was stopped, and once all is done it changes nothing more.
 
+With --force they overrule what stands: a misread sale becomes a lead again, a rejected one a sale,
+an amount that stands is replaced; the history of the conversion says forced. What was booked by the
+same query is left even so.
+
 what: added (a new conversion), changed (a conversion moved), noted (another verdict, and no
 conversion changed), left (nothing)."""
 
 EXAMPLE = """\
 postback replay --verdict unmapped --network net --set sale_status=approved --dry-run
   postback replay --verdict invalid --since 2d --rename aff_sub=subid
-  postback replay --id 17 --set payout=12.50 --set currency=EUR"""
+  postback replay --id 17 --set payout=12.50 --set currency=EUR
+  postback replay --id 17 --set status=lead --force --dry-run"""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -86,6 +91,12 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="OLD=NEW",
         help="read what came as OLD as NEW, in place of any NEW that came; postbacks without OLD"
         " stay as they are: --rename aff_sub=subid",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="let them move conversions as no network may (a rejected one to sale, a sale to lead),"
+        " with their amounts; look at --dry-run first",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only show what would come of it; write nothing"
@@ -196,7 +207,7 @@ def _read_mending(args: argparse.Namespace, settings: Settings) -> Mending:
     mask = KeyMask(settings.secrets())
     # Hidden before it is written: writing adds a layer of escapes.
     values = {name: mask.hide(value) for name, value in args.values}
-    return Mending(dict(args.renames), values, mask)
+    return Mending(dict(args.renames), values, mask, forces=args.force)
 
 
 def _choose_output(

@@ -18,11 +18,12 @@ from live import PATIENCE_SECONDS
 
 import cli
 from booking import Terms
-from cells import disarm, rearm
-from commands import conversion_import
-from commands.conversion_import import LineImporter
+from cells import disarm
+from commands import conversion_importer
+from commands.conversion_importer import LineImporter
 from commands.conversion_lines import LineReader, Said
 from database import LOCK_POLL_SECONDS
+from rearm import rearm
 from storage import open_database
 
 
@@ -152,6 +153,9 @@ def test_a_parked_line_is_applied_when_its_click_comes(
         ('c1,"12,50",t1\n', ("--decimal-comma",)),
         ("c1;12,50;t1;\n", ("--delimiter", ";", "--decimal-comma")),
         ("c1\t12.50\tt1\n", ("--delimiter", "tab")),
+        ("c1\t12.50\tt1\n", ()),
+        ("subid,tid,payout\nc1,t1,12.50\n", ()),
+        ("status,tid,subid,payout\nsale,t1,c1,12.50\n", ()),
         ("c1,12.50,t1,sale\n".encode("utf-16"), ("--encoding", "utf-16")),
         ("c1,12.50,t1,approved\n", ("--sale-status", "approved,paid")),
         ("c1,12.50,t1,Approved\n", ("--status-map", "paid=sale,approved=sale")),
@@ -171,9 +175,8 @@ def test_files_of_many_makes_say_the_same(
     ("content", "words", "sentence"),
     [
         ("c1;12,50;t1;sale\n", (), "say --delimiter ';'"),
-        ("c1\t12.50\tt1\n", (), "say --delimiter 'tab'"),
-        ("subid,tid,payout\nc1,t1,5\n", (), "in that order"),
-        ("status,subid,payout\nsale,c1,5\n", (), "in that order"),
+        ("c1\t12,50\tt1\n", (), "say --delimiter 'tab'"),
+        ("c1|12,50|t1|\n", (), "say --delimiter '|'"),
         ("c1,5,т1\n".encode("cp1251"), (), "not UTF-8"),
     ],
 )
@@ -198,7 +201,8 @@ def test_a_file_that_means_something_else_is_refused_as_a_whole(
         ("--status-map", "approved=paid"),
         ("--status-map", "=sale"),
         ("--currency", "€"),
-        ("--delimiter", "|"),
+        ("--delimiter", "x"),
+        ("--skip-lines", "-1"),
         ("--encoding", "klingon"),
     ],
     ids=" ".join,
@@ -259,7 +263,7 @@ def test_live_postbacks_are_let_through(
         # From the receiver's own thread: held up for as long as the import holds the lock.
         answers.append(tracker.send("subid=c1&status=lead").verdict)
 
-    monkeypatch.setattr(conversion_import, "WORK_SECONDS", 0)
+    monkeypatch.setattr(conversion_importer, "WORK_SECONDS", 0)
     monkeypatch.setattr(time, "sleep", pause)
 
     ran = take_in(tracker, capsys, "".join(f"n{number},5,t{number}\n" for number in range(8)))
@@ -276,7 +280,7 @@ def test_a_line_is_told_when_it_is_on_disk(
     tracker: Client, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     # No time at all: the machine does something else.
-    monkeypatch.setattr(conversion_import, "WORK_SECONDS", seconds)
+    monkeypatch.setattr(conversion_importer, "WORK_SECONDS", seconds)
     terms = Terms("USD")
     reader = LineReader(terms, {})
     lines = [reader.read(number, Said(f"n{number}")) for number in range(100)]
@@ -350,8 +354,9 @@ def test_wrong_bytes_in_a_pipe_end_the_import_with_a_sentence(tracker: Client) -
 
     assert ran.status == 1
     assert "the file is not UTF-8" in ran.err
-    assert "the lines through 1000 are in" in ran.err
-    assert len(tracker.postbacks()) == 1000
+    kept = len(tracker.postbacks())
+    assert kept >= 1000
+    assert f"the lines through {kept} are in" in ran.err
 
 
 def test_a_database_that_stays_locked_is_told(

@@ -441,7 +441,7 @@ def test_an_override_takes_nothing_away_that_is_parked(
 
 
 @pytest.mark.parametrize("repeats", ["ignore", "update"])
-def test_an_amount_that_reads_only_now_is_taken_over_where_repeats_are(
+def test_an_amount_that_reads_only_now_is_filled_in(
     receiver_with: ReceiverWith, capsys: pytest.CaptureFixture[str], repeats: str
 ) -> None:
     client = receiver_with(repeats=repeats)
@@ -453,10 +453,7 @@ def test_an_amount_that_reads_only_now_is_taken_over_where_repeats_are(
     first = replay(client, capsys, "--network", "net")
     second = replay(client, capsys, "--network", "net")
 
-    if repeats == "ignore":
-        assert money(client) == [("c1", "sale", None)]
-        assert 'repeats = "update" in the config takes it over' in first.rows[0][9]
-    else:
-        assert money(client) == [("c1", "sale", "12.5")]
-        assert [row[7] for row in first.rows] == ["changed", "left"]
+    assert money(client) == [("c1", "sale", "12.5")]
+    assert [row[7] for row in first.rows] == ["changed", "left"]
+    assert "filled in: amount 12.5 USD was unknown" in first.rows[0][9]
     assert [row[7] for row in second.rows] == ["left", "left"]

@@ -1,11 +1,12 @@
 """What a postback does to the conversions of its click (section 4 of the contract)."""
 
+import json
 from datetime import datetime, timedelta
 from itertools import count
 from typing import Any
 
 import pytest
-from conftest import NOON, Client, Conversions, ReceiverWith
+from conftest import NOON, POSTBACK_KEY, Client, Conversions, ReceiverWith
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +53,50 @@ MOVES = [
     (NO_REBILLS, ["lead"], "lead T1", "refused", [("", "lead")]),
     (REBILLS, ["lead"], "lead T1", "refused", [("", "lead")]),
     (NO_REBILLS, ["lead"], "rebill T1", "refused", [("", "lead")]),
-    (REBILLS, ["lead"], "rebill T1", "recorded", [("", "lead"), ("T1", "rebill")]),
+    (REBILLS, ["lead"], "rebill T1", "recorded", [("", "lead"), ("T1", "sale")]),
+    # none with this tid, and no sale or rebill stands: the click's first sale
+    (NO_REBILLS, ["lead T1"], "sale T2", "recorded", [("T1", "lead"), ("T2", "sale")]),
+    (NO_REBILLS, ["rejected"], "sale T2", "recorded", [("", "rejected"), ("T2", "sale")]),
+    (NO_REBILLS, ["rejected T1"], "sale T2", "recorded", [("T1", "rejected"), ("T2", "sale")]),
+    (
+        NO_REBILLS,
+        ["sale T1", "rejected T1"],
+        "sale T2",
+        "recorded",
+        [("T1", "rejected"), ("T2", "sale")],
+    ),
+    (
+        NO_REBILLS,
+        ["lead T1", "rejected T2"],
+        "sale T3",
+        "recorded",
+        [("T1", "lead"), ("T2", "rejected"), ("T3", "sale")],
+    ),
+    (NO_REBILLS, ["lead T1"], "sale T2 -5", "recorded", [("T1", "lead"), ("T2", "sale")]),
+    (REBILLS, ["lead T1"], "sale T2", "recorded", [("T1", "lead"), ("T2", "sale")]),
+    (REBILLS, ["lead T1"], "rebill T2", "recorded", [("T1", "lead"), ("T2", "sale")]),
+    (REBILLS, ["rejected T1"], "sale T2", "recorded", [("T1", "rejected"), ("T2", "sale")]),
+    (REBILLS, ["rejected"], "rebill T2", "recorded", [("", "rejected"), ("T2", "sale")]),
+    # the opposite amount of the one sale or rebill: it is taken back
+    (NO_REBILLS, ["sale T1 9"], "sale T1 -9", "updated", [("T1", "rejected")]),
+    (NO_REBILLS, ["sale T1 9"], "sale - -9", "updated", [("T1", "rejected")]),
+    (NO_REBILLS, ["sale - 9"], "sale R1 -9", "updated", [("", "rejected")]),
+    (NO_REBILLS, ["sale T1 9"], "rebill R1 -9", "updated", [("T1", "rejected")]),
+    (NO_REBILLS, ["sale T1 9"], "rejected R1 -9.0", "updated", [("T1", "rejected")]),
+    (
+        REBILLS,
+        ["sale T1 9", "sale T2 3"],
+        "rejected R1 -3",
+        "updated",
+        [("T1", "sale"), ("T2", "rejected")],
+    ),
+    (
+        REBILLS,
+        ["sale T1 9", "sale T2 9"],
+        "sale R1 -9",
+        "recorded",
+        [("T1", "sale"), ("T2", "rebill"), ("R1", "rebill")],
+    ),
     # this conversion is a lead
     (NO_REBILLS, ["lead"], "sale", "updated", [("", "sale")]),
     (NO_REBILLS, ["lead"], "rejected", "updated", [("", "rejected")]),
@@ -60,7 +104,7 @@ MOVES = [
     (NO_REBILLS, ["lead T1"], "rejected T1", "updated", [("T1", "rejected")]),
     (NO_REBILLS, ["lead T1"], "sale", "updated", [("T1", "sale")]),
     (NO_REBILLS, ["lead T1"], "rejected", "updated", [("T1", "rejected")]),
-    (REBILLS, ["lead", "rebill T2"], "sale", "updated", [("", "sale"), ("T2", "rebill")]),
+    (REBILLS, ["lead", "rebill T2"], "sale", "updated", [("", "sale"), ("T2", "sale")]),
     # this conversion is a sale or a rebill, and is rejected
     (NO_REBILLS, ["sale"], "rejected", "updated", [("", "rejected")]),
     (NO_REBILLS, ["sale T1"], "rejected T1", "updated", [("T1", "rejected")]),
@@ -116,11 +160,6 @@ MOVES = [
     (REBILLS, ["sale T1"], "rebill T2", "recorded", [("T1", "sale"), ("T2", "rebill")]),
     (REBILLS, ["sale"], "sale T2", "recorded", [("", "sale"), ("T2", "rebill")]),
     (REBILLS, ["rebill T1"], "sale T2", "recorded", [("T1", "rebill"), ("T2", "rebill")]),
-    (REBILLS, ["lead T1"], "sale T2", "recorded", [("T1", "lead"), ("T2", "rebill")]),
-    (REBILLS, ["rejected T1"], "sale T2", "recorded", [("T1", "rejected"), ("T2", "rebill")]),
-    (REBILLS, ["rejected"], "rebill T2", "recorded", [("", "rejected"), ("T2", "rebill")]),
-    (REBILLS, ["sale T1"], "rejected T2", "recorded", [("T1", "sale"), ("T2", "rejected")]),
-    (REBILLS, ["lead T1"], "rejected T2", "recorded", [("T1", "lead"), ("T2", "rejected")]),
     (
         REBILLS,
         ["sale T1", "rejected T2"],
@@ -135,16 +174,24 @@ MOVES = [
         "recorded",
         [("T1", "sale"), ("T2", "rebill"), ("T3", "rebill")],
     ),
+    # a correction, whatever the offer says
+    (NO_REBILLS, ["sale T1 9"], "sale C1 -2", "recorded", [("T1", "sale"), ("C1", "rebill")]),
+    (NO_REBILLS, ["sale T1 9"], "rebill C1 -2", "recorded", [("T1", "sale"), ("C1", "rebill")]),
+    (NO_REBILLS, ["sale - 9"], "sale C1 -2", "recorded", [("", "sale"), ("C1", "rebill")]),
+    (REBILLS, ["sale T1 9"], "sale C1 -2", "recorded", [("T1", "sale"), ("C1", "rebill")]),
+    # a rejection whose sale may come late, whatever the offer says
+    (REBILLS, ["sale T1"], "rejected T2", "recorded", [("T1", "sale"), ("T2", "rejected")]),
+    (REBILLS, ["lead T1"], "rejected T2", "recorded", [("T1", "lead"), ("T2", "rejected")]),
+    (NO_REBILLS, ["sale T1"], "rejected T2", "recorded", [("T1", "sale"), ("T2", "rejected")]),
+    (NO_REBILLS, ["lead T1"], "rejected T2", "recorded", [("T1", "lead"), ("T2", "rejected")]),
+    (NO_REBILLS, ["sale"], "rejected T2", "recorded", [("", "sale"), ("T2", "rejected")]),
     # anything else
     (NO_REBILLS, ["sale T1"], "sale T2", "refused", [("T1", "sale")]),
     (NO_REBILLS, ["sale T1"], "rebill T2", "refused", [("T1", "sale")]),
-    (NO_REBILLS, ["sale T1"], "rejected T2", "refused", [("T1", "sale")]),
     (NO_REBILLS, ["sale T1"], "lead T2", "refused", [("T1", "sale")]),
-    (NO_REBILLS, ["lead T1"], "sale T2", "refused", [("T1", "lead")]),
-    (NO_REBILLS, ["lead T1"], "rejected T2", "refused", [("T1", "lead")]),
+    (NO_REBILLS, ["lead T1"], "rebill T2", "refused", [("T1", "lead")]),
     (NO_REBILLS, ["sale"], "sale T2", "refused", [("", "sale")]),
-    (NO_REBILLS, ["sale"], "rejected T2", "refused", [("", "sale")]),
-    (NO_REBILLS, ["rejected"], "sale T2", "refused", [("", "rejected")]),
+    (NO_REBILLS, ["sale T1 9"], "sale - -2", "repeated", [("T1", "sale")]),
     (REBILLS, ["sale T1"], "lead T2", "refused", [("T1", "sale")]),
     (REBILLS, ["lead T1"], "lead T2", "refused", [("T1", "lead")]),
     *(
@@ -190,8 +237,9 @@ def test_a_postback_moves_the_conversions_of_its_click(
     [
         (NO_REBILLS, ["sale T1"], "sale T2", "rebill"),
         (NO_REBILLS, ["sale T1"], "rebill T2", "rebill"),
-        (NO_REBILLS, ["sale T1"], "rejected T2", "rebill"),
         (NO_REBILLS, [], "rebill T1", "rebill"),
+        (REBILLS, ["sale T1", "sale T2"], "rejected", "no conversion with this transaction id"),
+        (REBILLS, ["sale T1 9", "sale T2 5"], "sale - -2", "tid"),
         (REBILLS, [], "rebill", "tid"),
         (REBILLS, ["sale T1", "sale T2"], "sale", "tid"),
         (REBILLS, ["sale T1"], "lead T2", "lead"),
@@ -219,35 +267,13 @@ def test_a_refused_rebill_names_the_offer_in_the_log(client: Client) -> None:
     assert "O1" in (client.postbacks()[-1].reason or "")
 
 
-@pytest.mark.parametrize(
-    ("standing", "comes", "warned"),
-    [
-        (["lead T1"], "sale T2", True),
-        (["rejected T1"], "sale T2", True),
-        (["lead"], "rebill T2", True),
-        (["sale T1"], "sale T2", False),
-        (["rebill T1"], "rebill T2", False),
-        (["sale T1", "sale T2", "rejected T1"], "sale T3", False),
-        (["sale T1", "rejected T1"], "sale T3", True),
-    ],
-)
-def test_a_rebill_of_nothing_draws_a_warning(
-    client: Client, standing: list[str], comes: str, warned: bool
-) -> None:
-    prepare(client, REBILLS, standing)
-
-    answer = client.send(words(comes))
-
-    assert answer.verdict == "recorded"
-    assert bool(client.postbacks()[-1].warnings) is warned
-
-
 def test_a_click_without_an_offer_takes_no_rebills(client: Client) -> None:
     client.click("c1")
     client.send("subid=c1&tid=T1")
 
     assert client.send("subid=c1&tid=T2").verdict == "refused"
     assert client.send("subid=c1&tid=T2&status=rebill").verdict == "refused"
+    assert 'rebills = "yes"' in (client.postbacks()[-1].reason or "")
 
 
 def test_offers_take_no_rebills_unless_told_so(client: Client) -> None:
@@ -259,6 +285,38 @@ def test_offers_take_no_rebills_unless_told_so(client: Client) -> None:
 
     assert refused.verdict == "refused"
     assert client.send("subid=c1&tid=T2").verdict == "recorded"
+
+
+@pytest.mark.parametrize(
+    ("offer", "allowed", "verdict"),
+    [("", None, "recorded"), ("O1", None, "recorded"), ("O1", 0, "refused"), ("O1", 1, "recorded")],
+)
+def test_the_config_may_allow_rebills_where_nothing_was_set(
+    receiver_with: ReceiverWith, offer: str, allowed: int | None, verdict: str
+) -> None:
+    client = receiver_with(rebills="yes")
+    client.click("c1", offer=offer)
+    if allowed is not None:
+        client.allow_rebills(offer, allowed)
+    client.send("subid=c1&tid=T1")
+
+    assert client.send("subid=c1&tid=T2").verdict == verdict
+    assert client.send("subid=c1&tid=T3&status=rebill").verdict == verdict
+
+
+def test_clicks_made_from_postbacks_follow_the_config_too(receiver_with: ReceiverWith) -> None:
+    client = receiver_with(unknown_subid="accept", rebills="yes")
+
+    verdicts = [
+        client.send(f"subid={query}").verdict
+        for query in ("c1&status=rebill&tid=T1", "c2&tid=T1", "c2&tid=T2")
+    ]
+
+    assert verdicts == ["recorded"] * 3
+    assert [(c.tid, c.status) for c in client.conversions("c2")] == [
+        ("T1", "sale"),
+        ("T2", "rebill"),
+    ]
 
 
 def test_one_click_knows_nothing_of_the_conversions_of_another(client: Client) -> None:
@@ -287,6 +345,8 @@ def test_one_click_knows_nothing_of_the_conversions_of_another(client: Client) -
         ("lead", "sale - 7", "7"),
         ("lead", "sale", None),
         ("lead - 5", "sale - -7", "-7"),
+        ("lead - 5", "sale - 7&currency=null!", "5"),
+        ("lead", "sale - 7&currency=null!", None),
         ("lead - 5", "rejected - 7", "5"),
         ("lead - 5", "rejected", "5"),
         ("lead - 5", "rejected T1 7", "5"),
@@ -294,6 +354,7 @@ def test_one_click_knows_nothing_of_the_conversions_of_another(client: Client) -
         ("sale - 5", "rejected - 7", "5"),
         ("sale - 5", "rejected - 0", "5"),
         ("sale - 5", "rejected - -5", "5"),
+        ("sale - 5", "sale - -5", "5"),
     ],
 )
 def test_a_move_to_sale_takes_a_new_amount_and_a_rejection_keeps_the_old(
@@ -306,6 +367,25 @@ def test_a_move_to_sale_takes_a_new_amount_and_a_rejection_keeps_the_old(
 
     assert answer.verdict == "updated"
     assert [(c.amount, c.payout) for c in client.conversions("c1")] == [(amount, amount)]
+
+
+def test_a_move_without_a_usable_currency_keeps_amount_rate_and_payout(client: Client) -> None:
+    client.click("c1")
+    client.write(
+        "INSERT INTO rates (currency, day, source, rate, created_at)"
+        " VALUES ('EUR', '2026-03-01', 'ecb', '1.25', '')"
+    )
+    client.send("subid=c1&status=lead&payout=8&currency=eur&cost=2")
+
+    answer = client.send("subid=c1&status=sale&payout=9&currency=%3F%3F&cost=3")
+
+    assert answer.verdict == "updated"
+    [kept] = client.conversions("c1")
+    assert (kept.status, kept.amount, kept.currency, kept.payout) == ("sale", "8", "EUR", "10")
+    assert (kept.rate, kept.rate_day, kept.cost) == ("1.25", "2026-03-01", "2.5")
+    told = client.postbacks()[-1].warnings
+    assert any(w.startswith("amount 9 (currency unknown) is not taken") for w in told)
+    assert any(w.startswith("cost 3 (currency unknown) is not taken") for w in told)
 
 
 def test_the_previous_status_is_kept(client: Client) -> None:
@@ -410,6 +490,8 @@ def test_a_repeat_with_another_amount_says_so(client: Client) -> None:
         ("sale T1 5", "lead T1 7", "refused", "5"),
         ("rejected T1 5", "rejected T1 7", "repeated", "5"),
         ("rejected T1 5", "sale T1 7", "refused", "5"),
+        ("sale T1 5", "sale T1 -7", "repeated", "5"),
+        ("rebill T1 5", "rebill T1 -7", "repeated", "5"),
     ],
 )
 def test_repeats_may_be_told_to_take_a_new_amount_over(
@@ -446,6 +528,107 @@ def test_repeats_may_be_told_to_take_a_new_cost_over(
     assert client.send(f"subid=c1&status={status}&cost={cost}").verdict == "repeated"
 
 
+BOTH = {"sub_id_1": "a", "sub_id_2": "c"}
+
+# What stands, what comes: the verdict, and the amount, payout, cost and sub ids that stand then.
+GAPS = [
+    ("", "payout=5", "updated", ("5", "5", None, {})),
+    ("", "payout=0", "updated", ("0", "0", None, {})),
+    ("payout={sum}", "payout=5", "updated", ("5", "5", None, {})),
+    ("payout=5", "payout=5&cost=2", "updated", ("5", "5", "2", {})),
+    ("payout=5", "payout=7&cost=2", "updated", ("5", "5", "2", {})),
+    ("payout=5", "payout=5&sub_id_1=a", "updated", ("5", "5", None, {"sub_id_1": "a"})),
+    ("sub_id_1=a", "sub_id_1=b&sub_id_2=c", "updated", (None, None, None, BOTH)),
+    ("payout=5&currency=%3F", "payout=5", "updated", ("5", "5", None, {})),
+    ("payout=5&currency=%3F", "payout=7", "repeated", ("5", None, None, {})),
+    ("payout=5", "payout=5&currency=%3F", "repeated", ("5", "5", None, {})),
+    ("", "payout=5&currency=%3F", "repeated", (None, None, None, {})),
+    ("payout=5", "payout=7", "repeated", ("5", "5", None, {})),
+    ("cost=1", "cost=2", "repeated", (None, None, "1", {})),
+    ("sub_id_1=a", "sub_id_1=b", "repeated", (None, None, None, {"sub_id_1": "a"})),
+    ("", "payout=-5", "repeated", (None, None, None, {})),
+]
+
+
+@pytest.mark.parametrize("status", ["lead", "sale", "rejected"])
+@pytest.mark.parametrize(("stands", "comes", "verdict", "after"), GAPS)
+def test_a_repeat_fills_in_what_was_unknown_and_nothing_else(
+    client: Client,
+    status: str,
+    stands: str,
+    comes: str,
+    verdict: str,
+    after: tuple[str | None, str | None, str | None, dict[str, str]],
+) -> None:
+    client.click("c1")
+    client.send(f"subid=c1&status={status}&from=N1&{stands}")
+    changes = len(client.history("c1"))
+
+    answer = client.send(f"subid=c1&status={status}&from=N2&{comes}")
+
+    assert answer.verdict == verdict
+    [kept] = client.conversions("c1")
+    assert (kept.amount, kept.payout, kept.cost, kept.sub_ids) == after
+    assert (kept.status, kept.network) == (status, "N1")
+    assert len(client.history("c1")) == changes + (verdict == "updated")
+    assert client.send(f"subid=c1&status={status}&from=N2&{comes}").verdict == "repeated"
+
+
+def test_another_rejection_with_the_same_tid_fills_in_what_the_first_left_open(
+    client: Client,
+) -> None:
+    prepare(client, NO_REBILLS, ["sale T1", "rejected T1 5"])
+
+    answers = [client.send(words(f"rejected T1 {amount}")).verdict for amount in ("5", "7", "7")]
+
+    # The first is the very rejection, which kept what stood: nothing.
+    assert answers == ["repeated", "updated", "repeated"]
+    assert [(c.status, c.amount) for c in client.conversions("c1")] == [("rejected", "7")]
+
+
+def test_the_same_postback_fills_a_gap_that_a_setting_has_opened(
+    receiver_with: ReceiverWith,
+) -> None:
+    strict = receiver_with()
+    strict.click("c1")
+    strict.send("subid=c1&payout=12,50")
+    strict.receiver.close()
+    client = receiver_with(directory=strict.directory, decimal_comma="yes")
+
+    answer = client.send("subid=c1&payout=12,50")
+
+    assert answer.verdict == "updated"
+    assert [c.payout for c in client.conversions("c1")] == ["12.5"]
+
+
+def test_a_click_gets_only_the_sub_ids_it_lacks_from_a_repeat(client: Client) -> None:
+    client.click("c1")
+    client.send("subid=c1")
+    client.click("c1", sub_id_1="later")
+
+    client.send("subid=c1&sub_id_1=a&sub_id_2=b")
+
+    [row] = client.rows("SELECT sub_ids FROM clicks")
+    assert json.loads(row["sub_ids"]) == {"sub_id_1": "later", "sub_id_2": "b"}
+    assert client.conversions("c1")[0].sub_ids == {"sub_id_1": "a", "sub_id_2": "b"}
+
+
+def test_what_is_filled_in_has_the_rate_of_the_day_it_came(client: Client) -> None:
+    client.click("c1")
+    client.write(
+        "INSERT INTO rates (currency, day, source, rate, created_at) VALUES"
+        " ('EUR', '2026-03-01', 'ecb', '2', ''), ('EUR', '2026-03-04', 'ecb', '3', '')"
+    )
+    client.send("subid=c1")
+    client.clock.forward(days=2)
+
+    client.send("subid=c1&payout=5&currency=eur")
+
+    [kept] = client.conversions("c1")
+    assert (kept.payout, kept.rate_day) == ("15", "2026-03-04")
+    assert (kept.created_at, kept.sale_at) == (NOON, NOON)
+
+
 def test_a_repeat_that_takes_an_amount_over_leaves_the_word_that_gave_the_status(
     receiver_with: ReceiverWith,
 ) -> None:
@@ -464,9 +647,11 @@ STREAMED = st.fixed_dictionaries(
     {"status": st.sampled_from(["lead", "sale", "rejected", "rebill", ""])},
     optional={
         "tid": st.sampled_from(["T1", "T2", "T3"]),
-        "payout": st.sampled_from(["5", "7.25", "-3", "x"]),
+        "payout": st.sampled_from(["5", "7.25", "-5", "-3", "x"]),
+        "currency": st.sampled_from(["USD", "EUR", "?"]),
         "cost": st.sampled_from(["1", "2"]),
         "sub_id_1": st.sampled_from(["a", "b"]),
+        "sub_id_2": st.just("c"),
         "from": st.sampled_from(["N1", "N2"]),
     },
 ).map(lambda fields: "&".join(f"{name}={value}" for name, value in fields.items()))
@@ -509,6 +694,212 @@ def test_sending_any_postback_again_at_any_later_point_changes_nothing(
         assert of_click(client, subid) == before
 
 
+# Each a sequence at whose end something comes again that the conversions alone do not know.
+COMES_AGAIN = [
+    # A refund, once another sale is worth the same.
+    (REBILLS, ["sale T1 9", "sale R1 -9", "sale T2 9"], "sale R1 -9"),
+    (REBILLS, ["sale T1 9", "rejected R1 -9", "sale T2 9"], "rejected R1 -9"),
+    (REBILLS, ["sale T1 9", "sale T2 5", "sale - -9", "sale T3 9"], "sale - -9"),
+    (NO_REBILLS, ["sale T1 9", "sale R1 -9", "sale T2 9"], "sale R1 -9"),
+    # A refund, once nothing stands that it could take back.
+    (REBILLS, ["sale T1 9", "sale R1 -9"], "sale R1 -9"),
+    (NO_REBILLS, ["sale T1 9", "rejected R1 -9"], "rejected R1 -9"),
+    (NO_REBILLS, ["sale T1 9", "rebill R1 -9", "sale T2 7"], "rebill R1 -9"),
+    (NO_REBILLS, ["sale T1 9", "sale - -9"], "sale - -9"),
+    # A refund, once a sale has come under its transaction id.
+    (NO_REBILLS, ["sale - 5", "rejected T3 -5", "sale T3"], "rejected T3 -5"),
+    (NO_REBILLS, ["sale - 5", "sale T3 -5&sub_id_1=a", "sale T3"], "sale T3 -5&sub_id_1=a"),
+    # The same refund in other words, known by its transaction id.
+    (NO_REBILLS, ["sale T1 9", "sale R1 -9", "sale T2 7"], "sale R1 -9.00"),
+    (NO_REBILLS, ["sale T1 9", "rejected R1 -9", "sale T2 9"], "rejected R1 -9&from=N1"),
+    (NO_REBILLS, ["sale T1 9", "rejected R1 -9"], "rejected R1"),
+    # A sale that was refused beside another one, once that is rejected.
+    (NO_REBILLS, ["sale T1", "sale T2", "rejected T1"], "sale T2"),
+    (NO_REBILLS, ["sale T1 9", "sale T2 5", "sale R1 -9"], "sale T2 5"),
+    # A negative amount that found nothing, once something is worth as much.
+    (REBILLS, ["sale T1 9", "sale - -5", "sale T2 5"], "sale - -5"),
+    (NO_REBILLS, ["sale T1", "sale - -5", "sale T1 5"], "sale - -5"),
+    (NO_REBILLS, ["sale T1 5&currency=%3F", "sale - -5", "sale T1 5"], "sale - -5"),
+    (REBILLS, ["lead T1 9", "rebill - -9", "sale T1"], "rebill - -9"),
+    (NO_REBILLS, ["sale T1 9", "rejected T1", "sale - -9", "sale T1"], "sale - -9"),
+    # A correction that was refused as a rebill of nothing.
+    (NO_REBILLS, ["rebill C1 -5", "sale T1 9"], "rebill C1 -5"),
+    # An amount that came with a rejection, and was not taken then.
+    (NO_REBILLS, ["sale T1", "rejected T1 5"], "rejected T1 5"),
+    (NO_REBILLS, ["sale T1", "sale T2 5", "rejected T1", "sale T2 -"], "sale T2 5"),
+]
+
+
+@pytest.mark.parametrize("unreject", ["no", "yes"])
+@pytest.mark.parametrize(("rebills", "before", "again"), COMES_AGAIN)
+def test_what_the_conversions_do_not_know_is_known_by_the_log(
+    receiver_with: ReceiverWith, rebills: bool, before: list[str], again: str, unreject: str
+) -> None:
+    client = receiver_with(unreject=unreject)
+    client.click("c1", offer="O1")
+    client.allow_rebills("O1", int(rebills))
+    for postback in before:
+        client.send(words(postback))
+    stands = client.snapshot()
+
+    foretold = client.request(f"/{POSTBACK_KEY}/postback?{words(again)}", method="HEAD")
+    answers = [client.send(words(again)) for _ in range(2)]
+
+    assert {answer.verdict for answer in answers} <= {"repeated", "refused"}
+    assert foretold.verdict == answers[0].verdict
+    assert client.snapshot() == stands
+    # Whether it comes while its click is known or is parked until then, is the same.
+    for postback in [*before, again, again]:
+        client.send(words(postback, "late"))
+    client.click("late", offer="O1")
+    columns = "tid, status, amount, payout, sub_ids"
+    here, late = (
+        client.rows(f"SELECT {columns} FROM conversions_view WHERE subid = ? ORDER BY id", subid)
+        for subid in ("c1", "late")
+    )
+    assert here == late
+
+
+# What stands, and what an earlier program made nothing of though today's rules make something.
+@pytest.mark.parametrize(
+    ("before", "comes", "was", "verdict", "after"),
+    [
+        (["sale T1 9"], "sale T1 -9", "repeated", "updated", [("T1", "rejected")]),
+        (["sale T1 9"], "sale R1 -9", "refused", "updated", [("T1", "rejected")]),
+        (["sale T1 9"], "sale C1 -2", "refused", "recorded", [("T1", "sale"), ("C1", "rebill")]),
+        (
+            ["sale T1 9", "rejected X1"],
+            "sale C1 -2",
+            "refused",
+            "recorded",
+            [("T1", "sale"), ("X1", "rejected"), ("C1", "rebill")],
+        ),
+        (["lead T1"], "sale T2 5", "refused", "recorded", [("T1", "lead"), ("T2", "sale")]),
+        (["rejected T1"], "sale T2", "refused", "recorded", [("T1", "rejected"), ("T2", "sale")]),
+        (["sale T1"], "sale T1 5", "repeated", "updated", [("T1", "sale")]),
+    ],
+)
+def test_what_an_earlier_program_made_nothing_of_counts_when_it_comes_again(
+    client: Client,
+    before: list[str],
+    comes: str,
+    was: str,
+    verdict: str,
+    after: list[tuple[str, str]],
+) -> None:
+    prepare(client, NO_REBILLS, before)
+    conversion_id = 1 if was == "repeated" else None
+    client.write(
+        "INSERT INTO postbacks (received_at, source, query, subid, tid, verdict, reason,"
+        " conversion_id) VALUES ('2026-03-02T12:00:00.000Z', 'http', ?, 'c1', '', ?, '', ?)",
+        *(words(comes), was, conversion_id),
+    )
+
+    answer = client.send(words(comes))
+
+    assert answer.verdict == verdict
+    assert sorted((c.tid, c.status) for c in client.conversions("c1")) == sorted(after)
+
+
+def test_a_sale_that_an_earlier_program_refused_counts_though_a_lead_has_changed_since(
+    client: Client,
+) -> None:
+    prepare(client, NO_REBILLS, ["lead T1", "rejected T2"])
+    client.write(
+        "INSERT INTO postbacks (received_at, source, query, subid, verdict, reason)"
+        " VALUES ('2026-03-02T12:00:00.000Z', 'http', ?, 'c1', 'refused', '')",
+        words("sale T3 5"),
+    )
+    client.send(words("lead T1 2"))
+
+    assert client.send(words("sale T3 5")).verdict == "recorded"
+
+
+@pytest.mark.parametrize(
+    ("again", "verdict"), [("sale R1 -9", "repeated"), ("sale R1 -9.00", "updated")]
+)
+def test_a_refund_takes_back_once_more_what_came_back_where_its_words_are_new(
+    receiver_with: ReceiverWith, again: str, verdict: str
+) -> None:
+    client = receiver_with(unreject="yes")
+    prepare(client, NO_REBILLS, ["sale T1 9", "sale R1 -9", "sale T1"])
+    assert [c.status for c in client.conversions("c1")] == ["sale"]
+
+    assert client.send(words(again)).verdict == verdict
+
+
+def test_the_same_refund_of_another_click_is_not_known(client: Client) -> None:
+    for subid in ("c1", "c2"):
+        client.click(subid)
+        client.send(words("sale T1 9", subid))
+
+    verdicts = [client.send(words("sale R1 -9", subid)).verdict for subid in ("c1", "c2")]
+
+    assert verdicts == ["updated", "updated"]
+
+
+@pytest.mark.parametrize(
+    ("again", "verdict", "status"),
+    [
+        ("sale T1 9", "refused", "rejected"),  # came before the rejection
+        ("sale T1 9&from=N1", "updated", "sale"),
+        ("sale T1 12", "updated", "sale"),
+        ("sale T1", "updated", "sale"),
+        ("rebill T1", "updated", "sale"),
+        ("lead T1", "refused", "rejected"),
+        ("sale T1 -9", "refused", "rejected"),
+    ],
+)
+def test_unreject_lets_a_later_sale_undo_a_rejection(
+    receiver_with: ReceiverWith, again: str, verdict: str, status: str
+) -> None:
+    client = receiver_with(unreject="yes")
+    prepare(client, NO_REBILLS, ["sale T1 9", "rejected T1"])
+    client.clock.forward(days=1)
+
+    answer = client.send(words(again))
+
+    assert answer.verdict == verdict
+    [kept] = client.conversions("c1")
+    assert kept.status == status
+    assert kept.sale_at == NOON
+    assert kept.amount == ("12" if "12" in again else "9")
+    assert len(client.history("c1")) == 2 + (verdict == "updated")
+
+
+def test_a_sale_undoes_one_rejection_and_not_the_next(receiver_with: ReceiverWith) -> None:
+    client = receiver_with(unreject="yes")
+    prepare(client, NO_REBILLS, ["sale T1 9", "rejected T1"])
+
+    seen = []
+    for postback in ("sale T1 8", "rejected T1", "sale T1 8", "sale T1 7", "sale T1 7"):
+        verdict = client.send(words(postback)).verdict
+        seen.append((verdict, client.conversions("c1")[0].status))
+
+    # The bound of the promise: the rejection is the same, and comes after what undid the first.
+    assert seen == [
+        ("updated", "sale"),
+        ("updated", "rejected"),
+        ("refused", "rejected"),
+        ("updated", "sale"),
+        ("repeated", "sale"),
+    ]
+
+
+def test_a_sale_that_came_after_the_rejection_counts_once_unreject_is_set(
+    receiver_with: ReceiverWith,
+) -> None:
+    strict = receiver_with()
+    prepare(strict, NO_REBILLS, ["sale T1 9", "rejected T1"])
+    refused = strict.send(words("sale T1 8"))
+    strict.receiver.close()
+    client = receiver_with(directory=strict.directory, unreject="yes")
+
+    assert refused.verdict == "refused"
+    assert client.send(words("sale T1 9")).verdict == "refused"
+    assert client.send(words("sale T1 8")).verdict == "updated"
+
+
 @settings(max_examples=40)
 @given(rebills=st.booleans(), stream=st.lists(STREAMED, min_size=1, max_size=8))
 def test_a_whole_stream_sent_again_changes_nothing(
@@ -548,14 +939,18 @@ def test_no_stream_takes_a_conversion_anywhere_but_along_the_table(
         now = {c.id: (c.tid, c.status) for c in client.conversions(subid)}
         moved = [each for each in held if now[each] != held[each]]
         made = now.keys() - held.keys()
-        assert len(moved) + len(made) == (answer.verdict in {"recorded", "updated"})
+        # What was unknown may be filled in, and moves nothing.
+        assert len(moved) + len(made) <= (answer.verdict in {"recorded", "updated"})
+        assert len(made) == (answer.verdict == "recorded")
         for each in moved:
             assert now[each][1] in MAY_BECOME[held[each][1]]
             assert held[each][0] in {"", now[each][0]}
         assert len({tid for tid, _ in now.values()}) == len(now)
         if not rebills:
-            assert len(now) <= 1
-            assert "rebill" not in {status for _, status in now.values()}
+            corrections = {c.id for c in client.conversions(subid) if (c.amount or "")[:1] == "-"}
+            paid = [each for each, (_, status) in now.items() if status in {"sale", "rebill"}]
+            assert len(set(paid) - corrections) <= 1
+            assert {e for e in paid if now[e][1] == "rebill"} <= corrections
         held = now
 
 
@@ -661,6 +1056,77 @@ def test_what_was_parked_too_long_ago_is_not_applied(
     client.click("c1")
 
     assert len(client.conversions("c1")) == applied
+
+
+def test_identical_parked_postbacks_count_once_against_the_hundred(client: Client) -> None:
+    for _ in range(150):
+        client.send("subid=c1&status=sale&tid=T0&payout=5")
+    for number in range(1, 105):
+        client.send(f"subid=c1&status=lead&tid=L{number}")
+        client.send("subid=c1&status=lead&tid=T0")
+        client.send("subid=c1&status=lead&tid=T0")
+
+    client.click("c1")
+
+    settled = client.rows(
+        "SELECT query, settled_verdict, settled_reason, conversion_id FROM postbacks ORDER BY id"
+    )
+    assert [(c.tid, c.payout) for c in client.conversions("c1")] == [("T0", "5")]
+    assert {row["conversion_id"] for row in settled[:150]} == {client.conversions("c1")[0].id}
+    assert [row["settled_verdict"] for row in settled[:150]] == ["recorded"] + ["repeated"] * 149
+    # The sale, the lead of the same tid and 98 others are the hundred.
+    copies = {row["settled_reason"] for row in settled[1:150]}
+    assert copies == {"the very same was parked before it"}
+    leads, same = settled[150::3], settled[151::3] + settled[152::3]
+    assert {row["settled_verdict"] for row in same} == {"refused"}
+    assert {row["settled_reason"] for row in same} == {
+        "the conversion is sale and cannot become lead"
+    }
+    is_judged = ["more than 100 different" not in row["settled_reason"] for row in leads]
+    assert is_judged == [True] * 98 + [False] * 6
+
+
+def test_the_copies_of_a_parked_postback_are_told_apart_from_what_was_judged(
+    client: Client,
+) -> None:
+    for query in ("payout=5", "payout=5", "status=lead", "status=lead", "payout=5"):
+        client.send(f"subid=c1&{query}")
+
+    client.click("c1")
+
+    settled = client.rows("SELECT settled_verdict, settled_reason FROM postbacks ORDER BY id")
+    assert [tuple(row.values()) for row in settled] == [
+        ("recorded", "the first conversion of the click, as sale"),
+        ("repeated", "the very same was parked before it"),
+        ("refused", "the conversion is sale and cannot become lead"),
+        ("refused", "the conversion is sale and cannot become lead"),
+        ("repeated", "already sale, nothing changed"),
+    ]
+
+
+def test_an_identical_parked_postback_behind_another_counts_in_its_order(
+    receiver_with: ReceiverWith,
+) -> None:
+    client = receiver_with(repeats="update")
+    for amount in ("5", "7", "7", "5", "5"):
+        client.send(f"subid=c1&payout={amount}")
+
+    client.click("c1")
+
+    assert [c.payout for c in client.conversions("c1")] == ["5"]
+    assert [row["payout_micros"] for row in client.history("c1")] == [5000000, 7000000, 5000000]
+
+
+def test_what_is_too_old_takes_no_younger_copy_along(client: Client) -> None:
+    client.send("subid=c1&payout=5")
+    client.clock.forward(days=60)
+    client.send("subid=c1&payout=5")
+    client.clock.forward(days=60)
+
+    client.click("c1")
+
+    assert [c.created_at for c in client.conversions("c1")] == [NOON + timedelta(days=60)]
+    assert [p.settled_verdict for p in client.postbacks()] == ["refused", "recorded"]
 
 
 def test_at_most_a_hundred_postbacks_wait_for_one_click(client: Client) -> None:

@@ -444,7 +444,6 @@ def test_sub_ids_move_with_an_update(client: Client) -> None:
 @pytest.mark.parametrize(
     ("query", "verdict"),
     [
-        ("status=sale", "repeated"),
         ("status=lead", "refused"),
         ("status=noise&ignore=noise", "ignored"),
         ("status=what", "unmapped"),
@@ -460,6 +459,18 @@ def test_sub_ids_stay_with_any_other_verdict(client: Client, query: str, verdict
     assert answer.verdict == verdict
     assert client.conversions("c1")[0].sub_ids == {"sub_id_1": "banner"}
     assert sub_ids_of_the_click(client) == {"sub_id_1": "banner"}
+
+
+def test_a_repeat_fills_in_the_sub_ids_that_are_empty(client: Client) -> None:
+    client.click("c1", sub_id_1="banner")
+    client.send("subid=c1&status=sale")
+
+    answer = client.send("subid=c1&status=sale&sub_id_1=top&sub_id_2=new")
+
+    assert answer.verdict == "updated"
+    assert client.conversions("c1")[0].sub_ids == {"sub_id_1": "banner", "sub_id_2": "new"}
+    assert sub_ids_of_the_click(client) == {"sub_id_1": "banner", "sub_id_2": "new"}
+    assert client.send("subid=c1&status=sale&sub_id_1=top").verdict == "repeated"
 
 
 def test_the_other_conversions_of_the_click_keep_their_sub_ids(client: Client) -> None:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cli
-from cells import disarm_but_amounts, rearm
+from cells import disarm_but_amounts
 from escapes import visible, visible_in_json, visible_lines
+from rearm import rearm
 
 
 @pytest.mark.parametrize(

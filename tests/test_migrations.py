@@ -11,6 +11,7 @@ from database import DatabaseError
 from storage import open_database
 
 ROWS_OF_VERSION_1 = """
+INSERT INTO offers (id, name, allow_rebills) VALUES (1, 'never set', 0), (2, 'allowed', 1);
 INSERT INTO clicks (id, subid, created_at) VALUES (1, 'c1', '2026-03-02T12:00:00.000Z');
 INSERT INTO conversions (id, click_id, tid, status, amount_micros, currency, amount_day,
     payout_micros, rate, rate_day, rate_source, created_at, updated_at)
@@ -71,6 +72,47 @@ def test_a_history_row_of_a_migrated_database_may_say_recomputed(old_file: Path)
 
     rows = read_all(old_file, "conversion_history", "seq, change, payout_micros")
     assert rows[-1] == (3, "recomputed", 10876000)
+
+
+def test_a_history_row_of_a_migrated_database_may_say_forced(old_file: Path) -> None:
+    with open_database(old_file, "USD") as db, db.transaction():
+        db.add_history(1, "forced", "2026-03-03T12:00:00.000Z", None)
+
+    assert read_all(old_file, "conversion_history", "seq, change")[-1] == (3, "forced")
+
+
+def test_an_offer_that_allowed_no_rebills_was_never_set(old_file: Path) -> None:
+    with open_database(old_file, "USD") as db, db.transaction():
+        db.db.execute("INSERT INTO offers (name) VALUES ('new')")
+        db.set_offer("forbidden", allow_rebills=False)
+        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+            db.db.execute("UPDATE offers SET allow_rebills = 2")
+
+    assert read_all(old_file, "offers", "name, allow_rebills") == [
+        ("never set", None),
+        ("allowed", 1),
+        ("new", None),
+        ("forbidden", 0),
+    ]
+
+
+def test_an_amount_that_was_too_large_for_its_rate_waits_for_another(old_file: Path) -> None:
+    # As version 3 left them: without the day whose rate counts. The second has no known currency.
+    with closing(sqlite3.connect(old_file)) as db, db:
+        db.execute(
+            "INSERT INTO conversions (id, click_id, tid, status, amount_micros, currency,"
+            " cost_amount_micros, cost_currency, created_at, updated_at) VALUES"
+            " (2, 1, 't2', 'sale', 1000000, 'IDR', 2000000, 'IDR', '2026-03-01T12:00:00.000Z', ''),"
+            " (3, 1, 't3', 'sale', 1000000, NULL, NULL, NULL, '2026-03-01T12:00:00.000Z', '')"
+        )
+
+    open_database(old_file, "USD").close()
+
+    assert read_all(old_file, "conversions", "id, amount_day, cost_day") == [
+        (1, "2026-03-02", None),
+        (2, "2026-03-01", "2026-03-01"),
+        (3, None, None),
+    ]
 
 
 def test_a_migration_that_breaks_halfway_leaves_version_1_as_it_was(

@@ -13,19 +13,21 @@ complete postback \
         'c/--verdict=/(recorded updated repeated refused ignored parked unmapped invalid)/' \
         'c/--source=/(http pixel import replay)/' \
         'c/--status=/(lead sale rejected rebill)/' \
-        'c/--delimiter=/(, ; tab)/' \
-        'c/--only=/(missing extra status amount currency twice unmapped unreadable)/' \
+        'c/--delimiter=/(, ; tab | bar)/' \
+        'c/--dates=/(day-first month-first)/' \
+        'c/--only=/(missing extra status amount currency twice unmapped unreadable uncompared)/' \
         'c/--plot=/f/' \
         'c/--cost-model=/(cpc cpm cpa revshare none unknown)/' \
-        'c/--/(allow-rebills bind by by-click-time campaign clicks config conversions cost-model csv currency currency-column day decimal-comma deep delimiter drop-old dry-run encoding follow force from grep help history id ignore json keep-old keep-old-until last-used lead-status limit log-format macros network no-allow-rebills no-titles offer older-than only payout-column plot rebill-status rejected-status rename return sale-status set since source status status-column status-map strict subid subid-column tid-column time-column tolerance totals tz until verbose verdict workers)/' \
+        'c/--/(allow-rebills amount-column bind by by-click-time campaign clicks config conversions cost-model csv currency currency-column dates day decimal-comma deep delimiter drop-old dry-run encoding follow force from grep help history id ignore json keep-old keep-old-until last-used lead-status limit log-format macros network no-allow-rebills no-titles offer older-than only payout-column plot rebill-status rejected-status rename return sale-status set sheet since skip-lines source status status-column status-map strict subid subid-column tid-column time-column tolerance totals tz until verbose verdict workers)/' \
         'c/-/(- b h w)/' \
         'n/--config/f/' \
         'n/--log-format/(text json)/' \
         'n/--verdict/(recorded updated repeated refused ignored parked unmapped invalid)/' \
         'n/--source/(http pixel import replay)/' \
         'n/--status/(lead sale rejected rebill)/' \
-        'n/--delimiter/(, ; tab)/' \
-        'n/--only/(missing extra status amount currency twice unmapped unreadable)/' \
+        'n/--delimiter/(, ; tab | bar)/' \
+        'n/--dates/(day-first month-first)/' \
+        'n/--only/(missing extra status amount currency twice unmapped unreadable uncompared)/' \
         'n/--plot/f/' \
         'n/--cost-model/(cpc cpm cpa revshare none unknown)/' \
         'p/1/(serve url check log explain replay conversions import reconcile report clicks offers campaigns rates key backup purge completion man)/' \

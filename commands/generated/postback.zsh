@@ -43,7 +43,7 @@ _shtab_postback_campaigns_commands() {
 
 _shtab_postback_clicks_commands() {
   local _commands=(
-    import:'Take clicks in from a CSV file.'
+    import:'Take clicks in from a file.'
     list:'Show clicks, the newest last.'
   )
   _describe 'postback clicks commands' _commands
@@ -142,8 +142,12 @@ _shtab_postback_clicks_defaults_added=0
 _shtab_postback_clicks_import_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
-  "--tz[the zone of times without one, such as Europe\/Moscow or \+03\:00 (default UTC)]:ZONE:"
+  "--delimiter[what stands between the cells (default\: what the titles show, else a comma)]:delimiter:(, ; tab | bar)"
+  "--skip-lines[pass N lines over before anything is read]:N:"
+  "--sheet[the sheet of a workbook (default\: the one with titles)]:NAME:"
   "--encoding[the file\'s encoding, such as windows-1251 (default UTF-8)]:encoding:"
+  "--tz[the zone of times without one, such as Europe\/Moscow or \+03\:00 (default UTC)]:ZONE:"
+  "--dates[what comes first in 11\/10\/2026 (default\: what the file\'s other dates show)]:dates:(day-first month-first)"
   "--json[one JSON object a line, for scripts]"
   ":the file\; - reads standard input:_files"
 )
@@ -211,8 +215,18 @@ _shtab_postback_import_options=(
   "--rejected-status[the network\'s words for rejected, with commas]:WORDS:"
   "--rebill-status[the network\'s words for rebill, with commas]:WORDS:"
   "--network[the network\'s name, kept with them]:NAME:"
-  "--delimiter[what stands between the fields (default a comma)]:delimiter:(, ; tab)"
+  "--subid-column[the title or the number of the column with the click id]:TITLE:"
+  {--payout-column,--amount-column}"[the title or the number of the column with the amount]:TITLE:"
+  "--tid-column[the title or the number of the column with the transaction id]:TITLE:"
+  "--status-column[the title or the number of the column with the status]:TITLE:"
+  "--currency-column[the title or the number of the column with the currency]:TITLE:"
+  "--no-titles[the first line is a row already\; columns are given by number]"
+  "--delimiter[what stands between the cells (default\: what the titles show, else a comma)]:delimiter:(, ; tab | bar)"
+  "--skip-lines[pass N lines over before anything is read]:N:"
+  "--sheet[the sheet of a workbook (default\: the one with titles)]:NAME:"
   "--encoding[the file\'s encoding, such as windows-1251 (default UTF-8)]:encoding:"
+  "--force[let lines move conversions as no network may (a rejected one to sale, a sale to lead), and replace amounts that stand\; look at --dry-run first]"
+  "--dry-run[only show what would come of it\; write nothing]"
   "--verbose[show every line on a terminal, too]"
   "--json[one JSON object a line, for scripts]"
   ":the file\; - reads standard input:_files"
@@ -346,6 +360,7 @@ _shtab_postback_rates_recompute_defaults_added=0
 _shtab_postback_rates_set_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
+  "--force[set it even where it looks like a slip]"
   ":such as EUR:"
   ":such as 1.0876:"
 )
@@ -383,15 +398,18 @@ _shtab_postback_reconcile_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
   "--subid-column[the title or the number of the column with the click id]:TITLE:"
-  "--payout-column[the title or the number of the column with the amount]:TITLE:"
+  {--payout-column,--amount-column}"[the title or the number of the column with the amount]:TITLE:"
   "--tid-column[the title or the number of the column with the transaction id]:TITLE:"
   "--status-column[the title or the number of the column with the status]:TITLE:"
   "--currency-column[the title or the number of the column with the currency]:TITLE:"
   "--time-column[the title or the number of the column with the time of the conversion]:TITLE:"
   "--no-titles[the first line is a row already\; columns are given by number]"
-  "--delimiter[what stands between the cells (default\: what the line of titles shows)]:delimiter:(, ; tab)"
-  "--tz[the zone of the report\'s times, such as Europe\/Moscow or \+03\:00 (default UTC)]:ZONE:"
+  "--delimiter[what stands between the cells (default\: what the titles show, else a comma)]:delimiter:(, ; tab | bar)"
+  "--skip-lines[pass N lines over before anything is read]:N:"
+  "--sheet[the sheet of a workbook (default\: the one with titles)]:NAME:"
   "--encoding[the file\'s encoding, such as windows-1251 (default UTF-8)]:encoding:"
+  "--tz[the zone of times without one, such as Europe\/Moscow or \+03\:00 (default UTC)]:ZONE:"
+  "--dates[what comes first in 11\/10\/2026 (default\: what the file\'s other dates show)]:dates:(day-first month-first)"
   "--currency[the currency of lines that name none (default\: the tracker\'s)]:CODE:"
   "--decimal-comma[12,50 is twelve and a half]"
   "*--status-map[what the network\'s words mean, such as approved\=sale,hold\=lead,trash\=ignore]:WORD=STATUS,…:"
@@ -403,7 +421,7 @@ _shtab_postback_reconcile_options=(
   "--network[look for extra ones with from\=NETWORK only]:network:"
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
   "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
-  "*--only[show these differences only\; may be given several times]:only:(missing extra status amount currency twice unmapped unreadable)"
+  "*--only[show these differences only\; may be given several times]:only:(missing extra status amount currency twice unmapped unreadable uncompared)"
   "--csv[what the report says of rows that are missing or differ, for \`postback import\`]"
   "--json[one JSON object a line, for scripts]"
   ":the report\; - reads standard input:_files"
@@ -423,6 +441,7 @@ _shtab_postback_replay_options=(
   "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
   "*--set[put them through with this parameter, in place of any that came under the name\; an empty VALUE takes it away\: --set sale_status\=approved,paid]:NAME=VALUE:"
   "*--rename[read what came as OLD as NEW, in place of any NEW that came\; postbacks without OLD stay as they are\: --rename aff_sub\=subid]:OLD=NEW:"
+  "--force[let them move conversions as no network may (a rejected one to sale, a sale to lead), with their amounts\; look at --dry-run first]"
   "--dry-run[only show what would come of it\; write nothing]"
   "--totals[show only how many of each]"
   "--json[one JSON object a line, for scripts]"

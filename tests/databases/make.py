@@ -4,7 +4,7 @@
     cd /tmp/earlier && PYTHONPATH=. python .../tests/databases/make.py .../tests/databases/schema-N
 
 gives schema-N.db and schema-N.json. The commits: 840b6f6 for schema 1, e0bec8f for schema 2,
-498a099 for schema 3.
+498a099 for schema 3, e6671f0 for schema 4.
 Everything goes through that program's own doors: its WSGI callable and its command.
 """
 
