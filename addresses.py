@@ -124,7 +124,9 @@ def find_address(text: str) -> Pasted | None:
 def _begins_with_query(text: str) -> bool:
     """Tell whether an address is only a part of a query: `subid=c1&ref=http://…`."""
     head, scheme, _ = text.partition("://")
-    return bool(scheme) and re.fullmatch(r"\??[^\s\"'<>(\[|?]*[=&][^\s\"'<>(\[|]*", head) is not None
+    return (
+        bool(scheme) and re.fullmatch(r"\??[^\s\"'<>(\[|?]*[=&][^\s\"'<>(\[|]*", head) is not None
+    )
 
 
 def _find_in_tags(text: str) -> Iterator[str]:
@@ -205,7 +207,7 @@ def _read_address(address: str, text: str) -> Pasted:
         return pasted.note(
             f"the address within a link of {quote_value(host)}, which leads there, is taken"
         )
-    if address == text:
+    if address in {text, text.strip("".join(_QUOTES) + _OPENING + _CLOSING)}:
         return pasted
     return pasted.note(_describe_surroundings(address, text))
 
@@ -214,7 +216,7 @@ def _describe_surroundings(address: str, text: str) -> str:
     if text.startswith(address):
         rest = text[len(address) :].strip()
         return f"what stands behind the address is left out: {quote_value(rest)}"
-    if "%3" in text and "://" not in text:
+    if "://" not in text:
         return "the address was percent-encoded as a whole, and is decoded once more"
     return "the address is taken, and what stands around it left out"
 
@@ -241,10 +243,16 @@ def read_target(text: str) -> Pasted:
     head, mark, query = text.partition("?")
     if text.startswith("/") or (mark and not re.search(r"[=&]", head)):
         return Pasted(query, _decode(head if head.startswith("/") else f"/{head}"))
-    if not mark and "/" in text and not re.search(r"[=&]", text.partition("/")[0]):
-        if not re.search(r"[=&]", text) or names_postback(text):
-            return Pasted("", _decode(f"/{text}"))
+    if not mark and _is_path(text):
+        return Pasted("", _decode(f"/{text}"))
     return Pasted(text)
+
+
+def _is_path(text: str) -> bool:
+    """Tell whether a text is `KEY/postback`, perhaps with a query from which the '?' is missing."""
+    if not re.search(r"[=&]", text):
+        return "/" in text
+    return names_postback(text) and not re.search(r"[=&]", text.partition("/")[0])
 
 
 def _drop_host(text: str) -> str:

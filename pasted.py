@@ -23,7 +23,8 @@ _PAIRS = frozenset({'""', "''", "``", "<>"})
 # Lines of a form as browsers and Postman show it.
 _FIELD = re.compile(r"([A-Za-z_][\w.\-\[\]]*)\s*[:=]\s*(.*?)\s*[,;]?")
 _RAW_REQUEST = re.compile(
-    r"(GET|POST|HEAD) (\S+)(?: HTTP/[0-9.]+)?\s*\n((?:[A-Za-z0-9\-]+:.*\n?)*)(?:\s*\n(.*))?",
+    r"(GET|POST|HEAD) (\S+)(?: HTTP/[0-9.]+)?\s*\n((?:[A-Za-z0-9\-]+:[^\n]*(?:\n|$))*)"
+    r"(?:\s*\n(.*))?",
     re.DOTALL,
 )
 _BROWSER = re.compile(r"(?:Request URL|:path)\s*:?\s*(\S+)", re.IGNORECASE)
@@ -50,8 +51,8 @@ def _read(text: str) -> Pasted:
         # A line of a log, or a body, in which a command may be quoted.
         readers.insert(0, read_json)
     for read in readers:
-        if found := read(text):
-            return found
+        if request := read(text):
+            return request
     joined = _join_lines(text)
     if "\n" in joined:
         return _read_lines(joined)
@@ -104,7 +105,7 @@ def _is_broken(before: str, line: str) -> bool:
     if _ENDS_OPEN.search(before) or _BEGINS_OPEN.match(line):
         return True
     is_part = " " not in line and "://" not in line and not line.startswith("/")
-    return is_part and "://" in before and len(before.split()[-1]) >= _WRAPPED_CHARACTERS
+    return is_part and "://" in before and len(before.rsplit(maxsplit=1)[-1]) >= _WRAPPED_CHARACTERS
 
 
 def _read_lines(text: str) -> Pasted:
@@ -114,9 +115,9 @@ def _read_lines(text: str) -> Pasted:
     if len(fields) == len(lines) == len(set(names)) and not set(names).isdisjoint(KNOWN_NAMES):
         query = "&".join(f"{found[1]}={_quote(found[2])}" for found in fields)
         return Pasted(query, notes=("the lines are taken for the parameters of one postback",))
-    requests = [found for line in lines if (found := read_log_line(line))]
-    if not requests and (found := find_address(text)):
-        return found
+    requests = [request for line in lines if (request := read_log_line(line))]
+    if not requests and (address := find_address(text)):
+        return address
     if len(requests) == 1:
         return requests[0]
     raise UnclearError(f"{len(lines)} lines came: paste one postback, on one line")
@@ -129,34 +130,38 @@ def _quote(value: str) -> str:
 
 def _read_plain(text: str) -> Pasted:
     """Read a path or a query, with quotes around it or without."""
+    if "=" not in text or text[:1] in "<{[":
+        _refuse_others(text)
     while len(text) > 1 and straighten(text[:1] + text[-1:]) in _PAIRS:
         text = text[1:-1].strip()
     if "=" not in text and "%3d" in text.lower() and "/" not in text:
         decoded = read_target(as_server(decode_whole(text)))
         return decoded.note("the query was percent-encoded as a whole, and is decoded once more")
     pasted = read_target(as_server(text))
-    return pasted.note(*_say_what_it_is(text)) if pasted.path is None else pasted
+    if pasted.path is None and "=" not in text:
+        return pasted.note(
+            "this is one word without '=', neither an address nor a query; what came for a click is"
+            " shown by `postback log --subid`"
+        )
+    return pasted
 
 
-def _say_what_it_is(text: str) -> tuple[str, ...]:
-    """Say what a text without any parameter looks like."""
-    if "=" in text:
-        return ()
-    for pattern, sentence in _KINDS:
+def _refuse_others(text: str) -> None:
+    """Raise UnclearError where a text is something else that people know; it says what."""
+    for pattern, sentence in _OTHERS:
         if re.search(pattern, text, re.DOTALL):
-            return (sentence,)
-    return ()
+            raise UnclearError(sentence)
 
 
-_KINDS = (
-    (r"^\s*<(?:\?xml|[a-z]+[ >])", "this is XML or HTML without an address: no part of it is read"),
-    (r"^\s*[{\[]", "this begins like JSON, and is none: a quote, a comma or a bracket is missing"),
-    (r"^[^\s@]+@[^\s@]+\.\w+$", "this is a mail address: paste the network's URL"),
-    (r"^[^,;\t]+[,;\t]", "this is a line of a file: `postback import` takes those"),
+_OTHERS = (
+    (r"^<(?:\?xml|!|[A-Za-z]+[\s>/])", "this is XML or HTML, and holds no address of a postback"),
     (
-        r"^\S+$",
-        "this is one word without '=', neither an address nor a query; what came for a click is"
-        " shown by `postback log --subid`",
+        r"^[\[\s]*\{\s*[\"'\w]+\s*:",
+        "this begins like JSON, and is none: a quote, a comma or a bracket is missing, or the"
+        " quotes are no double ones",
     ),
-    (r"", "this is a text without an address or a query: paste the network's URL"),
+    (r"^\[\s*(?:[\"\d\[]|\])", "this is a JSON array: a postback is one object"),
+    (r"^[^\s@/]+@[^\s@/]+\.\w+$", "this is a mail address: paste the network's URL"),
+    (r"^[^\s,;\t]+(?:[,;\t][^,;\t]*){1,}$", "this is a line of a file: see `postback import`"),
+    (r"^[^/]*\s", "this is a text without an address or a query: paste the network's URL"),
 )

@@ -12,7 +12,9 @@ from query import SUBID_NAMES
 _METHODS = "GET|POST|HEAD|PUT|PATCH|DELETE|OPTIONS"
 # nginx, Apache, gunicorn, Envoy, HAProxy, AWS: the request in quotes, cut off perhaps.
 _IN_QUOTES = re.compile(rf"\"({_METHODS}) (\S+?)(?: HTTP/[0-9.]+)?(?:\"|$)")
-_REQUEST_LINE = re.compile(rf"(?:^|[\s|])({_METHODS}) (/\S*|https?://\S+)(?: HTTP/[0-9.]+)?(?=\s|$)")
+_REQUEST_LINE = re.compile(
+    rf"(?:^|[\s|])({_METHODS}) (/\S*|https?://\S+)(?: HTTP/[0-9.]+)?(?=\s|$)"
+)
 # IIS and others in W3C's extended format: path and query are fields of their own.
 _W3C = re.compile(rf"\s({_METHODS}) (/\S*) (-|\S*=\S*) [0-9-]")
 # CloudFront: tabs; six fields on, the query.

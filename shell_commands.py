@@ -6,8 +6,8 @@ Nothing is run and no file is read: words are split as a shell would, and option
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from addresses import Pasted, UnclearError, as_server, read_target, straighten
@@ -17,7 +17,7 @@ JSON_TYPE = "application/json"
 BOUNDARY = "pasted-into-explain"
 
 _SHELL = re.compile(r"(?:^|[\s/\\;|&(`\"'])(curl|wget)(?:\.exe)?\s+(?=\S)", re.IGNORECASE)
-_HTTPIE = re.compile(r"^\s*(?:[$#>%]\s+)?(https?|xhs?)\s+(?=\S)")
+_HTTPIE = re.compile(r"^\s*(?:[$#>%]\s+)?(https?|xhs?)\s+(?![0-9]{4}-)(?=\S)")
 _POWERSHELL = re.compile(r"\b(?:Invoke-WebRequest|Invoke-RestMethod|iwr|irm)\b", re.IGNORECASE)
 _CODE = re.compile(
     r"\b(?:fetch|sendBeacon|axios(?:\.\w+)?|requests\.\w+|\$\.(?:get|post|ajax|getJSON)|open"
@@ -28,27 +28,27 @@ _CODE = re.compile(
 # Options that a word belongs to. Source: the manuals, curl(1) and wget(1). Others have none, or are
 # so rare that the address is found without.
 _CURL_SHORT = "AbcCdDeEFhHKmoPQrtTuUwxXyYz"
-_CURL_LONG = frozenset(
-    "data data-ascii data-binary data-raw data-urlencode json form form-string url-query request"
-    " header url user-agent referer cookie cookie-jar output output-dir max-time connect-timeout"
-    " retry retry-delay retry-max-time proxy proxy-user proxy-header noproxy user cert key cacert"
-    " capath pass resolve connect-to interface write-out upload-file config limit-rate max-redirs"
-    " dump-header range ciphers tls-max proto proto-default dns-servers unix-socket local-port"
-    " oauth2-bearer aws-sigv4 stderr trace trace-ascii keepalive-time max-filesize quote"
-    " expect100-timeout rate variable socks4 socks4a socks5 socks5-hostname time-cond".split()
-)
+_CURL_LONG = """
+    data data-ascii data-binary data-raw data-urlencode json form form-string url-query request
+    header url user-agent referer cookie cookie-jar output output-dir max-time connect-timeout
+    retry retry-delay retry-max-time proxy proxy-user proxy-header noproxy user cert key cacert
+    capath pass resolve connect-to interface write-out upload-file config limit-rate max-redirs
+    dump-header range ciphers tls-max proto proto-default dns-servers unix-socket local-port
+    oauth2-bearer aws-sigv4 stderr trace trace-ascii keepalive-time max-filesize quote
+    expect100-timeout rate variable socks4 socks4a socks5 socks5-hostname time-cond
+"""
 _WGET_SHORT = "oaeitBOTwQPlARDIXUY"
-_WGET_LONG = frozenset(
-    "output-document output-file append-output execute input-file tries timeout dns-timeout"
-    " connect-timeout read-timeout wait waitretry quota directory-prefix user password header"
-    " user-agent referer post-data post-file method body-data body-file load-cookies save-cookies"
-    " max-redirect bind-address limit-rate http-user http-password ca-certificate".split()
-)
+_WGET_LONG = """
+    output-document output-file append-output execute input-file tries timeout dns-timeout
+    connect-timeout read-timeout wait waitretry quota directory-prefix user password header
+    user-agent referer post-data post-file method body-data body-file load-cookies save-cookies
+    max-redirect bind-address limit-rate http-user http-password ca-certificate
+"""
 _HTTPIE_SHORT = "apAsoPTh"
-_HTTPIE_LONG = frozenset(
-    "auth auth-type print style pretty output session session-read-only timeout proxy verify cert"
-    " cert-key raw boundary".split()
-)
+_HTTPIE_LONG = """
+    auth auth-type print style pretty output session session-read-only timeout proxy verify cert
+    cert-key raw boundary
+"""
 
 # What a shell does not give to the command.
 _SHELL_ENDS = re.compile(r"^(?:\||\|\||&&|&|;|[0-9]?>.*|<)$")
@@ -69,19 +69,37 @@ class _Sent:
         self.content_type = ""
         self.notes: list[str] = []
         self.goes_into_query = False
+        self.has_body = False
 
-    def add_data(self, option: str, text: str, join: str = "") -> None:
+    def add_address(self, word: str) -> None:
+        self.addresses.append(word)
+
+    def set_method(self, method: str) -> None:
+        self.method = method
+
+    def add_data(self, text: str) -> None:
+        self.has_body = True
         if text.startswith("@"):
             self.notes.append(
-                f"{option} names a file, which is not read: paste what it holds in its place"
+                "the body is in a file, which is not read: paste what it holds in its place"
             )
         else:
-            self.data.append(join + text)
+            self.data.append(text)
+
+    def add_raw_data(self, text: str) -> None:
+        self.data.append(text)
+
+    def add_json(self, text: str) -> None:
+        self.content_type = self.content_type or JSON_TYPE
+        self.add_data(text)
 
     def add_header(self, text: str) -> None:
         name, _, value = text.partition(":")
         if name.strip().lower() == "content-type":
             self.content_type = value.strip()
+
+    def put_into_query(self, _: str) -> None:
+        self.goes_into_query = True
 
     def build(self, name: str) -> Pasted:
         pasted = read_target(as_server(self._find_target(name)))
@@ -91,10 +109,9 @@ class _Sent:
         content_type = self.content_type
         if self.fields:
             body, content_type = _write_multipart(self.fields)
-        has_body = bool(body or self.notes and self.data)
         return pasted._replace(
             query=as_server("&".join(filter(None, query))),
-            method=self.method.upper() or ("POST" if has_body else "GET"),
+            method=self.method.upper() or ("POST" if body or self.has_body else "GET"),
             body=as_server(body).encode("latin-1"),
             content_type=(content_type or FORM_TYPE) if body else "",
             notes=(f"read as a command for {name}; nothing is run", *self.notes),
@@ -154,7 +171,7 @@ def _read_ansi_quote(found: re.Match[str]) -> str:
 
 
 def _warn_of_bare_and(pasted: Pasted, command: str) -> Pasted:
-    if re.search(r"(?<![\"'=\w])(?:https?://|/)[^\s\"']*(?<!\\)(?<!\^)&\S", command):
+    if re.search(r"\s(?:https?://|/)[^\s\"']*(?<!\\)(?<!\^)&[^\s\"']", command):
         return pasted.note(
             "the address has no quotes around it: a shell ends it at the first '&', and what"
             " follows is not sent; here all of it is read"
@@ -162,13 +179,14 @@ def _warn_of_bare_and(pasted: Pasted, command: str) -> Pasted:
     return pasted
 
 
-def _walk(words: Sequence[str], shorts: str, longs: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _walk(words: Sequence[str], shorts: str, longs: str) -> Iterator[tuple[str, str]]:
     """Give each option with the word that belongs to it, '' for a word that belongs to none."""
+    with_value = frozenset(longs.split())
     rest = iter(words)
     for word in rest:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
-            yield name, value if equals else (next(rest, "") if name in longs else "")
+            yield name, value if equals else (next(rest, "") if name in with_value else "")
         elif word.startswith("-") and len(word) > 1:
             yield from _walk_letters(word[1:], shorts, rest)
         else:
@@ -186,30 +204,8 @@ def _walk_letters(letters: str, shorts: str, rest: Iterator[str]) -> Iterator[tu
 def _read_curl(words: Sequence[str]) -> _Sent:
     sent = _Sent()
     for option, value in _walk(words, _CURL_SHORT, _CURL_LONG):
-        if option in {"", "url"}:
-            sent.addresses.append(value)
-        elif option in {"X", "request"}:
-            sent.method = value
-        elif option in {"d", "data", "data-ascii", "data-binary"}:
-            sent.add_data(f"-d {value[:1]}", value)
-        elif option == "data-raw":
-            sent.data.append(value)
-        elif option in {"data-urlencode", "url-query"}:
-            place = sent.in_query if option == "url-query" else sent.data
-            place.append(_encode_data(value))
-        elif option == "json":
-            sent.content_type = sent.content_type or JSON_TYPE
-            sent.add_data("--json", value)
-        elif option in {"F", "form", "form-string"}:
-            sent.fields.append(_read_form(value))
-        elif option in {"H", "header"}:
-            sent.add_header(value)
-        elif option in {"G", "get"}:
-            sent.goes_into_query = True
-        elif option in {"I", "head"}:
-            sent.method = sent.method or "HEAD"
-    if sent.fields and not sent.method:
-        sent.method = "POST"
+        if take := _CURL.get(option):
+            take(sent, value)
     if sent.goes_into_query and not sent.method:
         sent.method = "GET"
     return sent
@@ -240,20 +236,36 @@ def _write_multipart(fields: Iterable[tuple[str, str]]) -> tuple[str, str]:
 def _read_wget(words: Sequence[str]) -> _Sent:
     sent = _Sent()
     for option, value in _walk(words, _WGET_SHORT, _WGET_LONG):
-        if option == "":
-            sent.addresses.append(value)
-        elif option == "method":
-            sent.method = value
-        elif option in {"post-data", "body-data"}:
-            sent.data.append(value)
-        elif option in {"post-file", "body-file"}:
-            sent.add_data(f"--{option}", "@")
-            sent.method = sent.method or "POST"
-        elif option == "header":
-            sent.add_header(value)
-        elif option == "spider":
-            sent.method = "HEAD"
+        if take := _WGET.get(option):
+            take(sent, value)
     return sent
+
+
+# What each option says. Source: the manuals; what is not here says nothing about the request.
+_Take: TypeAlias = Callable[[_Sent, str], object]
+_CURL: dict[str, _Take] = {
+    **dict.fromkeys(("", "url"), _Sent.add_address),
+    **dict.fromkeys(("X", "request"), _Sent.set_method),
+    **dict.fromkeys(("d", "data", "data-ascii", "data-binary"), _Sent.add_data),
+    "data-raw": _Sent.add_raw_data,
+    "data-urlencode": lambda sent, value: sent.add_raw_data(_encode_data(value)),
+    "url-query": lambda sent, value: sent.in_query.append(_encode_data(value)),
+    "json": _Sent.add_json,
+    **dict.fromkeys(
+        ("F", "form", "form-string"), lambda sent, value: sent.fields.append(_read_form(value))
+    ),
+    **dict.fromkeys(("H", "header"), _Sent.add_header),
+    **dict.fromkeys(("G", "get"), _Sent.put_into_query),
+    **dict.fromkeys(("I", "head"), lambda sent, _: sent.set_method(sent.method or "HEAD")),
+}
+_WGET: dict[str, _Take] = {
+    "": _Sent.add_address,
+    "method": _Sent.set_method,
+    **dict.fromkeys(("post-data", "body-data"), _Sent.add_raw_data),
+    **dict.fromkeys(("post-file", "body-file"), lambda sent, name: sent.add_data(f"@{name}")),
+    "header": _Sent.add_header,
+    "spider": lambda sent, _: sent.set_method("HEAD"),
+}
 
 
 # What stands between name and value in HTTPie, the longer first.
@@ -267,18 +279,24 @@ def _read_httpie(words: Sequence[str]) -> _Sent:
             is_form = True
         elif option == "raw":
             sent.data.append(value)
-        elif option == "" and not sent.addresses and value.isupper() and value.isalpha():
-            sent.method = value
-        elif option == "" and not sent.addresses:
-            sent.addresses.append(re.sub(r"^(?=:/?\d*/?|/)", "http://localhost", value))
-        elif option == "" and (item := _ITEM.fullmatch(value)):
-            _add_item(sent, fields, item)
+        elif option == "":
+            _add_word(sent, fields, value)
     if fields and is_form:
         sent.data.append("&".join(f"{n}={quote(str(v), safe='')}" for n, v in fields.items()))
     elif fields:
         sent.content_type = JSON_TYPE
         sent.data.append(json.dumps(fields, ensure_ascii=False))
     return sent
+
+
+def _add_word(sent: _Sent, fields: dict[str, Any], word: str) -> None:
+    if sent.addresses:
+        if item := _ITEM.fullmatch(word):
+            _add_item(sent, fields, item)
+    elif word.isupper() and word.isalpha():
+        sent.method = word
+    else:
+        sent.addresses.append(re.sub(r"^(?=[:/])", "http://localhost", word))
 
 
 def _add_item(sent: _Sent, fields: dict[str, Any], item: re.Match[str]) -> None:
@@ -292,7 +310,7 @@ def _add_item(sent: _Sent, fields: dict[str, Any], item: re.Match[str]) -> None:
     elif sign == ":":
         sent.add_header(f"{name}:{value}")
     else:
-        sent.add_data(name, "@")
+        sent.add_data("@")
 
 
 def _read_json(text: str) -> Any:
