@@ -19,6 +19,7 @@ FLOORS = {
     "masking": 0,
     "rearm": 0,
     "file_kinds": 0,
+    "editor_marks": 0,
     "proxies": 0,
     "public_address": 0,
     "files": 0,
