@@ -7,7 +7,7 @@ holds the transaction; nothing here commits, but for `settle_all_due_clicks`.
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from config import Settings
 from currencies import ISO_CODES
@@ -177,7 +177,14 @@ def judge_arrival(
     return judge(incoming, click, policy, db.find_past(again)), known
 
 
-def know_currency(db: Storage, postback: Postback, terms: Terms) -> Postback:
+class KnowsRates(Protocol):
+    """Whoever can say whether a currency has a rate: `Storage`, `Questions`."""
+
+    def has_rate_of(self, currency: str) -> bool:
+        """Tell whether any rate at hand names a currency."""
+
+
+def know_currency(db: KnowsRates, postback: Postback, terms: Terms) -> Postback:
     """Make a currency unknown that neither ISO 4217 nor a rate at hand names, with a warning.
 
     An amount in `LEAD` would wait for its rate for ever, and be in a currency to who reads it.

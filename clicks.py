@@ -11,6 +11,7 @@ from macros import is_macro
 from query import (
     PHP_WHITE_SPACE,
     SUBID_NAMES,
+    adopt_names,
     quote_value,
     read_sub_ids,
     read_subid,
@@ -24,6 +25,9 @@ _LONG_SUBID = f"The click id is longer than {ID_MAX_CHARACTERS} characters: send
 
 _UNIX_SECONDS = re.compile(r"[0-9]{9,11}(?:\.[0-9]{1,6})?")
 
+# Every parameter of a click.
+_KNOWN_NAMES = frozenset({*SUBID_NAMES, *SUB_ID_NAMES, *ClickRow._fields} - {"sub_ids"})
+
 # Some megabytes at most; sub ids that never come again must not fill the memory.
 REMEMBERED_CELLS = 10_000
 
@@ -34,6 +38,13 @@ class ClickReading(NamedTuple):
     row: ClickRow | None
     flaw: str = ""
     warnings: tuple[str, ...] = ()
+
+
+def read_request(fields: Mapping[str, str]) -> ClickReading:
+    """Read a request's parameters, those in another case too, as a postback's are. Never raises."""
+    fields, warnings = adopt_names(fields, _KNOWN_NAMES)
+    reading = read_click(fields)
+    return reading._replace(warnings=warnings + reading.warnings) if warnings else reading
 
 
 def read_click(fields: Mapping[str, str], zone: tzinfo = UTC) -> ClickReading:

@@ -80,6 +80,8 @@ _LISTS = {
     **dict.fromkeys(REJECTED_LIST_NAMES, "words that mean rejected"),
     **dict.fromkeys(IGNORE_LIST_NAMES, "words to drop"),
 }
+# What is read with another parameter, or is a list: by itself it gives nothing.
+_MEANINGS = {**_LISTS, "payout_unit": "the unit of the payout"}
 
 
 def read_parts(query: str, terms: Terms) -> list[Part]:
@@ -134,8 +136,8 @@ def describe_word(postback: Postback) -> str:
 
 
 def _read_meaning(name: str, pair: str, query: str, terms: Terms) -> str:
-    if name in _LISTS:
-        return _LISTS[name]
+    if name in _MEANINGS:
+        return _MEANINGS[name]
     use = next((use for use in _USES if name in use.names), None)
     if use is None:
         return "unknown to us; kept with the postback"

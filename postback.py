@@ -350,7 +350,7 @@ def _job_of(environ: Environ, orders: Orders, arrival: Arrival) -> Job[Outcome]:
 
 def _read_click(environ: Environ, turn: Turn, orders: Orders) -> Answer | Pending:
     fields, _, warnings = _read_sent(environ, orders)
-    reading = clicks.read_click(fields)
+    reading = clicks.read_request(fields)
     reasons = _reason_headers((*warnings, *reading.warnings))
     row = reading.row
     if row is None:

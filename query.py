@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote_to_bytes
 from currencies import settle_currency
 from macros import is_macro, is_nothing
 from near_names import NEAR_NAMES, STATUS_WORDS, find_near_names
-from rates import read_currency
+from rates import EXACT, read_currency, round_to_micro
 from raw_text import give_bytes, has_stand_ins, read_text, show_text
 from rows import SUB_ID_NAMES
 from statuses import Incoming, WordLists
@@ -25,6 +25,8 @@ SUBID_COOKIES = ("subid", "_subid")
 PAYOUT_NAMES = ("payout", "revenue", "profit")
 REJECTED_LIST_NAMES = ("rejected_status", "rejected", "reject_status")
 IGNORE_LIST_NAMES = ("ignore", "ignore_status")
+# What `payout_unit` may say: hundredths, whatever the currency calls them.
+CENTS = "cents"
 LIST_NAMES = (
     "lead_status",
     "sale_status",
@@ -39,6 +41,7 @@ KNOWN_NAMES = (
     *SUBID_NAMES,
     "status",
     *PAYOUT_NAMES,
+    "payout_unit",
     "currency",
     "tid",
     "cost",
@@ -189,6 +192,8 @@ def read_postback(
         warnings += adopted
     word, word_is_macro = _read_word(fields, warnings)
     payout = _read_amount(fields, PAYOUT_NAMES, warnings, decimal_comma=decimal_comma)
+    if payout.amount is not None and "payout_unit" in fields:
+        payout = _read_in_unit(fields, payout, warnings)
     cost = _read_amount(fields, ("cost",), warnings, decimal_comma=decimal_comma)
     currency = _read_currency(fields, warnings)
     if payout.mark or cost.mark:
@@ -488,6 +493,21 @@ def _read_amount(
             return amount
         warnings.append(_unreadable_warning(name, text))
     return _NO_AMOUNT
+
+
+def _read_in_unit(fields: Mapping[str, str], payout: WireAmount, warnings: list[str]) -> WireAmount:
+    """Read a payout in the unit that the URL names; without one it is as it stands."""
+    unit = _read_usable(fields, "payout_unit", warnings)
+    if unit is None:
+        return payout
+    if unit.lower() != CENTS:
+        warnings.append(
+            f"payout_unit {quote_value(unit)} is unknown, and the payout counts as not sent: the"
+            f" one unit there is is {CENTS!r}"
+        )
+        return _NO_AMOUNT
+    assert payout.amount is not None
+    return payout._replace(amount=round_to_micro(EXACT.scaleb(payout.amount, -2)))
 
 
 def _unreadable_warning(name: str, text: str) -> str:

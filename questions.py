@@ -31,6 +31,7 @@ from listings import (
 from rates import Rate, from_micros
 from rows import CONVERSION_COLUMNS, read_conversion, to_json
 from statuses import Conversion
+from storage import HAS_RATE
 
 # No index leads from a network to its postbacks: some thirty milliseconds of the newest.
 LOOKED_THROUGH_ROWS = 50_000
@@ -179,6 +180,10 @@ class Questions:
             (query, None if micros is None else from_micros(micros), currency)
             for query, micros, currency in rows
         ]
+
+    def has_rate_of(self, currency: str) -> bool:
+        """Tell whether any rate names a currency, one set by hand that has not ended or fetched."""
+        return self._db.execute(HAS_RATE, (currency,)).fetchone() is not None
 
     def count_sales_without_amount(self, since: str) -> tuple[int, int]:
         """Count the sales and rebills since then without an amount or its currency, and all."""

@@ -808,6 +808,9 @@ _MACRO_STATUS = Reason(
     " own name for it, or no status= at all where all are sales",
 )
 
+# How a reason begins whose postback names another amount than stands; `import` asks for it.
+OTHER_AMOUNT = "known already with another amount"
+
 _FIRST = "the first conversion of the click"
 _LATE_LEAD = Reason(
     "a lead does not follow other conversions of its click",
@@ -939,14 +942,14 @@ def _repeated_reason(this: Conversion, left: tuple[_Sum, ...], policy: Policy) -
         remedy = ': repeats = "update" in the config takes it over'
     differences = _describe_sums(left)
     return Reason(
-        "known already with another amount, nothing changed",
+        f"{OTHER_AMOUNT}, nothing changed",
         f"already {this.status}, nothing changed, though {differences}{remedy}",
     )
 
 
 def _taken_over_reason(this: Conversion, taken: tuple[_Sum, ...], found: _Repeat) -> Reason:
     if found.replaced:
-        summary = "known already with another amount, which was taken over"
+        summary = f"{OTHER_AMOUNT}, which was taken over"
         return Reason(summary, f"already {this.status}; taken over: {_describe_sums(taken)}")
     filled = ", ".join((*(each.describe() for each in taken), *found.sub_ids))
     left = f"; left alone: {_describe_sums(found.left)}" if found.left else ""

@@ -321,7 +321,7 @@ class Storage(Database):
 
     def has_rate_of(self, currency: str) -> bool:
         """Tell whether any rate names a currency, one set by hand that has not ended or fetched."""
-        return self.db.execute(_HAS_RATE, (currency,)).fetchone() is not None
+        return self.db.execute(HAS_RATE, (currency,)).fetchone() is not None
 
     def find_last_rate_id(self) -> int:
         """Tell the id of the rate that was written last, 0 where there is none."""
@@ -593,7 +593,7 @@ _ADD_HISTORY = f"""{_HISTORY}
     FROM conversions AS c WHERE id = ?
 """
 
-_HAS_RATE = """
+HAS_RATE = """
     SELECT 1 FROM rates WHERE currency = ? AND (source <> 'hand' OR ended_at IS NULL) LIMIT 1
 """
 _FIND_RATE_BY_HAND = """

@@ -20,8 +20,8 @@ COLUMN_NAMES = ("subid", PAYOUT, "tid", "status", "currency", TIME)
 
 _Titles = tuple[tuple[str, str], ...]
 
-# Titles and whose they are, as the public documentation of each has them, or public programs that
-# read its reports. `hand-made`: nobody's in particular.
+# Titles, and in whose reports or documents each is found as far as we know: not every one was held
+# against them, and networks rename columns. `hand-made`: nobody's in particular.
 SUBID_TITLES: _Titles = (
     ("Sub ID", "Keitaro, conversion log"),
     ("Click ID", "Voluum, BeMob, RedTrack, Binom, PeerClick: conversion reports"),

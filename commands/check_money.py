@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from booking import Terms, reread
+from booking import Terms, know_currency, reread
 from commands.finding import Finding, Level
 from questions import Questions
 from rates import decimal_text
@@ -48,7 +48,7 @@ def check_money(questions: Questions, terms: Terms, now: datetime) -> Iterator[F
 def _check_refused(questions: Questions, terms: Terms, since: str) -> Iterator[Finding]:
     sums = Sums()
     for query in questions.find_refused_queries(since):
-        incoming = reread(query, terms).incoming
+        incoming = know_currency(questions, reread(query, terms), terms).incoming
         if incoming.amount and read_word(incoming) in MONEY:
             sums.add(incoming.amount, incoming.currency)
     if sums.count:
@@ -63,7 +63,7 @@ def _check_refused(questions: Questions, terms: Terms, since: str) -> Iterator[F
 def _check_repeated(questions: Questions, terms: Terms, since: str) -> Iterator[Finding]:
     sums = Sums()
     for query, amount, currency in questions.find_repeats(since):
-        incoming = reread(query, terms).incoming
+        incoming = know_currency(questions, reread(query, terms), terms).incoming
         if incoming.amount is None or (incoming.amount, incoming.currency) == (amount, currency):
             continue
         # In one currency the difference is what may be missing, or too much.

@@ -13,7 +13,7 @@ from database import LOCK_POLL_SECONDS
 from rates import decimal_text
 from rehearsal import LAST_REAL_ID, Rehearsal
 from rows import utc_text
-from statuses import Incoming, Verdict
+from statuses import OTHER_AMOUNT, Incoming, Verdict
 from storage import Storage
 
 # The engine never saw such a line: it is no CSV, or its payout cannot be read.
@@ -24,10 +24,6 @@ SKIPPED = "skipped"
 WORK_SECONDS = 0.03
 # By then the log has some two thousand pages, after which SQLite itself would move them.
 PIECES_A_CHECKPOINT = 16
-
-
-# How the engine's reason begins where an amount that is known is another one.
-_OTHER_AMOUNT = "known already with another amount"
 
 # A word is ignored only where somebody asked for it.
 NOT_TAKEN = (Verdict.REFUSED, Verdict.UNMAPPED, Verdict.INVALID)
@@ -86,9 +82,12 @@ class LineImporter:
     def _keep_line(self, line: Line, at: str) -> Told:
         if line.flaw or line.postback is None:
             return Told(line, SKIPPED, line.flaw, is_taken=False)
-        arrival = Arrival(
-            at, "import", None, None, line.query, line.postback, is_forced=self._forces
-        )
+        postback = booking.know_currency(self._storage, line.postback, self._terms)
+        if postback is not line.postback:
+            # As what `LineReader` cannot read: a rate makes it a currency, and the line can come
+            # again, where it would only repeat a conversion that stands without one.
+            return Told(line, SKIPPED, postback.warnings[-1], is_taken=False)
+        arrival = Arrival(at, "import", None, None, line.query, postback, is_forced=self._forces)
         outcome = booking.keep(self._storage, arrival, self._terms)
         return Told(
             line,
@@ -151,5 +150,5 @@ def _without_copied_id(told: Told) -> Told:
 
 def _is_taken(outcome: Outcome) -> bool:
     if outcome.verdict is Verdict.REPEATED:
-        return not outcome.reason.summary.startswith(_OTHER_AMOUNT)
+        return not outcome.reason.summary.startswith(OTHER_AMOUNT)
     return outcome.verdict not in NOT_TAKEN

@@ -49,7 +49,7 @@ _HOLDS_TEXT = (
 # A stored query may have 64 KiB; what cannot be part of the amount is not read. Letters of a name
 # may be escapes: those of ASCII letters begin with 4 to 7.
 _ESCAPED_LETTERS = ("%4", "%5", "%6", "%7")
-_AMOUNT_NAMES = (*PAYOUT_NAMES, "currency")
+_AMOUNT_NAMES = (*PAYOUT_NAMES, "payout_unit", "currency")
 _NO_FIELDS = re.compile(r"&{2,}")
 # No amount is that long.
 _LONG_VALUE = re.compile(r"(^|&)([^&=]{0,64}=)[^&]{1024,}")

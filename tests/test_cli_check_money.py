@@ -98,6 +98,20 @@ def test_what_is_booked_as_it_came_is_not(
     assert find_money(tracker, capsys) == []
 
 
+def test_a_currency_that_nobody_knows_is_not_another_one_when_it_comes_again(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker.send("subid=C1&payout=10&currency=LEAD")
+    tracker.send("subid=C1&payout=10&currency=LEAD")
+
+    [(_, message)] = find_money(tracker, capsys)
+    tracker.send("subid=C1&payout=5&tid=2&currency=LEAD")
+    [(_, refused), _] = find_money(tracker, capsys)
+
+    assert message.startswith("1 of 1 sales and rebills of 24 hours have no amount")
+    assert refused.startswith("5 (currency unknown) in 24 hours came")
+
+
 def test_a_tracker_whose_networks_send_no_amounts_is_in_order(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:

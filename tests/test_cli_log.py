@@ -167,6 +167,7 @@ FIELDS = st.sampled_from(
         *("payout=1", "PAYOUT=2", "p%61yout=3", "amp;payout=4", "+payout=5", "pay%6Fut=6"),
         *("revenue=-7.5", "profit={profit}", "%70rofit=8", "payout=", "payout", "payout[]=9"),
         *("currency=eur", "c%75rrency=RUB", "currency=", f"payout={'0' * 2000}10"),
+        *("payout_unit=cents", "Payout_Unit=cents", "payout%5Funit=cents", "payout_unit=x"),
         *("", "", "a=b", "%00", "x%00=y", f"text={'%D0%BF' * 400}", f"payouts={'1' * 2000}"),
         *(f"{'n' * 70}={'v' * 2000}", f"pay%6fut={'0' * 2000}11", "=1", "%", "%7"),
     ]

@@ -9,6 +9,7 @@ from file_calls import call, kept, set_up
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cli
 from amounts import AmountReader, read_written
 from currencies import CODES, read_mark, settle_currency
 
@@ -276,6 +277,24 @@ def test_the_currency_is_the_columns_then_the_amounts_then_that_of_all(
 
     assert ran.status == int(currency is None), ran.out
     assert [found[4] for found in kept(tracker)] == ([] if currency is None else [currency])
+
+
+@pytest.mark.parametrize("line", ["C1,5,T1,sale,MYCOIN", "C1,5,T1,sale,mycoin"])
+def test_a_currency_without_a_meaning_waits_in_the_file_until_a_rate_names_it(
+    tracker: Client, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    ran = call(tracker, capsys, "import", f"{line}\n", "--json")
+    foretold = call(tracker, capsys, "import", f"{line}\n", "--json", "--dry-run")
+    config = str(tracker.directory / "config.ini.php")
+    assert cli.main(["rates", "set", "MYCOIN", "2", "--config", config]) == 0
+    again = call(tracker, capsys, "import", f"{line}\n", "--json", "--dry-run")
+    taken = call(tracker, capsys, "import", f"{line}\n")
+
+    assert (ran.status, foretold.status) == (1, 1)
+    assert [told["verdict"] for told in (*ran.objects, *foretold.objects)] == ["skipped"] * 2
+    assert "currency 'MYCOIN' is no code of ISO 4217" in ran.objects[0]["reason"]
+    assert (again.objects[0]["verdict"], taken.status) == ("recorded", 0)
+    assert kept(tracker) == [("C1", "T1", "sale", "5", "MYCOIN")]
 
 
 def test_a_title_with_a_sign_that_may_be_several_is_asked_about(

@@ -1,5 +1,6 @@
 """Amounts and currencies as senders write them: read where they have one meaning, else said."""
 
+import json
 from decimal import Decimal
 from urllib.parse import quote
 
@@ -8,9 +9,11 @@ from conftest import NOON, POSTBACK_KEY, Client, ReceiverWith
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cli
 import storage
 from currencies import CODES, ISO_CODES
 from rates import read_amount, read_currency
+from statuses import Rule
 from wire_amounts import read_wire_amount
 
 
@@ -50,6 +53,14 @@ READ = [
     ("payout=10 руб.", "10", "RUB", "0.1"),
     ("payout=10 RUR", "10", "RUB", "0.1"),
     ("payout=€5&currency=eur", "5", "EUR", "6.25"),
+    # D57 and others of its kind.
+    ("revenue=345&currency=usd&payout_unit=cents", "3.45", "USD", "3.45"),
+    ("payout=345&payout_unit=Cents", "3.45", "USD", "3.45"),
+    ("payout=-345&currency=EUR&payout_unit=cents", "-3.45", "EUR", "-4.3125"),
+    ("payout=€345&payout_unit=cents", "3.45", "EUR", "4.3125"),
+    ("payout=0.00005&payout_unit=cents", "0", "USD", "0"),
+    ("payout=12345678.9&payout_unit=cents", "123456.789", "USD", "123456.789"),
+    ("payout=345&payout_unit=", "345", "USD", "345"),
     # No currency stands in for an unreplaced one, but a sign does.
     ("payout=€5&currency={currency}", "5", "EUR", "6.25"),
     # D29
@@ -199,6 +210,33 @@ def test_the_sign_that_html_makes_of_a_name_is_said(tracker: Client, raw: str) -
     assert "is what HTML makes of '&currency'" in warning
 
 
+def test_a_payout_in_a_unit_that_nobody_knows_counts_as_not_sent(tracker: Client) -> None:
+    tracker.send("subid=C1&payout=345&cost=2&payout_unit=dimes")
+
+    assert [(c.amount, c.cost) for c in tracker.conversions("C1")] == [(None, "2")]
+    [warning] = tracker.postbacks()[0].warnings
+    assert warning.startswith("payout_unit 'dimes' is unknown, and the payout counts as not sent")
+
+
+def test_a_unit_that_was_not_replaced_is_none(tracker: Client) -> None:
+    tracker.send("subid=C1&payout=345&payout_unit={unit}")
+
+    assert [c.amount for c in tracker.conversions("C1")] == ["345"]
+    assert len(tracker.postbacks()[0].warnings) == 1
+
+
+def test_a_replay_mends_what_came_in_cents_before_the_url_said_so(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tracker.directory / "config.ini.php")
+    tracker.send("subid=C1&payout=345&tid=1")
+
+    words = ("--id", "1", "--set", "payout_unit=cents", "--force")
+    assert cli.main(["replay", *words, "--config", config]) == 0
+
+    assert [(c.amount, c.payout) for c in tracker.conversions("C1")] == [("3.45", "3.45")]
+
+
 @given(
     st.decimals(-1000, 1000, places=2, allow_nan=False).map(lambda amount: f"{amount:f}"),
     st.sampled_from(sorted(CODES)),
@@ -242,3 +280,19 @@ def test_a_head_says_what_a_get_would_say_of_a_currency(tracker: Client) -> None
     asked, sent = tracker.request(url, "HEAD"), tracker.get(url)
 
     assert asked.reason == sent.reason == "warnings: 1, see the log"
+
+
+def test_explain_names_the_rule_for_a_currency_that_is_known_no_more(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tracker.directory / "config.ini.php")
+    for words in (("set", "MYCOIN", "2"), ("unset", "MYCOIN")):
+        assert cli.main(["rates", *words, "--config", config]) == 0
+        tracker.send("subid=C1&payout=10&currency=MYCOIN")
+    capsys.readouterr()
+
+    query = "subid=C1&payout=-10&currency=MYCOIN"
+    assert cli.main(["explain", query, "--json", "--config", config]) == 0
+
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rule"], told["verdict"]) == (Rule.REPEATED.value, "repeated")

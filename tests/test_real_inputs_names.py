@@ -4,7 +4,7 @@ Each row is one of a kind, from public documents of networks and trackers and fr
 """
 
 import pytest
-from conftest import POSTBACK_KEY, Client
+from conftest import CLICK_KEY, POSTBACK_KEY, Client
 
 from near_names import NEAR_NAMES
 from query import KNOWN_NAMES
@@ -182,3 +182,35 @@ def test_other_lists_and_numbers_as_words_hold(client: Client, query: str, statu
     client.send(f"subid=C1&{query}")
 
     assert [c.status for c in client.conversions("C1")] == [status]
+
+
+CLICKS = [
+    "SubID=c7&Campaign=Winter&OFFER=O7&Sub_ID_3=x&Clicked_At=1764000000&Cost_Model=CPA",
+    "ClickID=c7&campaign=&Campaign=Winter&offer=O7&sub_id_3=x&clicked_at=1764000000&cost_model=cpa",
+    "amp;subid=c7&amp;Campaign=Winter&offer=O7&sub_id_3=x&clicked_at=1764000000&cost_model=cpa",
+]
+
+
+@pytest.mark.parametrize("query", CLICKS)
+def test_names_of_a_click_in_another_case_are_read_with_a_warning(
+    client: Client, query: str
+) -> None:
+    answer = client.get(f"/{CLICK_KEY}/click?{query}")
+
+    [kept] = client.rows(
+        "SELECT clicks.subid, campaigns.name AS campaign, offers.name AS offer, clicked_at,"
+        " clicks.cost_model, sub_ids FROM clicks JOIN campaigns ON campaigns.id = campaign_id"
+        " JOIN offers ON offers.id = offer_id"
+    )
+    assert (kept["subid"], kept["campaign"], kept["offer"]) == ("c7", "Winter", "O7")
+    assert (kept["clicked_at"][:10], kept["cost_model"]) == ("2025-11-24", "cpa")
+    assert kept["sub_ids"] == '{"sub_id_3":"x"}'
+    assert "is read as 'campaign'" in answer.reason
+
+
+def test_a_clicks_own_names_count_where_they_came(client: Client) -> None:
+    answer = client.get(f"/{CLICK_KEY}/click?subid=c7&SubID=c8&Offer=O8&offer=O7")
+
+    assert [row["subid"] for row in client.rows("SELECT subid FROM clicks")] == ["c7"]
+    assert [row["name"] for row in client.rows("SELECT name FROM offers")] == ["O7"]
+    assert not answer.reason
