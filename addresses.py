@@ -64,14 +64,17 @@ _IN_BRACKETS = r"(?:[^()\s]|\([^()\s]*\))+"
 _LINKS = (
     re.compile(rf"<({_ADDRESS}[^<>|\s]+)(?:\|[^<>]*)?>", re.IGNORECASE),  # Slack, mail
     re.compile(rf"\]\(\s*<?({_ADDRESS}{_IN_BRACKETS})", re.IGNORECASE),  # Markdown
-    re.compile(rf"\[[^\]|]*\|({_ADDRESS}[^\]\s|]+)", re.IGNORECASE),  # Jira
-    re.compile(rf"\[(?:url|img|link)\]\s*({_ADDRESS}.+?)\s*\[/", re.IGNORECASE),  # BBCode
+    re.compile(rf"\[[^\]|\[]*\|({_ADDRESS}[^\]\s|]+)", re.IGNORECASE),  # Jira
+    re.compile(rf"\[(?:url|img|link)\]\s*({_ADDRESS}.{{1,2000}}?)\s*\[/", re.IGNORECASE),  # BBCode
     re.compile(rf"\[(?:url|link)=[\"']?({_ADDRESS}[^\]\"']+)", re.IGNORECASE),
     re.compile(rf"=\s*(?:HYPERLINK|IMAGE|IMPORTDATA)\(\s*\"({_ADDRESS}[^\"]+)", re.IGNORECASE),
     re.compile(rf"^\s*\[({_ADDRESS}[^\s\]]+) [^\]]*\]", re.IGNORECASE),  # MediaWiki
 )
 
-_SENTENCE_END = re.compile(r"[.,;:!?…'*|)\]}]$")
+_SENTENCE_SIGNS = frozenset(".,;:!?…'*|)]}")
+# More than any sentence ends with; each costs a look at the whole address.
+_SIGNS_AT_MOST = 32
+_MACRO_CHARACTERS = 100
 _MACRO_END = re.compile(r"(?:!+[\w.\-]+!+|:[\w.\-]+:|\{[^{}]*\}+|\[[^\[\]]*\]+|\([^()]*\))$")
 _POSTBACK_PATH = re.compile(r"/postback(?:\.gif)?/?(?:[?&#]|$)", re.IGNORECASE)
 _HOST = re.compile(r"(?:localhost|[A-Za-z0-9\-]+(?:\.[A-Za-z0-9\-]+)+|\[[0-9a-f:]+\])(?::[0-9]+)?")
@@ -113,12 +116,34 @@ def find_address(text: str) -> Pasted | None:
     """Find the one address in a text; None where it has none, UnclearError where it has several."""
     if _begins_with_query(text):
         return None
-    if re.match(r"\s*&lt;[a-z]", text, re.IGNORECASE):
-        text = unescape(text)
+    text = _undo_spelling(text)
     for find in (_find_in_tags, _find_in_links, _find_bare, _find_encoded):
         if found := list(dict.fromkeys(find(text))):
             return _read_address(_choose(found), text)
     return None
+
+
+def _undo_spelling(text: str) -> str:
+    """Undo what a page, a program, a mail filter or a typesetter does to a whole address."""
+    if re.match(r"\s*&lt;[a-z]", text, re.IGNORECASE):
+        text = unescape(text)
+    for wrong, right in _SPELLINGS:
+        text = wrong.sub(right, text)
+    return text
+
+
+_SPELLINGS = (
+    # A string in the source of a program, and in JSON.
+    (re.compile(r"\\/(?=[^\s])"), "/"),
+    (re.compile(r"\\u0026", re.IGNORECASE), "&"),
+    # Made harmless by those who send suspicious links around.
+    (re.compile(r"\bhxxp(?=s?\[?:)", re.IGNORECASE), "http"),
+    (re.compile(r"\[:\](?=//)"), ":"),
+    (re.compile(r"\[\.\](?=\w)"), "."),
+    # Set apart, to be read more easily: `…?subid=C1 &status=sale & payout=5`.
+    (re.compile(r"(?<=\w)[ \t]+(?=[&?][ \t]*\w[\w.\[\]\-]*=)"), ""),
+    (re.compile(r"(?<=[&?])[ \t]+(?=\w[\w.\[\]\-]*=)"), ""),
+)
 
 
 def _begins_with_query(text: str) -> bool:
@@ -176,20 +201,24 @@ def decode_whole(text: str) -> str:
 
 def _trim_sentence(address: str) -> str:
     """Take off what belongs to the sentence around an address."""
-    while address and (straighten(address)[-1:] == '"' or _ends_sentence(address)):
+    for _ in range(_SIGNS_AT_MOST):
+        if not _ends_sentence(address):
+            break
         address = address[:-1]
     return address
 
 
 def _ends_sentence(address: str) -> bool:
-    if not _SENTENCE_END.search(straighten(address)) or _MACRO_END.search(address):
+    last = straighten(address[-1:])
+    if last == '"':
+        return True
+    if last not in _SENTENCE_SIGNS or _MACRO_END.search(address[-_MACRO_CHARACTERS:]):
         return False
-    if address[-1] == "?":
+    if last == "?":
         # The only one: what follows has not been pasted.
         return "?" in address[:-1]
-    pairs = {")": "(", "]": "[", "}": "{"}
-    opening = pairs.get(address[-1])
-    return opening is None or address.count(opening) < address.count(address[-1])
+    opening = {")": "(", "]": "[", "}": "{"}.get(last)
+    return opening is None or address.count(opening) < address.count(last)
 
 
 def _choose(found: list[str]) -> str:

@@ -1,5 +1,6 @@
 """What somebody pasted: an address, a command, a tag, a line of a log, a body, a query."""
 
+import quopri
 import re
 from urllib.parse import quote
 
@@ -31,6 +32,8 @@ _BROWSER = re.compile(r"(?:Request URL|:path)\s*:?\s*(\S+)", re.IGNORECASE)
 _BROWSER_METHOD = re.compile(r"(?:Request Method|:method)\s*:?\s*([A-Z]+)", re.IGNORECASE)
 _ENDS_OPEN = re.compile(r"[?&=%\\`^]$")
 _BEGINS_OPEN = re.compile(r"[?&=]")
+# One parameter a line, as many as PHP reads.
+_LINES_AT_MOST = 1000
 # Mail programs break a line there; a shorter one ends on purpose.
 _WRAPPED_CHARACTERS = 60
 
@@ -53,6 +56,8 @@ def _read(text: str) -> Pasted:
     for read in readers:
         if request := read(text):
             return request
+    if mail := _read_quoted_printable(text):
+        return mail
     joined = _join_lines(text)
     if "\n" in joined:
         return _read_lines(joined)
@@ -89,9 +94,20 @@ def _read_browser(text: str) -> Pasted | None:
     )
 
 
+def _read_quoted_printable(text: str) -> Pasted | None:
+    """Read the source of a mail, where '=' is `=3D` and lines end with '='."""
+    if "=3D" not in text or re.search(r"=(?![0-9A-F]{2}|\s*\n)", text):
+        return None
+    plain = quopri.decodestring(text.encode("utf-8", "surrogateescape"))
+    found = _read(plain.decode("utf-8", "surrogateescape"))
+    return found.note("the text is the source of a mail (quoted-printable), and is decoded")
+
+
 def _join_lines(text: str) -> str:
     """Join the lines of an address that was broken."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > _LINES_AT_MOST:
+        raise UnclearError(f"{len(lines)} lines came: paste one postback, on one line")
     joined = lines[:1]
     for line in lines[1:]:
         if _is_broken(joined[-1], line):

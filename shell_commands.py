@@ -337,7 +337,7 @@ def _read_powershell(text: str) -> Pasted:
 def _read_powershell_body(text: str) -> str:
     if found := re.search(rf"-Body\s+\(?{_LITERAL}", text, re.IGNORECASE):
         return re.sub(r"`(.)", r"\1", found[1][1:-1])
-    if table := re.search(r"-Body\s+@\{(.*?)\}", text, re.IGNORECASE | re.DOTALL):
+    if table := re.search(r"-Body\s+@\{([^}]{0,5000})\}", text, re.IGNORECASE):
         pairs = re.findall(r"[\"']?([\w.\-\[\]]+)[\"']?\s*=\s*[\"']?([^\"';\n]*)", table[1])
         return "&".join(f"{name}={quote(value.strip(), safe='')}" for name, value in pairs)
     return ""

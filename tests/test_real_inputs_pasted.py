@@ -6,6 +6,8 @@ a sale of 5 for the click C1.
 """
 
 import json
+import time
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +16,8 @@ from cli_calls import Terminal, call_process
 from conftest import POSTBACK_KEY, Client
 
 import cli
+from addresses import UnclearError
+from pasted import read_pasted
 
 PATH = f"/{POSTBACK_KEY}/postback"
 PLACE = f"https://t.example.com{PATH}"
@@ -120,6 +124,15 @@ SENTENCES = [
     f"t.example.com{PATH}?{QUERY}",
     f"//t.example.com{PATH}?{QUERY}",
     f"[2026-11-25 10:00:00] Received postback {URL}",
+    f"[Full request URI: {URL}]",
+    f"{URL} <{URL}>",
+    f"HTTPS://T.EXAMPLE.COM:8443{PATH}?{QUERY}",
+    # Set apart, escaped in a program's source, made harmless.
+    f"{PLACE}?subid=C1 &status=sale & payout=5",
+    f"{PLACE} ? subid=C1& status=sale& payout=5",
+    URL.replace("/", "\\/"),
+    f'"url": "{URL.replace("/", chr(92) + "/").replace("&", chr(92) + "u0026")}",',
+    URL.replace("https:", "hxxps[:]").replace("t.example.com", "t[.]example[.]com"),
 ]
 LINES = [
     f"GET {PLACE}?\n  subid=C1&\n  status=sale&\n  payout=5",  # D47
@@ -134,6 +147,8 @@ LINES = [
     f"Request URL: {URL}\nRequest Method: GET\nStatus Code: 200 OK",
     f":authority: t.example.com\n:method: GET\n:path: {PATH}?{QUERY}\n:scheme: https",
     f"GET {PATH}?{QUERY} HTTP/1.1\nHost: t.example.com\nUser-Agent: x",
+    # The source of a mail.
+    f"{PLACE}?subid=3DC1&status=\n=3Dsale&payout=3D5",
 ]
 ENCODED = [
     quote(URL, safe=""),  # D73
@@ -150,6 +165,9 @@ LOGS = [
     f'1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET} HTTP/2.0" 200 7 "-" "Wget/1.21"',
     f't.example.com:443 1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET} HTTP/1.1" 200 7',
     f'1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET}"',
+    f'INFO:     1.2.3.4:51000 - "GET {TARGET} HTTP/1.1" 200 OK',
+    f"2026/11/25 10:00:00 [error] 7#7: *1 upstream timed out, client: 1.2.3.4, server: t, request:"
+    f' "GET {TARGET} HTTP/1.1", upstream: "http://127.0.0.1:8000{TARGET}", host: "t"',
     f'http 2026-11-25T10:00:00.18Z app/lb/50 1.2.3.4:2817 10.0.0.1:80 0.0 0.0 0.0 200 200 34 366'
     f' "GET https://t.example.com:443{TARGET} HTTP/1.1" "curl/7.46.0" - -',
     f"Nov 25 10:00:00 lb haproxy[14389]: 1.2.3.4:33317 [25/Nov/2026:10:00:00.655] in~ pb/s1"
@@ -399,6 +417,29 @@ def test_what_is_no_postback_is_called_what_it_is(
     told = capsys.readouterr()
     assert (status, told.out) == (1, "")
     assert sentence in told.err
+
+
+HOSTILE = [
+    URL + ")" * 50_000,
+    URL + "?" * 50_000,
+    "[" * 50_000,
+    "[url]http://x" * 5_000,
+    "iwr http://x" + "-Body @{" * 5_000,
+    f"{URL}&x={'x' * 60}\n" + "y\n" * 20_000,
+    '{"a":' * 20_000,
+    "<a href=" * 20_000,
+    "curl '" + "x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("pasted", HOSTILE, ids=lambda pasted: pasted[:20])
+def test_what_is_long_and_odd_is_read_or_refused_at_once(pasted: str) -> None:
+    began = time.process_time()
+    with suppress(UnclearError):
+        read_pasted(pasted)
+
+    # Far from the minutes that it takes to look at all pairs of signs.
+    assert time.process_time() - began < 5
 
 
 def test_a_line_of_our_own_log_is_read(tracker: Client, capsys: pytest.CaptureFixture[str]) -> None:
