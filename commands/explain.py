@@ -104,10 +104,10 @@ def _read_stdin() -> bytes:
     if not sys.stdin.isatty():
         return sys.stdin.buffer.read(INPUT_LIMIT_BYTES)
     display.complain("paste the URL or the query, a command or a line of a log, then press Enter")
-    return _read_terminal(sys.stdin.fileno())
+    return read_terminal(sys.stdin.fileno())
 
 
-def _read_terminal(terminal: int) -> bytes:
+def read_terminal(terminal: int) -> bytes:
     """Read a line, and those that were pasted with it or that it goes on with."""
     raw = b""
     while len(raw) < INPUT_LIMIT_BYTES:

@@ -6,6 +6,8 @@ a sale of 5 for the click C1.
 """
 
 import json
+import os
+import select
 import time
 from contextlib import suppress
 from typing import Any
@@ -17,6 +19,7 @@ from conftest import POSTBACK_KEY, Client
 
 import cli
 from addresses import UnclearError
+from commands import explain
 from pasted import read_pasted
 
 PATH = f"/{POSTBACK_KEY}/postback"
@@ -461,11 +464,35 @@ def test_a_file_with_a_mark_is_read(tracker: Client, encoding: str) -> None:
     assert ran.objects[0]["verdict"] == "recorded"
 
 
-def test_on_a_terminal_a_line_that_goes_on_is_waited_for(tracker: Client) -> None:
+def test_on_a_terminal_the_lines_that_were_pasted_are_taken_together(tracker: Client) -> None:
     terminal = Terminal(tracker.directory, "explain", "-", "--json", columns=2000)
     terminal.wait_for("then press Enter")
-    terminal.type(f"curl '{PLACE}' \\\n")
-    terminal.wait_for("curl")
-    terminal.type(f"  -d '{QUERY}'\n")
+    terminal.type(f"curl '{PLACE}' \\\n  -d '{QUERY}'\n")
 
     assert '"verdict": "recorded"' in terminal.finish().out
+
+
+@pytest.mark.parametrize("end", ["\\", "&", "?", "`", "^", "& "])
+def test_a_line_that_goes_on_is_waited_for(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    # Nothing more is there at once: somebody types.
+    monkeypatch.setattr(select, "select", lambda *_: ([], [], []))
+    keyboard, terminal = os.openpty()
+    lines = [f"first {end}\n", "second\n", "third\n"]
+    os.write(keyboard, "".join(lines).encode())
+
+    raw = explain.read_terminal(terminal)
+
+    os.close(keyboard)
+    os.close(terminal)
+    assert raw.decode() == "".join(lines[:2])
+
+
+def test_lines_that_are_there_at_once_belong_together() -> None:
+    keyboard, terminal = os.openpty()
+    os.write(keyboard, b"subid=C1\nstatus=sale\n")
+
+    raw = explain.read_terminal(terminal)
+
+    os.close(keyboard)
+    os.close(terminal)
+    assert raw == b"subid=C1\nstatus=sale\n"
