@@ -75,6 +75,7 @@ _SENTENCE_SIGNS = frozenset(".,;:!?…'*|)]}")
 # More than any sentence ends with; each costs a look at the whole address.
 _SIGNS_AT_MOST = 32
 _MACRO_CHARACTERS = 100
+_SHOWN_SIGNS = 3
 _MACRO_END = re.compile(r"(?:!+[\w.\-]+!+|:[\w.\-]+:|\{[^{}]*\}+|\[[^\[\]]*\]+|\([^()]*\))$")
 _POSTBACK_PATH = re.compile(r"/postback(?:\.gif)?/?(?:[?&#]|$)", re.IGNORECASE)
 _HOST = re.compile(r"(?:localhost|[A-Za-z0-9\-]+(?:\.[A-Za-z0-9\-]+)+|\[[0-9a-f:]+\])(?::[0-9]+)?")
@@ -242,8 +243,9 @@ def _read_address(address: str, text: str) -> Pasted:
 
 
 def _describe_surroundings(address: str, text: str) -> str:
-    if text.startswith(address):
-        rest = text[len(address) :].strip()
+    rest = text.removeprefix(address).strip()
+    # Longer, it may hold the key of somebody.
+    if text.startswith(address) and len(rest) <= _SHOWN_SIGNS:
         return f"what stands behind the address is left out: {quote_value(rest)}"
     if "://" not in text:
         return "the address was percent-encoded as a whole, and is decoded once more"

@@ -87,8 +87,10 @@ def explain(
     """Put a request through on a rehearsal, and say what came of it there."""
     now = datetime.now(UTC)
     terms = read_terms(settings)
-    sent = pasted._replace(query=KeyMask(settings.secrets()).hide(pasted.query))
+    mask = KeyMask(settings.secrets())
+    sent = pasted._replace(query=mask.hide(pasted.query))
     pasted = _put_mark(sent)
+    pasted = pasted._replace(query=mask.hide(pasted.query))
     key = None if pasted.path is None else find_key(pasted.path, settings, now.date())
     if key is not None and key.state == "click":
         raise NoPostbackError("this is the address for clicks (click_key): it takes no postbacks")

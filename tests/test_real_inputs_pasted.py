@@ -368,6 +368,23 @@ def test_a_question_mark_that_is_missing_is_named(
     assert tracker.conversions() == []
 
 
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        f"{PATH}&subid=C1&note={POSTBACK_KEY}",
+        f"{URL} {POSTBACK_KEY}",
+        f"curl '{PLACE}' -d 'subid=C1&note={POSTBACK_KEY}'",
+        f"<img src='{URL}&note={POSTBACK_KEY}'>",
+        json.dumps({"request_uri": f"{PATH}?subid=C1&x={POSTBACK_KEY}", "key": POSTBACK_KEY}),
+        f"https://{POSTBACK_KEY}.example/?u={quote(URL, safe='')}",
+    ],
+)
+def test_no_key_is_shown_however_it_came(
+    tracker: Client, capsys: pytest.CaptureFixture[str], pasted: str
+) -> None:
+    assert POSTBACK_KEY not in json.dumps(tell(tracker, capsys, pasted))
+
+
 HINTS = [
     ("subid=C1?payout=10&status=rejected", "a second '?' stands in subid"),  # D67
     (f"{PLACE}?subid=C1?status=rejected", "a second '?' stands in subid"),
