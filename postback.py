@@ -240,7 +240,7 @@ def _route(environ: Environ, turn: Turn) -> Answer | Pending:
     key, name = split_path(path)
     answer = _find_answer(key, name, environ, turn, orders)
     if answer is None and (found := _MISADDRESSED.fullmatch(path)) is not None:
-        environ = {**environ, "QUERY_STRING": _join_query(found, environ), _NO_QUESTION_MARK: True}
+        environ = mend_address(environ)
         answer = _find_answer(found["key"], found["name"], environ, turn, orders)
     return answer or text_answer(HTTPStatus.NOT_FOUND, "Not found")
 
@@ -268,6 +268,14 @@ _MISADDRESSED = re.compile(
 )
 # Stands in the environ of such a request.
 _NO_QUESTION_MARK = "postback.lacks_question_mark"
+
+
+def mend_address(environ: Environ) -> Environ:
+    """Read as a query what stands in the path, where the `?` is missing."""
+    found = _MISADDRESSED.fullmatch(environ["PATH_INFO"].encode("latin-1"))
+    if found is None:
+        return environ
+    return {**environ, "QUERY_STRING": _join_query(found, environ), _NO_QUESTION_MARK: True}
 
 
 def _join_query(found: re.Match[bytes], environ: Environ) -> str:
@@ -307,7 +315,7 @@ def _is_among(candidate: bytes, keys: Sequence[bytes]) -> bool:
 
 
 def _read_postback(environ: Environ, turn: Turn, orders: Orders) -> Pending:
-    arrival = _read_arrival(environ, turn, orders)
+    arrival = read_arrival(environ, turn.received_at, orders)
     if arrival.postback.answer is None and _is_image_request(environ):
         return _as_pixel(environ, orders, arrival)
     returned = arrival.postback.answer
@@ -330,11 +338,11 @@ _UNUSABLE = frozenset({Verdict.INVALID, Verdict.UNMAPPED})
 
 
 def _read_pixel(environ: Environ, turn: Turn, orders: Orders) -> Pending:
-    return _as_pixel(environ, orders, _read_arrival(environ, turn, orders))
+    return _as_pixel(environ, orders, read_arrival(environ, turn.received_at, orders))
 
 
 def _read_lead_pixel(environ: Environ, turn: Turn, orders: Orders) -> Pending:
-    arrival = _read_arrival(environ, turn, orders)
+    arrival = read_arrival(environ, turn.received_at, orders)
     incoming = arrival.postback.incoming._replace(leads_only=True)
     arrival = arrival._replace(postback=arrival.postback._replace(incoming=incoming))
     return _as_pixel(environ, orders, arrival)
@@ -381,12 +389,8 @@ def _job_of(environ: Environ, orders: Orders, arrival: Arrival) -> Job[Outcome]:
 
 
 def _read_click(environ: Environ, turn: Turn, orders: Orders) -> Answer | Pending:
-    sent = _read_sent(environ, orders)
-    terms = orders.terms
-    reading = clicks.read_request(sent.fields, terms.currency, decimal_comma=terms.decimal_comma)
-    if _NO_QUESTION_MARK in environ:
-        reading = reading._replace(row=None, flaw=clicks.NO_QUESTION_MARK)
-    reasons = _reason_headers((*sent.warnings, *reading.warnings))
+    reading = read_click(environ, orders)
+    reasons = _reason_headers(reading.warnings)
     row = reading.row
     if row is None:
         return _answer_click(Verdict.INVALID, reading.flaw, reasons)
@@ -399,6 +403,16 @@ def _read_click(environ: Environ, turn: Turn, orders: Orders) -> Answer | Pendin
         lambda verdict: _answer_click(verdict, _RETURNED_BODY, reasons),
         unavailable_answer,
     )
+
+
+def read_click(environ: Environ, orders: Orders) -> clicks.ClickReading:
+    """Read what the request says about a click."""
+    sent = _read_sent(environ, orders)
+    terms = orders.terms
+    reading = clicks.read_request(sent.fields, terms.currency, decimal_comma=terms.decimal_comma)
+    if _NO_QUESTION_MARK in environ:
+        reading = reading._replace(row=None, flaw=clicks.NO_QUESTION_MARK)
+    return reading._replace(warnings=sent.warnings + reading.warnings)
 
 
 def _preview_click(db: Storage, row: ClickRow) -> Intake:
@@ -452,7 +466,7 @@ def _answer_unwell(ailment: str) -> Answer:
     return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, ailment, RETRY_AFTER)
 
 
-def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
+def read_arrival(environ: Environ, received_at: str, orders: Orders) -> Arrival:
     """Read the request into what is judged and kept."""
     sent = _read_sent(environ, orders)
     fields, query = sent.fields, sent.query
@@ -473,7 +487,7 @@ def _read_arrival(environ: Environ, turn: Turn, orders: Orders) -> Arrival:
     if cookies and not names_click(fields):
         query = store_query(query, cookie_subid=postback.incoming.subid)
     return Arrival(
-        received_at=turn.received_at,
+        received_at=received_at,
         source="http",
         method=environ["REQUEST_METHOD"],
         remote_addr=_find_client(environ, orders),

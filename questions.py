@@ -136,7 +136,9 @@ class Questions:
 
     def find_last_postback(self) -> tuple[str, str] | None:
         """Tell when the newest postback came and its verdict."""
-        sql = "SELECT received_at, verdict FROM postbacks ORDER BY id DESC LIMIT 1"
+        # Not the highest id: a postback that was caught and imported came before.
+        newest = "ORDER BY received_at DESC, id DESC LIMIT 1"
+        sql = f"SELECT received_at, verdict FROM postbacks {newest}"
         row: tuple[str, str] | None = self._db.execute(sql).fetchone()
         return row
 

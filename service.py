@@ -16,11 +16,13 @@ import recomputing
 from booking import Terms
 from config import Settings
 from config_watch import ConfigWatch
+from database import DoubtedError
 from keyuses import KeyUses
 from masking import KeyMask
 from proxies import anonymize, find_client
 from refusals import Kind, Refusals
 from runner import RateKeeper
+from soundness import Recheck
 from storage import Storage, open_database
 from writer import Committer, Job, UnavailableError, Writer, attempt_all
 
@@ -61,6 +63,21 @@ def _keys_by_kind(settings: Settings, today: date) -> dict[str, tuple[bytes, ...
     return {kind: some for kind, some in keys.items() if any(some)}
 
 
+def read_orders(settings: Settings, today: date) -> Orders:
+    """Give what the settings come to on a day."""
+    mask = KeyMask(settings.secrets())
+    return Orders(
+        settings,
+        today,
+        _keys_by_kind(settings, today),
+        booking.read_terms(settings),
+        mask,
+        # A network calls from a handful of addresses, and reading one takes longer than the
+        # status engine.
+        lru_cache(maxsize=1024)(partial(_find_shown_client, settings, mask)),
+    )
+
+
 def _find_shown_client(settings: Settings, mask: KeyMask, peer: str, forwarded: str) -> str | None:
     """Find the client's address as far as it is to be kept."""
     client = find_client(peer, forwarded, settings.trusted_proxies)
@@ -84,6 +101,7 @@ class Service:
         self._committer = Committer(self._open_storage, self._housekeep)
         self._writer = Writer(self._committer)
         self._rate_keeper = RateKeeper()
+        self._recheck = Recheck()
         self.key_uses = KeyUses()
         self._refusals = Refusals()
         self._filled_to_rate_id = -1
@@ -129,18 +147,7 @@ class Service:
         today = self._clock().astimezone(UTC).date()
         orders = self._orders
         if orders is None or orders.settings is not settings or orders.today != today:
-            mask = KeyMask(settings.secrets())
-            orders = Orders(
-                settings,
-                today,
-                _keys_by_kind(settings, today),
-                booking.read_terms(settings),
-                mask,
-                # A network calls from a handful of addresses, and reading one takes longer than
-                # the status engine.
-                lru_cache(maxsize=1024)(partial(_find_shown_client, settings, mask)),
-            )
-            self._orders = orders
+            orders = self._orders = read_orders(settings, today)
         return orders
 
     def read_clock(self) -> datetime:
@@ -190,7 +197,12 @@ class Service:
         # A file that this process has seen and that is gone now is not made anew: somebody is
         # moving it, and an empty one in its place would be in the way.
         settings = orders.settings
-        storage = open_database(settings.db_path, settings.currency, create=not self._has_opened)
+        path, currency, create = settings.db_path, settings.currency, not self._has_opened
+        try:
+            storage = open_database(path, currency, create=create)
+        except DoubtedError:
+            self._recheck.settle(path)
+            storage = open_database(path, currency, create=create)
         self._has_opened = True
         # What the last commit was to bring may be gone with it.
         self.key_uses.forget_written()

@@ -243,6 +243,24 @@ class Storage(Database):
         row = self.db.execute(_FIND_PAST, again._asdict()).fetchone()
         return Past(*map(bool, row))
 
+    def find_same_request(
+        self, subid: str | None, query: str, body: bytes | None, since: str
+    ) -> str | None:
+        """Tell when the first postback came that said just this, from this moment on."""
+        values = {"subid": subid, "query": query, "body": body, "since": since}
+        row = self.db.execute(_FIND_SAME_REQUEST, values).fetchone()
+        return None if row is None else row[0]
+
+    def find_click_gaps(self, click_id: int) -> frozenset[str]:
+        """Tell which columns of a click say nothing yet, by the names of a `ClickRow`."""
+        columns = self.db.execute(_FIND_CLICK_GAPS, (click_id,)).fetchone()
+        return frozenset(name for name, value in zip(_GAPS, columns, strict=True) if value is None)
+
+    def has_moved_since(self, click_id: int, moment: str) -> bool:
+        """Tell whether a conversion of the click was changed after a moment."""
+        sql = "SELECT EXISTS (SELECT 1 FROM conversions WHERE click_id = ? AND updated_at > ?)"
+        return bool(self.db.execute(sql, (click_id, moment)).fetchone()[0])
+
     def count_parked(self, subids: Iterable[str]) -> dict[str, int]:
         """Count what is parked for each of these click ids; those without are left out."""
         if self.db.execute(_FIND_ANY_PARKED).fetchone() is None:
@@ -270,6 +288,18 @@ class Storage(Database):
             return None
         query, verdict, is_replay, lacks_amount = row
         return LastTry(query, Verdict(verdict), bool(is_replay), bool(lacks_amount))
+
+    def brought_older_amount(self, conversion_id: int, received_at: str) -> bool:
+        """Tell whether the last change put an amount or a cost in the place of one received later.
+
+        `received_at`: when the postback behind that change was received.
+        """
+        return any(
+            self.db.execute(
+                _GIVEN_LATER.format(value=value), (conversion_id, received_at)
+            ).fetchone()
+            for value in ("amount_micros || coalesce(currency, '')", "cost_micros")
+        )
 
     def withdraw_parked_replays(self, original_id: int, at: str) -> None:
         """End the earlier replays of a postback that wait for a click still."""
@@ -522,6 +552,25 @@ _FIND_PAST = f"""
                 SELECT id FROM conversions WHERE click_id = :click_id AND status = 'rejected'))
 """
 
+_GAPS = ("campaign", "offer", "clicked_at", "cost_model", "external_id", "source", "cost")
+_FIND_CLICK_GAPS = """
+    SELECT campaign_id, offer_id, clicked_at, cost_model, external_id, source, click_cost_micros
+    FROM clicks WHERE id = ?
+"""
+
+_FIND_SAME_REQUEST = """
+    SELECT received_at FROM (
+        SELECT received_at, query, body FROM postbacks WHERE conversion_id IN (
+            SELECT conversions.id FROM conversions JOIN clicks ON clicks.id = click_id
+            WHERE clicks.subid = :subid)
+        UNION ALL
+        SELECT received_at, query, body
+        FROM postbacks INDEXED BY postbacks_without_conversion
+        WHERE conversion_id IS NULL AND subid IS :subid)
+    WHERE received_at >= :since AND query = :query AND body IS :body
+    ORDER BY received_at LIMIT 1
+"""
+
 _FIND_LAST_TRY = """
     SELECT query, coalesce(settled_verdict, verdict), replay_of IS NOT NULL,
         (SELECT currency IS NULL FROM conversions WHERE id = conversion_id) FROM (
@@ -529,6 +578,25 @@ _FIND_LAST_TRY = """
         UNION ALL
         SELECT * FROM postbacks WHERE id = ?1)
     ORDER BY id DESC LIMIT 1
+"""
+
+# The row that gave the value before the last one: the first of those that have it, from there back.
+_GIVEN_LATER = """
+    WITH rows AS (
+        SELECT seq, status, postback_id, {value} AS value FROM conversion_history
+        WHERE conversion_id = ?1),
+    now AS (SELECT * FROM rows ORDER BY seq DESC LIMIT 1),
+    was AS (SELECT * FROM rows ORDER BY seq DESC LIMIT 1 OFFSET 1),
+    given AS (
+        SELECT postback_id FROM rows WHERE value = (SELECT value FROM was)
+            AND seq < (SELECT seq FROM now) AND seq > coalesce((
+                SELECT max(seq) FROM rows WHERE value IS NOT (SELECT value FROM was)
+                    AND seq < (SELECT seq FROM was)), 0)
+        ORDER BY seq LIMIT 1)
+    SELECT 1 FROM now, was, given, postbacks AS giver
+    WHERE now.status = was.status AND now.value <> was.value AND giver.id = given.postback_id
+        AND ?2 < coalesce(
+            (SELECT received_at FROM postbacks WHERE id = giver.replay_of), giver.received_at)
 """
 
 # CROSS JOIN: the click ids lead, each a look into the index.

@@ -151,6 +151,6 @@ _HOUR = """
     SELECT network, received_at, coalesce(settled_verdict, verdict),
         CASE verdict WHEN 'unmapped' THEN original_status ELSE coalesce(settled_reason, reason) END
     FROM postbacks
-    WHERE received_at >= ? AND received_at < ? AND source IN ('http', 'pixel')
+    WHERE received_at >= ? AND received_at < ? AND source IN ('http', 'pixel', 'caught')
     ORDER BY received_at DESC LIMIT ?
 """

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import display
 from booking import read_terms
 from cells import Column, Kind
+from commands.caught_import import add_caught_options, refuse_caught_options, run_caught
 from commands.conversion_importer import SKIPPED, LineImporter, RehearsedImporter, Told
 from commands.conversion_lines import LINE_NAMES, LineReader
 from commands.conversion_table import ConversionTable
@@ -87,10 +88,14 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--verbose", action="store_true", help="show every line on a terminal, too")
     add_json(parser)
+    add_caught_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Take the lines of a file in."""
+    """Take the lines of a file in, or what nginx caught."""
+    if args.caught:
+        return run_caught(args)
+    refuse_caught_options(args)
     settings = load_keyless(args)
     with open_file(args.file) as source, ExitStack() as stack:
         importer = _open_importer(args, settings, stack)

@@ -78,7 +78,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--source",
         action="append",
-        choices=("http", "pixel", "import", "replay"),
+        choices=("http", "pixel", "import", "replay", "caught"),
         help="only those that came this way; may be given several times",
     )
     parser.add_argument(

@@ -50,7 +50,7 @@ function _shtab_postback_using
   test "$_shtab_postback_cmdpath" = "$argv"
 end
 
-set -g _shtab_postback_commands serve url check log explain replay conversions import reconcile report clicks 'clicks import' 'clicks list' offers 'offers set' 'offers list' campaigns 'campaigns set' 'campaigns list' rates 'rates set' 'rates unset' 'rates show' 'rates update' 'rates accept' 'rates recompute' key 'key show' 'key rotate' backup purge completion man
+set -g _shtab_postback_commands serve url check log explain replay conversions import reconcile report clicks 'clicks import' 'clicks list' offers 'offers set' 'offers list' campaigns 'campaigns set' 'campaigns list' rates 'rates set' 'rates unset' 'rates show' 'rates update' 'rates accept' 'rates recompute' key 'key show' 'key rotate' backup restore purge completion man
 set -g _shtab_postback_opts_with_value --amount-column --bind --by --campaign --config --cost-model --currency --currency-column --dates --day --delimiter --encoding --from --grep --id --ignore --keep-old-until --lead-status --limit --log-format --macros --network --offer --older-than --only --payout-column --plot --rebill-status --rejected-status --rename --return --sale-status --set --sheet --since --skip-lines --source --status --status-column --status-map --subid --subid-column --tid-column --time-column --tolerance --tz --until --verdict --workers -b -w
 
 complete -c postback -e
@@ -88,7 +88,7 @@ complete -c postback -n '_shtab_postback_using log' -l config -xka "(__fish_comp
 complete -c postback -n '_shtab_postback_using log' -l verdict -xka "recorded updated repeated refused ignored parked unmapped invalid" -d 'only those with this verdict; may be given several times'
 complete -c postback -n '_shtab_postback_using log' -l subid -x -d 'only those of this click'
 complete -c postback -n '_shtab_postback_using log' -l network -x -d 'only those of the network that signs from=NETWORK'
-complete -c postback -n '_shtab_postback_using log' -l source -xka "http pixel import replay" -d 'only those that came this way; may be given several times'
+complete -c postback -n '_shtab_postback_using log' -l source -xka "http pixel import replay caught" -d 'only those that came this way; may be given several times'
 complete -c postback -n '_shtab_postback_using log' -l grep -x -d 'only those with this text in query, reason or warnings'
 complete -c postback -n '_shtab_postback_using log' -l since -x -d 'from this time on: 2026-01-31, 2026-01-31T12:00 (UTC unless it says +03:00), or 90m, 2h, 3d ago'
 complete -c postback -n '_shtab_postback_using log' -l until -x -d 'before this time, written likewise; a bare date includes that whole day'
@@ -152,7 +152,10 @@ complete -c postback -n '_shtab_postback_using import' -l force -d 'let lines mo
 complete -c postback -n '_shtab_postback_using import' -l dry-run -d 'only show what would come of it; write nothing'
 complete -c postback -n '_shtab_postback_using import' -l verbose -d 'show every line on a terminal, too'
 complete -c postback -n '_shtab_postback_using import' -l json -d 'one JSON object a line, for scripts'
+complete -c postback -n '_shtab_postback_using import' -l caught -d 'the files are nginx'"'"'s logs of what came while the receiver could not answer'
+complete -c postback -n '_shtab_postback_using import' -l park -d 'with --caught: keep postbacks whose click is not known, too, as the receiver does'
 complete -c postback -n '_shtab_postback_using import; and test $_shtab_postback_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the file; - reads standard input'
+complete -c postback -n '_shtab_postback_using import; and test $_shtab_postback_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d 'with --caught: more of its files'
 complete -c postback -n '_shtab_postback_using; and test $_shtab_postback_npos -eq 0' -a reconcile -d 'Hold a network'"'"'s own report against the conversions.'
 complete -c postback -n '_shtab_postback_using reconcile' -s h -l help -d 'show this help message and exit'
 complete -c postback -n '_shtab_postback_using reconcile' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file (default: POSTBACK_CONFIG, else config.ini.php in this directory)'
@@ -285,6 +288,12 @@ complete -c postback -n '_shtab_postback_using backup' -l config -xka "(__fish_c
 complete -c postback -n '_shtab_postback_using backup' -l force -d 'replace FILE'
 complete -c postback -n '_shtab_postback_using backup' -l json -d 'one JSON object a line, for scripts'
 complete -c postback -n '_shtab_postback_using backup; and test $_shtab_postback_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the copy; must not be there yet'
+complete -c postback -n '_shtab_postback_using; and test $_shtab_postback_npos -eq 0' -a restore -d 'Put a copy in the place of the database while the service runs.'
+complete -c postback -n '_shtab_postback_using restore' -s h -l help -d 'show this help message and exit'
+complete -c postback -n '_shtab_postback_using restore' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file (default: POSTBACK_CONFIG, else config.ini.php in this directory)'
+complete -c postback -n '_shtab_postback_using restore' -l dry-run -d 'verify FILE and put nothing away'
+complete -c postback -n '_shtab_postback_using restore' -l json -d 'one JSON object a line, for scripts'
+complete -c postback -n '_shtab_postback_using restore; and test $_shtab_postback_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a copy that `backup` has made'
 complete -c postback -n '_shtab_postback_using; and test $_shtab_postback_npos -eq 0' -a purge -d 'Delete old postbacks from the log; conversions only where asked.'
 complete -c postback -n '_shtab_postback_using purge' -s h -l help -d 'show this help message and exit'
 complete -c postback -n '_shtab_postback_using purge' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file (default: POSTBACK_CONFIG, else config.ini.php in this directory)'

@@ -11,26 +11,26 @@ complete postback \
         'c/--config=/f/' \
         'c/--log-format=/(text json)/' \
         'c/--verdict=/(recorded updated repeated refused ignored parked unmapped invalid)/' \
-        'c/--source=/(http pixel import replay)/' \
+        'c/--source=/(http pixel import replay caught)/' \
         'c/--status=/(lead sale rejected rebill)/' \
         'c/--delimiter=/(, ; tab | bar)/' \
         'c/--dates=/(day-first month-first)/' \
         'c/--only=/(missing extra status amount currency twice unmapped unreadable uncompared)/' \
         'c/--plot=/f/' \
         'c/--cost-model=/(cpc cpm cpa revshare none unknown)/' \
-        'c/--/(allow-rebills amount-column bind by by-click-time campaign clicks config conversions cost-model csv currency currency-column dates day decimal-comma deep delimiter drop-old dry-run encoding follow force from grep help history id ignore json keep-old keep-old-until last-used lead-status limit log-format macros network no-allow-rebills no-titles offer older-than only payout-column plot rebill-status rejected-status rename return sale-status set sheet since skip-lines source status status-column status-map strict subid subid-column tid-column time-column tolerance totals tz until verbose verdict workers)/' \
+        'c/--/(allow-rebills amount-column bind by by-click-time campaign caught clicks config conversions cost-model csv currency currency-column dates day decimal-comma deep delimiter drop-old dry-run encoding follow force from grep help history id ignore json keep-old keep-old-until last-used lead-status limit log-format macros network no-allow-rebills no-titles offer older-than only park payout-column plot rebill-status rejected-status rename return sale-status set sheet since skip-lines source status status-column status-map strict subid subid-column tid-column time-column tolerance totals tz until verbose verdict workers)/' \
         'c/-/(- b h w)/' \
         'n/--config/f/' \
         'n/--log-format/(text json)/' \
         'n/--verdict/(recorded updated repeated refused ignored parked unmapped invalid)/' \
-        'n/--source/(http pixel import replay)/' \
+        'n/--source/(http pixel import replay caught)/' \
         'n/--status/(lead sale rejected rebill)/' \
         'n/--delimiter/(, ; tab | bar)/' \
         'n/--dates/(day-first month-first)/' \
         'n/--only/(missing extra status amount currency twice unmapped unreadable uncompared)/' \
         'n/--plot/f/' \
         'n/--cost-model/(cpc cpm cpa revshare none unknown)/' \
-        'p/1/(serve url check log explain replay conversions import reconcile report clicks offers campaigns rates key backup purge completion man)/' \
+        'p/1/(serve url check log explain replay conversions import reconcile report clicks offers campaigns rates key backup restore purge completion man)/' \
         'n/import/f/' \
         'n/reconcile/f/' \
         'n/clicks/(import list)/' \
@@ -39,5 +39,6 @@ complete postback \
         'n/rates/(set unset show update accept recompute)/' \
         'n/key/(show rotate)/' \
         'n/backup/f/' \
+        'n/restore/f/' \
         'n/completion/(bash zsh fish tcsh)/' \
         'p/*/()/'

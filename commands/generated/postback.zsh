@@ -27,6 +27,7 @@ _shtab_postback_commands() {
     reconcile:'Hold a network'"'"'s own report against the conversions.'
     replay:'Put received postbacks through again, with what was wrong put right.'
     report:'Add up clicks, conversions and money by day, campaign, network and so on.'
+    restore:'Put a copy in the place of the database while the service runs.'
     serve:'Receive postbacks.'
     url:'Print the Postback URL and the tracking pixel.'
   )
@@ -229,7 +230,10 @@ _shtab_postback_import_options=(
   "--dry-run[only show what would come of it\; write nothing]"
   "--verbose[show every line on a terminal, too]"
   "--json[one JSON object a line, for scripts]"
+  "--caught[the files are nginx\'s logs of what came while the receiver could not answer]"
+  "--park[with --caught\: keep postbacks whose click is not known, too, as the receiver does]"
   ":the file\; - reads standard input:_files"
+  "(*)::with --caught\: more of its files:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -269,7 +273,7 @@ _shtab_postback_log_options=(
   "*--verdict[only those with this verdict\; may be given several times]:verdict:(recorded updated repeated refused ignored parked unmapped invalid)"
   "--subid[only those of this click]:subid:"
   "--network[only those of the network that signs from\=NETWORK]:network:"
-  "*--source[only those that came this way\; may be given several times]:source:(http pixel import replay)"
+  "*--source[only those that came this way\; may be given several times]:source:(http pixel import replay caught)"
   "--grep[only those with this text in query, reason or warnings]:TEXT:"
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
   "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
@@ -470,6 +474,17 @@ _shtab_postback_report_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_postback_report_defaults_added=0
 
+_shtab_postback_restore_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
+  "--dry-run[verify FILE and put nothing away]"
+  "--json[one JSON object a line, for scripts]"
+  ":a copy that \`backup\` has made:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_postback_restore_defaults_added=0
+
 _shtab_postback_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
@@ -535,6 +550,7 @@ _shtab_postback() {
         reconcile) _arguments -C -s $_shtab_postback_reconcile_options ;;
         replay) _arguments -C -s $_shtab_postback_replay_options ;;
         report) _arguments -C -s $_shtab_postback_report_options ;;
+        restore) _arguments -C -s $_shtab_postback_restore_options ;;
         serve) _arguments -C -s $_shtab_postback_serve_options ;;
         url) _arguments -C -s $_shtab_postback_url_options ;;
       esac
