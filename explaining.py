@@ -52,13 +52,15 @@ class Key(NamedTuple):
 class Explanation(NamedTuple):
     """The steps. `conversions` stand now; `writes` is what would be new or changed of one.
 
-    `pasted` says how the request was found in what was pasted.
+    `pasted` says how the request was found in what was pasted; `lacks_mark`: its '?' is missing,
+    and all but `answer` is about the request with it.
 
     `answer` is what the sender gets; where it is no 200 for a postback, `verdict` and `writes` are
     what would come of it behind the right key.
     """
 
     pasted: tuple[str, ...]
+    lacks_mark: bool
     key: Key | None
     method: str
     parts: list[Part]
@@ -112,6 +114,7 @@ def explain(
     missed = Missed(stored, read, decision.rule)
     return Explanation(
         pasted=pasted.notes,
+        lacks_mark=sent != pasted,
         key=key,
         method=pasted.method,
         parts=parts.read_parts(stored, terms),

@@ -128,6 +128,7 @@ def build_object(explanation: Explanation) -> dict[str, Any]:
     key = explanation.key
     return {
         "pasted": list(explanation.pasted),
+        "lacks_mark": explanation.lacks_mark,
         "key": None if key is None else key._asdict(),
         "method": explanation.method,
         "parts": [part._asdict() for part in explanation.parts],
@@ -203,7 +204,9 @@ def _describe_conversion(row: Row) -> str:
 
 
 def _describe_writes(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
-    if not explanation.is_kept:
+    if explanation.lacks_mark:
+        yield "write", "", "no conversion; with the '?' in its place it would be:"
+    elif not explanation.is_kept:
         yield "write", "", "nothing at all; with GET and the right key it would be:"
     elif not explanation.writes:
         yield "write", "", "a row of the log; no conversion is new or changed"

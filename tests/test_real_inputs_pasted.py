@@ -267,11 +267,11 @@ def test_a_body_beside_the_address_is_read_as_the_receiver_reads_it(
 # What is sent with a type of its own reaches the receiver with it.
 TYPED = [
     ('{"subid":"C1","status":"sale","payout":5}', "taken for the body of a POST"),  # D73
-    (f'curl {PLACE} --json \'{{"subid":"C1"}}\'', "read as a command for curl"),
+    (f'curl {PLACE} --json \'{{"subid":"C1","payout":5}}\'', "read as a command for curl"),
     (f"http POST {PLACE} subid=C1 payout:=5", "read as a command for HTTPie"),
     (f"curl -F subid=C1 -F payout=5 {PLACE}", "read as a command for curl"),
     (
-        f"fetch('{PLACE}', {{method: 'POST', body: JSON.stringify({{subid: 'C1'}})}})",
+        f"fetch('{PLACE}', {{method: 'POST', body: JSON.stringify({{subid: 'C1', payout: 5}})}})",
         "read as a call by a program",
     ),
 ]
@@ -283,7 +283,8 @@ def test_a_body_that_is_no_form_is_given_to_the_receiver(
 ) -> None:
     told = tell(tracker, capsys, pasted)
 
-    assert (told["method"], told["answer"]["status"]) == ("POST", 200)
+    assert (told["method"], told["verdict"]) == ("POST", "recorded")
+    assert told["writes"]["payout"]["becomes"] == "5"
     assert note in " ".join(told["pasted"])
 
 
@@ -363,7 +364,7 @@ def test_a_question_mark_that_is_missing_is_named(
 
     assert "the '?' is missing behind /postback" in "\n".join(told["did_you_mean"])
     assert told["key"]["state"] == "in force"
-    assert (told["verdict"], told["is_kept"]) == ("recorded", False)
+    assert (told["verdict"], told["is_kept"], told["lacks_mark"]) == ("recorded", False, True)
     assert told["writes"]["payout"]["becomes"] == "5"
     assert tracker.conversions() == []
 
