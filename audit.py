@@ -34,13 +34,22 @@ def is_small(db: sqlite3.Connection) -> bool:
     return _count_bytes(db) <= SMALL_FILE_BYTES
 
 
+def find_broken_pages(db: sqlite3.Connection) -> list[str]:
+    """Have SQLite read every page: a gigabyte takes some ten seconds."""
+    return _ask(db, f"PRAGMA quick_check({LINES_SHOWN})")
+
+
 def find_all_damage(db: sqlite3.Connection) -> list[str]:
     """Have SQLite read everything, and see whether each row's references are there."""
-    lost = [
+    return _ask(db, f"PRAGMA integrity_check({LINES_SHOWN})") + find_lost_references(db)
+
+
+def find_lost_references(db: sqlite3.Connection) -> list[str]:
+    """Have SQLite see whether each row's references are there."""
+    return [
         f"row {row} of {table} points to a row of {parent} that is not there"
         for table, row, parent, _ in db.execute("PRAGMA foreign_key_check").fetchmany(LINES_SHOWN)
     ]
-    return _ask(db, f"PRAGMA integrity_check({LINES_SHOWN})") + lost
 
 
 def find_contradictions(db: sqlite3.Connection) -> Iterator[tuple[str, int, int]]:

@@ -17,10 +17,19 @@ from types import MappingProxyType
 from typing import TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from editor_marks import find_marks, plain_name
 from masking import HIDDEN
 from php_ini import WORDS, Entry
 from raw_text import is_single_byte
-from sheet import ConfigError, Sheet, either, parse_text, warn_of_strangers
+from sheet import (
+    ConfigError,
+    Sheet,
+    decode_text,
+    either,
+    parse_text,
+    split_lines,
+    warn_of_strangers,
+)
 
 Proxies: TypeAlias = "tuple[IPv4Network | IPv6Network, ...]"
 
@@ -209,7 +218,8 @@ def judge_settings(path: Path, content: bytes) -> Settings:
 
 
 def _read_sheet(path: Path, content: bytes) -> Sheet:
-    sheet = Sheet(path, parse_text(path, content.decode("utf-8", "surrogateescape")))
+    text = decode_text(path, content)
+    sheet = Sheet(path, parse_text(path, text), text)
     if not _GUARD.match(content.decode("latin-1").removeprefix("\xef\xbb\xbf")):
         sheet.warn(
             1,
@@ -272,8 +282,16 @@ def find_key_entry(sheet: Sheet) -> Entry:
     )
     raise ConfigError(
         f'{sheet.path} has no postback_key; write postback_key = "..." below [system].'
-        f"{sheet.hide(lost)[:500]}"
+        f"{sheet.hide(lost)[:500]}{_find_marked_key(sheet)}"
     )
+
+
+def _find_marked_key(sheet: Sheet) -> str:
+    """Say on which line the key stands, in a way that an editor spoilt."""
+    for number, line in enumerate(split_lines(sheet.text_of_file), 1):
+        if plain_name(line).startswith("postback_key") and (marks := find_marks(line)):
+            return f" Line {number} is not read as that key: {marks}"
+    return ""
 
 
 def _postback_key(sheet: Sheet) -> bytes:
@@ -313,6 +331,7 @@ def _old_key(sheet: Sheet, entry: Entry, part: str) -> OldKey:
     if not found:
         sheet.refuse(entry, "holds something else than KEY or KEY until 2026-12-31, with commas.")
     key = found[1].encode("utf-8", "surrogateescape")
+    sheet.warn_of_a_key(entry, key)
     if found[2] is None:
         return OldKey(key, None)
     try:

@@ -24,7 +24,7 @@ from config import (
 )
 from files import Part, give_name, part_beside
 from php_ini import Entry, is_plain
-from sheet import ConfigError, Sheet, parse_text
+from sheet import ConfigError, Sheet, decode_text, parse_text
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NEWLINE = re.compile(r"\r\n|\r|\n")
@@ -61,7 +61,7 @@ def rotate_key(
     # Not through a link that takes the file's place now: what root may read would be given to the
     # link's owner.
     before, state = read_file_of(target, os.O_NOFOLLOW)
-    text = before.decode("utf-8", "surrogateescape")
+    text = decode_text(path, before)
     sheet = Sheet(path, parse_text(path, text))
     old_keys = _old_keys_after(sheet, new_key, keep_old_until)
     content = _encoded(_rotated(path, text, new_key, old_keys))

@@ -14,6 +14,7 @@ from database import (
     describe_trouble,
     name_beside,
     read_version,
+    refuse_to_read,
 )
 from files import Part, give_name, part_beside
 
@@ -39,7 +40,7 @@ class Copy(NamedTuple):
     last_postback_id: int
 
 
-class _Content(NamedTuple):
+class Content(NamedTuple):
     """What a copy must have in common with its source."""
 
     version: int
@@ -54,11 +55,16 @@ def copy_database(source: Path, target: Path, advance: Advance, *, replaces: boo
     """
     try:
         _refuse_target(source, target, replaces=replaces)
+        # A copy of what is none any more must not take the place of a good one.
+        refuse_to_read(source)
         with part_beside(target) as part:
             content = _fill(source, part.path, advance)
-            _verify(part.path, content)
+            if flaw := find_flaw(part.path, content):
+                raise CopyError(
+                    f"the copy is damaged and was thrown away ({flaw}): see `postback check`"
+                )
             size = part.path.stat().st_size
-            _give_owner(part, source)
+            give_owner(part, source)
             _give_name(part, target, replaces=replaces)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
@@ -92,18 +98,26 @@ def _is_same(one: Path, other: Path) -> bool:
         return one.absolute() == other.absolute()
 
 
-def _fill(source: Path, part: Path, advance: Advance) -> _Content:
+def _fill(source: Path, part: Path, advance: Advance) -> Content:
     try:
         with closing(connect_to_file(source, "mode=ro")) as read:
-            # Held open throughout: SQLite's backup starts again from the beginning when somebody
-            # writes between two of its steps, which under load is for ever. Within a transaction
-            # it sees one state of the log, and the writers go on behind it.
-            read.execute("BEGIN")
-            content = _read_content(read, source)
-            _refuse_full_disk(read, part)
-            _copy_pages(read, part, advance)
+            return fill(read, source, part, advance)
     except sqlite3.Error as error:
         raise DatabaseError(describe_trouble(error, source)) from error
+
+
+def fill(read: sqlite3.Connection, source: Path, part: Path, advance: Advance) -> Content:
+    """Copy what a connection to `source` sees now into an empty file, and tell what that is.
+
+    Raises CopyError, DatabaseError, sqlite3.Error.
+    """
+    # Held open throughout: SQLite's backup starts again from the beginning when somebody writes
+    # between two of its steps, which under load is for ever. Within a transaction it sees one
+    # state of the log, and the writers go on behind it.
+    read.execute("BEGIN")
+    content = _read_content(read, source)
+    _refuse_full_disk(read, part)
+    _copy_pages(read, part, advance)
     return content
 
 
@@ -138,20 +152,20 @@ def _refuse_full_disk(read: sqlite3.Connection, part: Path) -> None:
         )
 
 
-def _verify(part: Path, content: _Content) -> None:
+def find_flaw(part: Path, content: Content) -> str:
+    """Tell what is wrong with a copy; nothing where it is whole and has what it should have."""
     # Immutable: SQLite would make a log beside it otherwise.
     with closing(connect_to_file(part, "mode=ro&immutable=1")) as copy:
         try:
             found = [line for (line,) in copy.execute(f"PRAGMA integrity_check({DAMAGE_SHOWN})")]
             if found == ["ok"] and _read_content(copy, part) == content:
-                return
+                return ""
         except (sqlite3.Error, DatabaseError) as error:
             found = [str(error)]
-    flaw = "; ".join(found) if found != ["ok"] else "it has not the rows that it should have"
-    raise CopyError(f"the copy is damaged and was thrown away ({flaw}): see `postback check`")
+    return "; ".join(found) if found != ["ok"] else "it has not the rows that it should have"
 
 
-def _read_content(db: sqlite3.Connection, path: Path) -> _Content:
+def _read_content(db: sqlite3.Connection, path: Path) -> Content:
     version = read_version(db, path)
     if version == 0:
         raise DatabaseError(f"database {str(path)!r} has no tables of ours: nothing to copy")
@@ -168,7 +182,7 @@ def _read_content(db: sqlite3.Connection, path: Path) -> _Content:
         for name, has_rowid in tables
         if has_rowid
     }
-    return _Content(version, rows, last_ids)
+    return Content(version, rows, last_ids)
 
 
 def _ask(db: sqlite3.Connection, sql: str) -> int:
@@ -176,9 +190,10 @@ def _ask(db: sqlite3.Connection, sql: str) -> int:
     return number
 
 
-def _give_owner(part: Part, source: Path) -> None:
+def give_owner(part: Part, source: Path) -> None:
+    """Make a part its source's owner's, where root makes it."""
     if os.geteuid() == 0:
-        # Copied back by root, it must not be a file that the service's user cannot open. Not
+        # Put in place by root, it must not be a file that the service's user cannot open. Not
         # before: what a killed command leaves is removed by the user that it belongs to.
         owner = os.stat(source)
         os.fchown(part.handle, owner.st_uid, owner.st_gid)

@@ -4,7 +4,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Self
 from urllib.parse import quote
 
 import lock_holders
+import overwriting
 import schema
 import stops
 from files import open_or_make, sync_directory
 from lock_holders import Holder
+from overwriting import Record
 
 LOG = logging.getLogger("postback.database")
 
@@ -47,6 +49,10 @@ CACHED_STATEMENTS = 256
 
 class DatabaseError(Exception):
     """The database cannot be used at present; the sentence says why and what to do."""
+
+
+class DoubtedError(DatabaseError):
+    """Damage was met: nothing is taken until a check of the whole file has passed."""
 
 
 def open_connection(path: Path, currency: str, *, create: bool = True) -> sqlite3.Connection:
@@ -112,23 +118,44 @@ _REMEDIES = {
     sqlite3.SQLITE_PERM: "give this user write permission for the file and its directory",
     sqlite3.SQLITE_FULL: "free some disk space",
     sqlite3.SQLITE_IOERR: "check the disk (`dmesg`) and the free space",
-    sqlite3.SQLITE_CORRUPT: "stop the service and restore the latest backup",
-    sqlite3.SQLITE_NOTADB: "the file is no SQLite database: check [db] path, or restore a backup",
+    sqlite3.SQLITE_CORRUPT: "put the latest backup in its place with `postback restore FILE`",
+    sqlite3.SQLITE_NOTADB: "the file is no SQLite database: check [db] path, or put a backup in"
+    " its place with `postback restore FILE`",
 }
 
 
 def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
-    is_new = not path.exists()
-    # An empty file is one that somebody emptied, or holds the place with: ours never are.
-    if not create and (is_new or not path.stat().st_size):
-        what = "is not there" if is_new else "is empty"
-        raise DatabaseError(
-            f"database {str(path)!r} {what}: put it back, or restart to begin a new one"
-        )
-    if is_new:
-        # Only its owner reads who earned what; SQLite gives -wal and -shm the same mode.
-        os.close(open_or_make(path)[0])
-    _refuse_second_names(path)
+    # Workers that start at once: SQLite tells the second one to switch a fresh file to its log
+    # that it is locked, without waiting.
+    with locked(path) as lock:
+        _refuse_unopened(lock, path)
+        is_new = not path.exists()
+        # An empty file is one that somebody emptied, or holds the place with: ours never are.
+        if not create and (is_new or not path.stat().st_size):
+            what = "is not there" if is_new else "is empty"
+            raise DatabaseError(
+                f"database {str(path)!r} {what}: put it back, or restart to begin a new one"
+            )
+        if is_new:
+            # Only its owner reads who earned what; SQLite gives -wal and -shm the same mode.
+            os.close(open_or_make(path)[0])
+        _refuse_second_names(path)
+        db = connect(path)
+        try:
+            refuse_opened(db, lock, path)
+            _make_ready(db, path, currency)
+            if is_new:
+                sync_directory(path.parent)
+        except BaseException as error:
+            leave_alone(db, path)
+            if isinstance(error, sqlite3.Error) and is_damage(error):
+                raise _doubt(error, lock, path) from error
+            raise
+    return db
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Connect to a file to write; nothing is looked at yet."""
     db = sqlite3.connect(
         path,
         timeout=BUSY_TIMEOUT_SECONDS,
@@ -136,30 +163,108 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
         cached_statements=CACHED_STATEMENTS,
     )
     db.text_factory = READ_TEXT
-    try:
-        # Workers that start at once: SQLite tells the second one to switch a fresh file to its log
-        # that it is locked, without waiting.
-        with _locked(path):
-            _make_ready(db, path, currency)
-            if is_new:
-                sync_directory(path.parent)
-    except BaseException:
-        db.close()
-        raise
     return db
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the write lock; no stop is taken meanwhile."""
+def locked(path: Path) -> Iterator[int]:
+    """Hold the write lock, and give the open lock file; no stop is taken meanwhile."""
     lock = _open_lock(path)
     try:
         with stops.deferred():
             _take_lock(lock, path)
-            yield
+            yield lock
     finally:
         # Which lets the lock go.
         os.close(lock)
+
+
+def _refuse_unopened(lock: int, path: Path) -> None:
+    """Refuse files that SQLite must not even open, and those that are still to be checked."""
+    _refuse(overwriting.judge_unopened(lock, path, name_beside(path, "-wal")), lock, path)
+    record = overwriting.read_record(lock, path)
+    if record is None:
+        return
+    if record.verdict:
+        # Somebody has removed the log, and so wants the file to be taken as it is now.
+        record = record.doubt("its log was removed after it was overwritten")
+        overwriting.note_verdict(lock, record)
+    if record.damage:
+        _refuse(overwriting.DAMAGED, lock, path)
+
+
+def refuse_opened(db: sqlite3.Connection, lock: int, path: Path) -> None:
+    """Raise DatabaseError where the file or its log was overwritten; the caller has the lock."""
+    # A read makes SQLite open the log and its index, and writes nothing.
+    schema.read_version(db)
+    log, index = name_beside(path, "-wal"), name_beside(path, "-shm")
+    if not (log.exists() and index.exists()):
+        # Not in WAL mode yet: a new file, or one that another program has made.
+        return
+    watch = overwriting.Watch(path, lock, log, index)
+    try:
+        _refuse(watch.judge(), lock, path)
+    finally:
+        watch.close()
+
+
+def _refuse(verdict: str, lock: int, path: Path) -> None:
+    """Raise what a verdict means, where there is one."""
+    if verdict == overwriting.DAMAGED:
+        record = overwriting.read_record(lock, path)
+        raise DoubtedError(describe_damage(record or overwriting.new_record(lock, path), path))
+    if verdict:
+        raise DatabaseError(overwriting.say(verdict, path, name_beside(path, "-wal")))
+
+
+def leave_alone(db: sqlite3.Connection, path: Path) -> None:
+    """Close, and leave the log where it is."""
+    # The last connection to close moves the log into the file, which may not be the one that it
+    # belongs to: here one that only reads is the last.
+    with suppress(sqlite3.Error):
+        keeper = _keep_log(path)
+        db.close()
+        keeper.close()
+    db.close()
+
+
+def _keep_log(path: Path) -> sqlite3.Connection:
+    keeper = connect_to_file(path, "mode=ro")
+    try:
+        # SQLite holds its lock on the file from the first read on.
+        keeper.execute("PRAGMA user_version").fetchone()
+    except BaseException:
+        keeper.close()
+        raise
+    return keeper
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Tell whether an error says that the file is damaged, or none of SQLite's."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+def _doubt(error: sqlite3.Error, lock: int, path: Path) -> DoubtedError:
+    """Have nobody take anything until the file was checked; gives what to raise."""
+    record = overwriting.read_record(lock, path) or overwriting.new_record(lock, path)
+    record = record.doubt(str(error), error.sqlite_errorcode & 0xFF)
+    overwriting.note_verdict(lock, record)
+    return DoubtedError(describe_damage(record, path))
+
+
+def describe_damage(record: Record, path: Path) -> str:
+    """Say what damage was met, and what is to come of it."""
+    sentence = describe_flaws(record, path, [record.damage])
+    return f"{sentence}. Nothing is taken until a check of the whole file has passed"
+
+
+def describe_flaws(record: Record, path: Path, flaws: Sequence[str]) -> str:
+    """Say what a check of a damaged file has found, and what mends it."""
+    remedy = _REMEDIES.get(record.damage_code, _REMEDIES[sqlite3.SQLITE_CORRUPT])
+    return f"database {str(path)!r}: {'; '.join(flaws)}; {remedy}"
 
 
 def _make_ready(db: sqlite3.Connection, path: Path, currency: str) -> None:
@@ -194,6 +299,7 @@ def connect_to_read(path: Path, *, check_same_thread: bool = True) -> sqlite3.Co
 
     Raises DatabaseError, sqlite3.Error.
     """
+    refuse_to_read(path)
     db = connect_to_file(path, "mode=ro", check_same_thread=check_same_thread)
     try:
         db.text_factory = READ_TEXT
@@ -202,6 +308,19 @@ def connect_to_read(path: Path, *, check_same_thread: bool = True) -> sqlite3.Co
         db.close()
         raise
     return db
+
+
+def refuse_to_read(path: Path) -> None:
+    """Raise DatabaseError where what would be read is no state that the database ever had."""
+    log, lock = name_beside(path, "-wal"), None
+    with suppress(OSError):
+        lock = os.open(name_beside(path, "-lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if verdict := overwriting.judge_unopened(lock, path, log):
+            raise DatabaseError(overwriting.say(verdict, path, log))
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def connect_to_file(
@@ -246,30 +365,37 @@ def name_beside(path: Path, suffix: str) -> Path:
 
 
 def _open_lock(path: Path) -> int:
-    lock, is_new = open_or_make(name_beside(path, "-lock"))
-    if is_new and os.geteuid() == 0:
-        # A command run by root must not leave a lock that the service's user cannot open. Only a
-        # file that was just made: one that was there may be a second name of a file of root's.
+    name = name_beside(path, "-lock")
+    lock, is_new = open_or_make(name)
+    if os.geteuid() == 0 and path.exists():
         owner = os.stat(path)
-        os.fchown(lock, owner.st_uid, owner.st_gid)
+        if is_new:
+            # A command run by root must not leave a lock that the service's user cannot open.
+            os.fchown(lock, owner.st_uid, owner.st_gid)
+        elif _is_second_name(os.fstat(lock), owner):
+            os.close(lock)
+            raise DatabaseError(_SECOND_NAME.format(str(name)))
     return lock
 
 
 def _refuse_second_names(path: Path) -> None:
-    """Refuse, as root, a -wal or -shm that is another name of somebody else's file."""
-    if os.geteuid() != 0 or not path.exists():
-        return
     # Links are refused by SQLite. But where root opens a database, it gives these files to the
     # database's owner, who may have linked /etc/shadow there.
-    owner = path.stat().st_uid
+    if os.geteuid() != 0 or not path.exists():
+        return
+    owner = path.stat()
     for beside in (name_beside(path, "-wal"), name_beside(path, "-shm")):
         with suppress(FileNotFoundError):
-            found = os.lstat(beside)
-            if found.st_nlink > 1 and found.st_uid != owner:
-                raise DatabaseError(
-                    f"{str(beside)!r} is another name of a file that is not the database owner's:"
-                    " remove it"
-                )
+            if _is_second_name(os.lstat(beside), owner):
+                raise DatabaseError(_SECOND_NAME.format(str(beside)))
+
+
+def _is_second_name(found: os.stat_result, owner: os.stat_result) -> bool:
+    """Tell whether root would write to, or give away, what is not the database owner's."""
+    return found.st_nlink > 1 and found.st_uid != owner.st_uid
+
+
+_SECOND_NAME = "{!r} is another name of a file that is not the database owner's: remove it"
 
 
 def _take_lock(lock: int, path: Path) -> None:
@@ -303,9 +429,16 @@ class Database:
         self._beside = (name_beside(path, "-wal"), name_beside(path, "-shm"))
         # Never removed: a lock file that is unlinked while one waits for it locks nothing.
         self._lock = _open_lock(path)
-        # A read makes SQLite open the -wal file, so that its identity can be noted.
-        db.execute("SELECT 1 FROM tracker").fetchone()
-        self._identity = self._identify()
+        try:
+            # A read makes SQLite open the -wal file, so that its identity can be noted.
+            db.execute("SELECT 1 FROM tracker").fetchone()
+            self._identity = self._identify()
+            # Open all the time, since it is needed when the file is none any more.
+            self._keeper = _keep_log(path)
+            self._watch = overwriting.Watch(path, self._lock, *self._beside)
+        except BaseException:
+            os.close(self._lock)
+            raise
 
     def __enter__(self) -> Self:
         """Give itself."""
@@ -322,8 +455,19 @@ class Database:
 
     def close(self) -> None:
         """Close the connection and the lock file."""
-        self.db.close()
+        # The last to close moves the log into the file: not into one that was overwritten.
+        order = (self._keeper, self.db) if self._is_sound() else (self.db, self._keeper)
+        for connection in order:
+            connection.close()
+        self._watch.close()
         os.close(self._lock)
+
+    def _is_sound(self) -> bool:
+        try:
+            with self._held():
+                return self._identify() == self._identity and not self._watch.judge()
+        except (DatabaseError, OSError):
+            return False
 
     def carry_over_log(self) -> bool:
         """Move what stands in the log to the database, and begin the log afresh.
@@ -333,11 +477,13 @@ class Database:
         committed behind it would go with it in a power cut. Written anew and synced, it is safe.
         """
         with self._held():
+            self._refuse_overwritten()
             try:
                 self.db.execute(f"PRAGMA busy_timeout = {CARRY_OVER_WAIT_SECONDS * 1000:.0f}")
                 is_busy, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             finally:
                 self.db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}")
+            self._refuse_overwritten()
         return not is_busy
 
     @contextmanager
@@ -354,7 +500,7 @@ class Database:
     def transaction(self) -> Iterator[None]:
         """Make what happens inside one commit, on disk when this returns; any exception undoes it.
 
-        Raises DatabaseError where the commit went into a file that is no longer at its path.
+        Raises DatabaseError where the file is no longer at its path, or was overwritten there.
         """
         with self._held():
             # Before, too: what is written into the log of a file that took ours' place damages it.
@@ -364,14 +510,28 @@ class Database:
                 # if another writer commits before it writes. Ctrl-C may come as it returns, so
                 # what undoes it stands around it.
                 self.db.execute("BEGIN IMMEDIATE")
+                # Not before: until then other programs may commit.
+                self._refuse_overwritten()
                 yield
                 self.db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 # SQLite itself has rolled back already on some errors (a full disk).
                 if self.db.in_transaction:
                     self.db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    self._find_cause(error)
                 raise
             self._refuse_replaced_file()
+            self._refuse_overwritten()
+
+    def _refuse_overwritten(self) -> None:
+        _refuse(self._watch.judge(), self._lock, self.path)
+
+    def _find_cause(self, error: sqlite3.Error) -> None:
+        """Raise what has led to an error, where that is known."""
+        self._refuse_overwritten()
+        if is_damage(error):
+            raise _doubt(error, self._lock, self.path) from error
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:

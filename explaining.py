@@ -6,16 +6,18 @@ The request is given to the receiver itself, which does what it does on a privat
 
 import difflib
 import io
+import re
 import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import booking
 import hints
 import parts
+from addresses import Pasted
 from answers import Answer
 from booking import Arrival, Terms, read_terms, reread
 from config import OldKey, Settings
@@ -23,7 +25,6 @@ from hints import Missed
 from listings import Row, Wanted, of_click
 from masking import HIDDEN, KeyMask
 from parts import Part
-from pasted import Pasted
 from postback import Receiver, split_path
 from query import Postback, store_query
 from questions import Questions
@@ -51,10 +52,13 @@ class Key(NamedTuple):
 class Explanation(NamedTuple):
     """The steps. `conversions` stand now; `writes` is what would be new or changed of one.
 
+    `pasted` says how the request was found in what was pasted.
+
     `answer` is what the sender gets; where it is no 200 for a postback, `verdict` and `writes` are
     what would come of it behind the right key.
     """
 
+    pasted: tuple[str, ...]
     key: Key | None
     method: str
     parts: list[Part]
@@ -83,27 +87,31 @@ def explain(
     """Put a request through on a rehearsal, and say what came of it there."""
     now = datetime.now(UTC)
     terms = read_terms(settings)
-    pasted = pasted._replace(query=KeyMask(settings.secrets()).hide(pasted.query))
+    mask = KeyMask(settings.secrets())
+    sent = pasted._replace(query=mask.hide(pasted.query))
+    pasted = _put_mark(sent)
+    pasted = pasted._replace(query=mask.hide(pasted.query))
     key = None if pasted.path is None else find_key(pasted.path, settings, now.date())
     if key is not None and key.state == "click":
         raise NoPostbackError("this is the address for clicks (click_key): it takes no postbacks")
-    stored = store_query(pasted.query)
-    read = _read(pasted, key, terms)
+    copy = Questions(rehearsal.storage.db)
+    stored = _store(pasted, settings, copy, rehearsal)
+    read = _read(stored, key, terms)
     rehearsal.take([stored])
     with rehearsal.storage.transaction():
         booking.settle_due_clicks(rehearsal.storage, now, terms)
     read = booking.know_currency(rehearsal.storage, read, terms)
-    copy = Questions(rehearsal.storage.db)
     subid = read.incoming.subid
     click, before = _find_click(copy, rehearsal, subid, terms), _list_conversions(copy, subid)
     decision = _judge(rehearsal, stored, read, now, terms)
-    answer, outcome = _send(pasted, settings, copy, rehearsal)
-    kept = outcome
-    if outcome is None:
+    answer, outcome = _send(sent, settings, copy, rehearsal)
+    kept = outcome if sent == pasted else None
+    if kept is None:
         _, outcome = _send(_with_right_key(pasted, settings), settings, copy, rehearsal)
     assert outcome is not None
     missed = Missed(stored, read, decision.rule)
     return Explanation(
+        pasted=pasted.notes,
         key=key,
         method=pasted.method,
         parts=parts.read_parts(stored, terms),
@@ -119,7 +127,7 @@ def explain(
         conversion_id=_real_id(outcome["conversion_id"]),
         answer=answer,
         earlier=_list_earlier(questions, subid),
-        hints=[*_advise(pasted, key, decision, click), *hints.find_hints(questions, missed, terms)],
+        hints=[*_advise(sent, key, decision, click), *hints.find_hints(questions, missed, terms)],
     )
 
 
@@ -182,8 +190,41 @@ def _is_near(key: bytes, known: bytes) -> bool:
     return difflib.SequenceMatcher(None, key, known).ratio() >= NEARNESS
 
 
-def _read(pasted: Pasted, key: Key | None, terms: Terms) -> Postback:
-    read = reread(store_query(pasted.query), terms)
+# `/KEY/postback&subid=…`: what is to stand behind the '?' stands in the path.
+_UNMARKED = re.compile(rb"(.*/postback(?:\.gif)?/?)[&?;](.*)", re.DOTALL)
+
+
+def _put_mark(pasted: Pasted) -> Pasted:
+    """Put a '?' that is missing into its place."""
+    found = _UNMARKED.fullmatch(pasted.path or b"")
+    if found is None:
+        return pasted
+    behind = quote_from_bytes(found[2], safe=_QUERY_SIGNS)
+    query = "&".join(filter(None, (behind, pasted.query)))
+    return pasted._replace(path=found[1], query=query)
+
+
+_QUERY_SIGNS = "".join(map(chr, range(0x21, 0x7F)))
+
+
+def _store(pasted: Pasted, settings: Settings, copy: Questions, rehearsal: Rehearsal) -> str:
+    """Give the query that would be stored; how a body is read is the receiver's to say."""
+    query = store_query(pasted.query)
+    if not pasted.body:
+        return query
+    row = None
+    with suppress(_UndoneError), rehearsal.storage.transaction():
+        _, row = _run(_with_right_key(pasted, settings), settings, copy, rehearsal)
+        raise _UndoneError
+    return query if row is None else str(row["query"])
+
+
+class _UndoneError(Exception):
+    """What was tried is rolled back: it was only to be read."""
+
+
+def _read(stored: str, key: Key | None, terms: Terms) -> Postback:
+    read = reread(stored, terms)
     leads_only = key is not None and key.state == "pixel"
     return read._replace(incoming=read.incoming._replace(leads_only=leads_only))
 
@@ -202,24 +243,40 @@ def _send(
     """Give the request to the receiver: the answer, and the row of the copy's log."""
     if pasted.path is None or split_path(pasted.path)[0] == HIDDEN.encode():
         pasted = _with_right_key(pasted, settings)
+    with rehearsal.storage.transaction():
+        return _run(pasted, settings, copy, rehearsal)
+
+
+def _run(
+    pasted: Pasted, settings: Settings, copy: Questions, rehearsal: Rehearsal
+) -> tuple[Answer, Row | None]:
+    """Give it the request within the caller's transaction."""
+    with closing(Receiver(settings.path)) as receiver:
+        answer = receiver.answer_on(_build_environ(pasted), rehearsal.storage)
+    rows = copy.list_postbacks(Wanted().also("postbacks.id > ?", LAST_REAL_ID), 1)
+    return answer, next(rows, None)
+
+
+def _build_environ(pasted: Pasted) -> dict[str, Any]:
     assert pasted.path is not None
-    environ = {
+    environ: dict[str, Any] = {
         "REQUEST_METHOD": pasted.method,
         "PATH_INFO": pasted.path.decode("latin-1"),
         "QUERY_STRING": pasted.query,
-        "wsgi.input": io.BytesIO(),
+        "wsgi.input": io.BytesIO(pasted.body),
     }
-    with closing(Receiver(settings.path)) as receiver, rehearsal.storage.transaction():
-        answer = receiver.answer_on(environ, rehearsal.storage)
-    rows = copy.list_postbacks(Wanted().also("postbacks.id > ?", LAST_REAL_ID), 1)
-    return answer, next(rows, None)
+    if pasted.body:
+        environ["CONTENT_LENGTH"] = str(len(pasted.body))
+    if pasted.content_type:
+        environ["CONTENT_TYPE"] = pasted.content_type
+    return environ
 
 
 def _with_right_key(pasted: Pasted, settings: Settings) -> Pasted:
     is_pixel = pasted.path is not None and pasted.path.rstrip(b"/").endswith(b".gif")
     name = b"postback.gif" if is_pixel else b"postback"
     method = pasted.method if pasted.method == "POST" else "GET"
-    return Pasted(pasted.query, b"/%s/%s" % (settings.postback_key, name), method)
+    return pasted._replace(path=b"/%s/%s" % (settings.postback_key, name), method=method)
 
 
 def _find_click(
@@ -275,7 +332,12 @@ def _advise(
         yield f"longer than {REQUEST_LINE_BYTES} bytes: the server answers 400 before we see it"
     if pasted.method == "HEAD":
         yield "it came as HEAD, which records nothing: the network is to send GET or POST"
-    if pasted.method == "POST":
+    if _put_mark(pasted) != pasted:
+        yield (
+            "the '?' is missing behind /postback: as it stands no parameter is read, and the answer"
+            " shown is to that; all else holds for the same address with the '?' in its place"
+        )
+    if pasted.method == "POST" and not pasted.body:
         yield "it came as POST: what stood in the body is not in this line"
     if "does not allow rebills" in decision.reason.summary and click is not None:
         offer = shlex.quote(click["offer"])

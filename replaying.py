@@ -125,6 +125,8 @@ def replay(
             arrival = _read_arrival(original, query, terms, now)
             outcome = booking.keep(db, arrival._replace(is_forced=mending.forces), terms)
             _undo_nothing_new(last, outcome)
+            if not mending.forces:
+                _undo_older_amount(db, original, outcome)
             if outcome.verdict is not Verdict.PARKED:
                 _settle(db, original, outcome, now)
     except _NothingNewError as nothing:
@@ -178,6 +180,17 @@ def _undo_nothing_new(last: LastTry, outcome: Outcome) -> None:
         return
     if outcome.verdict is last.verdict or last.verdict in BOOKED | {Verdict.PARKED}:
         raise _NothingNewError(outcome.reason.detail)
+
+
+def _undo_older_amount(db: Storage, original: Original, outcome: Outcome) -> None:
+    """Undo what put the amount of an older postback in the place of a later one's.
+
+    With `repeats = update` that is what a postback would do which was refused when it came.
+    """
+    if outcome.verdict is not Verdict.UPDATED or outcome.conversion_id is None:
+        return
+    if db.brought_older_amount(outcome.conversion_id, original.received_at):
+        raise _NothingNewError("a later postback has brought another amount, which stays")
 
 
 def _settle(db: Storage, original: Original, outcome: Outcome, now: datetime) -> None:

@@ -7,13 +7,14 @@ hours, and zones that are half an hour off, come out right.
 
 import itertools
 import json
+import math
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, time, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from functools import cache
 from operator import attrgetter, itemgetter
@@ -252,18 +253,52 @@ def find_bucket(moment: str, unit: str, zone: tzinfo) -> Bucket:
     A text that is no moment (other programs write clicks too) has a bucket of its own, unnamed.
     """
     try:
-        local = datetime.fromisoformat(moment).astimezone(zone)
-        hour = local.replace(minute=0, second=0, microsecond=0)
-        if unit == "day":
-            tomorrow = local.date() + timedelta(days=1)
-            end = datetime.combine(tomorrow, time(), zone).astimezone(UTC)
-        else:
-            # In UTC: the hour that is there twice, or not at all, is none of this one's.
-            end = hour.astimezone(UTC) + timedelta(hours=1)
+        at = datetime.fromisoformat(moment).astimezone(UTC)
+        end = _find_end(at, unit, zone)
+        hour = at.astimezone(zone).replace(minute=0, second=0, microsecond=0)
+        labels = Labels(str(hour.date()), hour.isoformat(timespec="minutes"))
     except (ValueError, OverflowError):
         return Bucket(moment, f"{moment} ", Labels())
-    labels = Labels(str(local.date()), hour.isoformat(timespec="minutes"))
     return Bucket(moment, utc_text(end), labels)
+
+
+def _find_end(at: datetime, unit: str, zone: tzinfo) -> datetime:
+    """Find when the day or hour of a moment ends: always behind it, whatever clocks do between.
+
+    Some zones change their clocks by half an hour, or at one minute past midnight, back into the
+    day before: what `zone` computes from the next full hour may then lie before the moment.
+    """
+    while True:
+        end = at + _left_by_the_clock(at.astimezone(zone), unit)
+        change = _find_change(at, end, zone)
+        if change is None:
+            return end
+        # The hour that is there twice is two hours, and a day stays one.
+        if unit == "hour" or change.astimezone(zone).date() != at.astimezone(zone).date():
+            return change
+        at = change
+
+
+def _left_by_the_clock(local: datetime, unit: str) -> timedelta:
+    begun = local.replace(minute=0, second=0, microsecond=0, tzinfo=None)
+    if unit == "day":
+        begun = begun.replace(hour=0)
+    length = timedelta(days=1) if unit == "day" else timedelta(hours=1)
+    return begun + length - local.replace(tzinfo=None)
+
+
+def _find_change(at: datetime, end: datetime, zone: tzinfo) -> datetime | None:
+    """Find when, between two moments, the clocks change; to the second, as zones have it."""
+    before = at.astimezone(zone).utcoffset()
+    if end.astimezone(zone).utcoffset() == before:
+        return None
+    low, high = 0, math.ceil((end - at) / timedelta(seconds=1))
+    begun = at.replace(microsecond=0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        changed = (begun + timedelta(seconds=middle)).astimezone(zone).utcoffset() != before
+        low, high = (low, middle) if changed else (middle, high)
+    return begun + timedelta(seconds=high)
 
 
 _CLICK_TIME = "coalesce(clicks.clicked_at, clicks.created_at)"

@@ -16,11 +16,13 @@ import recomputing
 from booking import Terms
 from config import Settings
 from config_watch import ConfigWatch
+from database import DoubtedError
 from keyuses import KeyUses
 from masking import KeyMask
 from proxies import anonymize, find_client
 from refusals import Kind, Refusals
 from runner import RateKeeper
+from soundness import Recheck
 from storage import Storage, open_database
 from writer import Committer, Job, UnavailableError, Writer, attempt_all
 
@@ -99,6 +101,7 @@ class Service:
         self._committer = Committer(self._open_storage, self._housekeep)
         self._writer = Writer(self._committer)
         self._rate_keeper = RateKeeper()
+        self._recheck = Recheck()
         self.key_uses = KeyUses()
         self._refusals = Refusals()
         self._filled_to_rate_id = -1
@@ -194,7 +197,12 @@ class Service:
         # A file that this process has seen and that is gone now is not made anew: somebody is
         # moving it, and an empty one in its place would be in the way.
         settings = orders.settings
-        storage = open_database(settings.db_path, settings.currency, create=not self._has_opened)
+        path, currency, create = settings.db_path, settings.currency, not self._has_opened
+        try:
+            storage = open_database(path, currency, create=create)
+        except DoubtedError:
+            self._recheck.settle(path)
+            storage = open_database(path, currency, create=create)
         self._has_opened = True
         # What the last commit was to bring may be gone with it.
         self.key_uses.forget_written()

@@ -7,6 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from editor_marks import (
+    find_marks,
+    find_marks_of_value,
+    name_encoding,
+    name_format,
+    plain_name,
+)
 from masking import KeyMask
 from php_ini import Entry, Ini, IniError, Note, parse_ini
 
@@ -49,6 +56,11 @@ KEITARO_KEYS: Mapping[str, frozenset[str]] = {
     "system": frozenset(
         {
             "salt",
+            "lang",
+            "language",
+            "dp",
+            "draft_storage",
+            "draft_data_storage",
             "timezone",
             "redis_uri",
             "clickhouse_uri",
@@ -106,11 +118,30 @@ _HIDDEN_ENTRIES = (
     *("salt", "password", "clickhouse_password"),
 )
 
-_BREAKS_A_URL = re.compile(rb"[/?#\s\x00-\x1f\x7f]|^\.\.?$")
+# What a URL cannot hold in its path as it is (RFC 3986, 2.2 and 3.3), or holds as something else.
+_BREAKS_A_URL = (
+    (rb"/", "a slash"),
+    (rb"[?#]", "'?' or '#'"),
+    (rb"%", "'%'"),
+    (rb"\s", "a blank"),
+    (rb"[\x00-\x08\x0e-\x1f\x7f]", "a control character"),
+    (rb"[\x80-\xff]", "a letter beyond ASCII"),
+    (rb"[\"<>\\^`{|}]", "a quote, bracket or other sign that is escaped in URLs"),
+    (rb"^\.\.?$", "nothing but a dot or two, which mean a directory"),
+)
 
 
 class ConfigError(Exception):
     """A sentence that names file, line, value and what to do; it never holds a key."""
+
+
+def decode_text(path: Path, content: bytes) -> str:
+    """Decode a file's bytes; ConfigError where they are those of another encoding or format."""
+    if encoding := name_encoding(content):
+        raise ConfigError(f"{path}: the file is {encoding}: save it as UTF-8.")
+    if other := name_format(content):
+        raise ConfigError(f"{path}: the file is {other}: save it as plain text, in UTF-8.")
+    return content.decode("utf-8", "surrogateescape")
 
 
 def parse_text(path: Path, text: str) -> Ini:
@@ -118,18 +149,27 @@ def parse_text(path: Path, text: str) -> Ini:
     try:
         return parse_ini(text, os.environ)
     except IniError as refusal:
-        raise ConfigError(f"{path}, line {refusal.line}: {refusal.sentence}") from None
+        lines = split_lines(text)
+        marks = find_marks(lines[refusal.line - 1]) if refusal.line <= len(lines) else ""
+        told = " ".join(filter(None, (refusal.sentence, marks)))
+        raise ConfigError(f"{path}, line {refusal.line}: {told}") from None
+
+
+def split_lines(text: str) -> list[str]:
+    """Split a file's text at the ends of lines that PHP knows."""
+    return re.split(r"\r\n|\r|\n", text)
 
 
 class Sheet:
     """The entries of one file while they become settings, and what there is to say about them."""
 
-    def __init__(self, path: Path, ini: Ini) -> None:
-        """Take a file that was parsed."""
+    def __init__(self, path: Path, ini: Ini, text: str = "") -> None:
+        """Take a file that was parsed, and its text to look for what was lost."""
         self.path = path
         self.ini = ini
+        self.text_of_file = text
         self._warnings = [(n.line, n.sentence) for n in ini.warnings if _matters(n)]
-        secrets = (entry.value for entry in ini.entries if entry.key in _HIDDEN_ENTRIES)
+        secrets = (e.value for e in ini.entries if plain_name(e.key) in _HIDDEN_ENTRIES)
         self._mask = KeyMask(_split_secrets(secrets))
 
     def hide(self, sentence: str) -> str:
@@ -138,6 +178,8 @@ class Sheet:
 
     def refuse(self, entry: Entry, sentence: str) -> NoReturn:
         """Raise ConfigError about an entry."""
+        if marks := find_marks_of_value(entry.value):
+            sentence = f"{sentence} It {marks}."
         told = self.hide(f"{_place(entry)} {sentence}")
         raise ConfigError(f"{self.path}, line {entry.line}: {told}")
 
@@ -156,6 +198,9 @@ class Sheet:
         entry = self.ini.entry(section, key)
         if entry and entry.in_list:
             self.refuse(entry, "is written as a list; write one value, without brackets.")
+        if entry and (marks := find_marks_of_value(entry.value)):
+            # Not refused: a key works with them, escaped, and may be in use.
+            self.warn(entry.line, f"{_place(entry)} {marks}.")
         return entry
 
     def text(self, section: str, key: str, default: str) -> str:
@@ -207,13 +252,18 @@ class Sheet:
         if entry.word and entry.key in _TAKES_WORDS:
             self.warn(entry.line, f'{_place(entry)} is a bare word that PHP reads as "1".')
         key = entry.value.encode("utf-8", "surrogateescape")
-        if _BREAKS_A_URL.search(key):
+        self.warn_of_a_key(entry, key)
+        return key
+
+    def warn_of_a_key(self, entry: Entry, key: bytes) -> None:
+        """Warn of a key that no URL can carry as it is."""
+        found = [name for signs, name in _BREAKS_A_URL if re.search(signs, key)]
+        if found:
             self.warn(
                 entry.line,
-                f"{_place(entry)} breaks the Postback URL: it holds a slash, blank, '?', '#' or"
-                " control character, or is a dot or two; letters and digits are safe.",
+                f"{_place(entry)} breaks the Postback URL, which cannot carry it as it is: it holds"
+                f" {', '.join(found)}; letters and digits are safe.",
             )
-        return key
 
 
 def _split_secrets(values: Iterable[str]) -> Iterator[bytes]:
@@ -270,15 +320,23 @@ def _warn_of_a_strange_key(sheet: Sheet, entry: Entry) -> None:
         return
     if entry.key.startswith("#"):
         sheet.warn(entry.line, "'#' begins no comment, and PHP reads a key here; use ';'.")
+    elif marks := find_marks(entry.key):
+        sheet.warn(entry.line, f"{_place(entry)} is unknown. {marks}")
     else:
-        sheet.warn(entry.line, f"{_place(entry)} is unknown; {_key_hint(entry)}.")
+        sheet.warn(entry.line, f"{_place(entry)} is unknown{_key_hint(entry)}.")
+
+
+# A tenth of the letters may differ, or a word be missing: `pixelkey`, `park_day`, `decimal`. What
+# is farther off than that is a key of some other program, and no slip.
+_NEARNESS = 0.7
 
 
 def _key_hint(entry: Entry) -> str:
     homes = {key: section for section, keys in KNOWN_KEYS.items() for key in keys}
     if entry.key in homes:
-        return f"it belongs below [{homes[entry.key]}]"
+        return f"; it belongs below [{homes[entry.key]}]"
+    plain = plain_name(entry.key)
     here = KNOWN_KEYS.get(entry.section or "", tuple(homes))
-    near = difflib.get_close_matches(entry.key.lower(), here, 1)
-    near = near or difflib.get_close_matches(entry.key.lower(), homes, 1, 0)
-    return f"the nearest known key is [{homes[near[0]]}] {near[0]}"
+    near = difflib.get_close_matches(plain, here, 1, _NEARNESS)
+    near = near or difflib.get_close_matches(plain, homes, 1, _NEARNESS)
+    return f"; the nearest known key is [{homes[near[0]]}] {near[0]}" if near else " here"

@@ -289,6 +289,18 @@ class Storage(Database):
         query, verdict, is_replay, lacks_amount = row
         return LastTry(query, Verdict(verdict), bool(is_replay), bool(lacks_amount))
 
+    def brought_older_amount(self, conversion_id: int, received_at: str) -> bool:
+        """Tell whether the last change put an amount or a cost in the place of one received later.
+
+        `received_at`: when the postback behind that change was received.
+        """
+        return any(
+            self.db.execute(
+                _GIVEN_LATER.format(value=value), (conversion_id, received_at)
+            ).fetchone()
+            for value in ("amount_micros || coalesce(currency, '')", "cost_micros")
+        )
+
     def withdraw_parked_replays(self, original_id: int, at: str) -> None:
         """End the earlier replays of a postback that wait for a click still."""
         self.db.execute(
@@ -566,6 +578,25 @@ _FIND_LAST_TRY = """
         UNION ALL
         SELECT * FROM postbacks WHERE id = ?1)
     ORDER BY id DESC LIMIT 1
+"""
+
+# The row that gave the value before the last one: the first of those that have it, from there back.
+_GIVEN_LATER = """
+    WITH rows AS (
+        SELECT seq, status, postback_id, {value} AS value FROM conversion_history
+        WHERE conversion_id = ?1),
+    now AS (SELECT * FROM rows ORDER BY seq DESC LIMIT 1),
+    was AS (SELECT * FROM rows ORDER BY seq DESC LIMIT 1 OFFSET 1),
+    given AS (
+        SELECT postback_id FROM rows WHERE value = (SELECT value FROM was)
+            AND seq < (SELECT seq FROM now) AND seq > coalesce((
+                SELECT max(seq) FROM rows WHERE value IS NOT (SELECT value FROM was)
+                    AND seq < (SELECT seq FROM was)), 0)
+        ORDER BY seq LIMIT 1)
+    SELECT 1 FROM now, was, given, postbacks AS giver
+    WHERE now.status = was.status AND now.value <> was.value AND giver.id = given.postback_id
+        AND ?2 < coalesce(
+            (SELECT received_at FROM postbacks WHERE id = giver.replay_of), giver.received_at)
 """
 
 # CROSS JOIN: the click ids lead, each a look into the index.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import audit
 import display
+import soundness
 import traffic
 from booking import read_terms
 from cells import Column, Kind
@@ -125,6 +126,8 @@ def _check_files(args: argparse.Namespace, settings: Settings, now: datetime) ->
     yield from _check_modes(find_config_path(args), settings.db_path)
     yield from _check_abandoned(find_config_path(args), settings.db_path)
     yield from _check_stopped(settings.db_path)
+    if doubt := soundness.describe_doubt(settings.db_path):
+        yield Finding(Level.PROBLEM, "integrity", doubt)
     try:
         with reading(settings) as questions:
             yield Finding(Level.OK, "database", f"{settings.db_path} can be read")
@@ -251,7 +254,9 @@ def _check_database(questions: Questions, settings: Settings, *, deep: bool) -> 
     damage = audit.find_all_damage(questions.db) if deep else audit.find_damage(questions.db)
     for line in damage:
         yield Finding(
-            Level.PROBLEM, "integrity", f"{line}: stop the service and restore the latest backup"
+            Level.PROBLEM,
+            "integrity",
+            f"{line}: put the latest backup in its place with `postback restore FILE`",
         )
     if not damage:
         is_whole = deep or audit.is_small(questions.db)

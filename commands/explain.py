@@ -1,7 +1,9 @@
 """`postback explain`: what a postback would do now, and why, step by step."""
 
 import argparse
+import codecs
 import os
+import select
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +16,7 @@ from commands.options import FORMATS, Subparsers, add_command, add_json
 from commands.tracker import RefusedError, load_settings, reading
 from explaining import Explanation, NoPostbackError
 from listings import Row
-from pasted import Pasted, read_pasted
+from pasted import Pasted, UnclearError, read_pasted
 from rehearsal import rehearse
 
 COLUMNS = (
@@ -26,10 +28,14 @@ COLUMNS = (
 # Far above any request line, far below what hurts.
 INPUT_LIMIT_BYTES = 1024 * 1024
 
+# A terminal gives lines one by one. Those that are pasted are there at once; a person needs longer.
+PASTED_SECONDS = 0.05
+
 MORE = """\
-Paste what the network shows: the whole URL, a path, the query alone, or a line of the web server's
-log. In single quotes, since shells take & for themselves; or `-`, and paste it then: so no key
-stays in the shell's history. Nothing is written and no key is shown. A query alone is
+Paste what there is: the whole URL, a path, the query alone, a command (curl, wget, HTTPie,
+PowerShell, fetch), an <img> tag, a link of a chat, a line of a web server's log (JSON, too), or a
+body. In single quotes, since shells take & for themselves; or `-`, and paste it then: so no key
+stays in the shell's history. Nothing is written or run, and no key is shown. A query alone is
 explained as if it stood behind the key in force."""
 
 EXAMPLE = """\
@@ -70,25 +76,58 @@ def run(args: argparse.Namespace) -> int:
 
 def _read_input(text: str) -> Pasted:
     raw = _read_stdin() if text == "-" else os.fsencode(text)
+    try:
+        return read_pasted(_decode(raw))
+    except UnclearError as error:
+        raise RefusedError(str(error)) from error
+
+
+def _decode(raw: bytes) -> str:
+    for mark, encoding in _MARKS.items():
+        if raw.startswith(mark):
+            return raw.removeprefix(mark).decode(encoding, "replace")
     if b"\0" in raw:
         raise RefusedError("the input holds NUL bytes: save it as UTF-8, or paste it")
-    lines = [line for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
-    if len(lines) != 1:
-        raise RefusedError(f"{len(lines)} lines came: paste one postback, on one line")
-    return read_pasted(lines[0].decode("latin-1"))
+    return raw.decode("utf-8", "surrogateescape")
+
+
+# What Windows puts before the text of a file; the longer first.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
 def _read_stdin() -> bytes:
-    if sys.stdin.isatty():
-        display.complain("paste the URL or the query, then press Enter")
-        return sys.stdin.buffer.readline(INPUT_LIMIT_BYTES)
-    return sys.stdin.buffer.read(INPUT_LIMIT_BYTES)
+    if not sys.stdin.isatty():
+        return sys.stdin.buffer.read(INPUT_LIMIT_BYTES)
+    display.complain("paste the URL or the query, a command or a line of a log, then press Enter")
+    return read_terminal(sys.stdin.fileno())
+
+
+def read_terminal(terminal: int) -> bytes:
+    """Read a line, and those that were pasted with it or that it goes on with."""
+    raw = b""
+    while len(raw) < INPUT_LIMIT_BYTES:
+        line = os.read(terminal, INPUT_LIMIT_BYTES)
+        raw += line
+        goes_on = raw.rstrip()[-1:] in _GOES_ON
+        if not line or not (goes_on or select.select([terminal], [], [], PASTED_SECONDS)[0]):
+            break
+    return raw
+
+
+# What a line of a command or of a broken address ends with.
+_GOES_ON = frozenset({b"?", b"&", b"\\", b"`", b"^"})
 
 
 def build_object(explanation: Explanation) -> dict[str, Any]:
     """Build what `--json` shows."""
     key = explanation.key
     return {
+        "pasted": list(explanation.pasted),
         "key": None if key is None else key._asdict(),
         "method": explanation.method,
         "parts": [part._asdict() for part in explanation.parts],
@@ -112,6 +151,8 @@ def build_object(explanation: Explanation) -> dict[str, Any]:
 
 
 def _build_rows(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
+    for note in explanation.pasted:
+        yield "pasted", "", note
     if explanation.key is not None:
         yield "key", explanation.key.state, explanation.key.sentence
     for part in explanation.parts:

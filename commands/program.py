@@ -9,7 +9,7 @@ import sqlite3
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import display
 from commands.csv_file import UnusableFileError
@@ -37,6 +37,7 @@ FAMILIES = {
     "rates": "rates",
     "key": "key",
     "backup": "backup",
+    "restore": "restore",
     "purge": "purge",
     "completion": "manuals",
     "man": "manuals",
@@ -55,6 +56,33 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise _WrongUsageError(self, message)
+
+    # Typed as argparse has it, with its overloads.
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse words of which one behind an option may begin with '-': `--tz -05:00`."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self._join_values(words), namespace)
+
+    def _join_values(self, words: Sequence[str]) -> list[str]:
+        # argparse takes such a word for an option, unless it is a plain number.
+        joined: list[str] = []
+        rest = iter(words)
+        for word in rest:
+            joined.append(word)
+            if word == "--":
+                joined += rest
+            elif self._takes_value(word) and (value := next(rest, None)) is not None:
+                joined += self._join(joined.pop(), value)
+        return joined
+
+    def _join(self, option: str, value: str) -> list[str]:
+        # Not `--limt`: rather a slip than a value.
+        is_value = value[:1] == "-" != value[1:2] and value not in self._option_string_actions
+        return [f"{option}={value}"] if is_value else [option, value]
+
+    def _takes_value(self, word: str) -> bool:
+        action = self._option_string_actions.get(word) if word.startswith("--") else None
+        return action is not None and action.nargs is None
 
 
 class _WrongUsageError(Exception):

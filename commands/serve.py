@@ -15,6 +15,7 @@ from commands.tracker import find_config_path, writing
 from commands.url import DEFAULT_MACROS, build_url
 from config import Settings, load
 from config_edit import write_new
+from database import DoubtedError
 
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]*\]|[^:/\[\]]*):(?P<port>[0-9]{1,5})")
 # Addresses that mean "every interface"; the sysadmin who reads the URL sits at this machine.
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Make what is missing and become gunicorn; returns only where that fails."""
     path = find_config_path(args)
     settings = load(path) if os.path.lexists(path) else write_new(path)
-    with writing(settings):
+    # Damage is the service's to look at: its check takes a while, and 503 is an answer.
+    with contextlib.suppress(DoubtedError), writing(settings, checks=False):
         pass
     if args.log_format is not None:
         os.environ[logs.FORMAT_VARIABLE] = args.log_format

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import config
 import display
+import soundness
 from config import Settings, find_config, load
-from database import DatabaseError, describe_trouble
+from database import DatabaseError, DoubtedError, describe_trouble
 from masking import KeyMask
 from questions import Questions, open_to_read
 from storage import Storage, open_database
@@ -72,14 +73,27 @@ def _refuse_missing(path: Path) -> None:
         )
 
 
+def _open_to_write(settings: Settings, *, checks: bool) -> Storage:
+    try:
+        return open_database(settings.db_path, settings.currency)
+    except DoubtedError:
+        if not checks:
+            raise
+        soundness.settle_now(settings.db_path)
+        return open_database(settings.db_path, settings.currency)
+
+
 @contextmanager
-def writing(settings: Settings, *, makes: bool = True) -> Iterator[Storage]:
-    """Open the database to write, made where it is missing and that is wanted."""
+def writing(settings: Settings, *, makes: bool = True, checks: bool = True) -> Iterator[Storage]:
+    """Open the database to write, made where it is missing and that is wanted.
+
+    Where damage was met in it, it is checked first, or a DoubtedError says so.
+    """
     path = settings.db_path
     if not makes:
         _refuse_missing(path)
     try:
-        storage = open_database(path, settings.currency)
+        storage = _open_to_write(settings, checks=checks)
     except OSError as error:
         raise DatabaseError(describe_trouble(error, path)) from error
     try:

@@ -183,7 +183,7 @@ def test_a_damaged_database_is_a_problem(good: Client, capsys: pytest.CaptureFix
     status, found = call(good.directory, capsys)
 
     assert status == 1
-    assert "restore the latest backup" in str(found)
+    assert "`postback restore FILE`" in str(found)
 
 
 def test_another_currency_is_a_problem(good: Client, capsys: pytest.CaptureFixture[str]) -> None:
@@ -395,7 +395,7 @@ def test_a_lost_reference_is_found_by_the_deep_look_only(
     assert call(good.directory, capsys)[1]["integrity"] == ["ok: the database is undamaged"]
     found = call(good.directory, capsys, "--deep")[1]["integrity"]
 
-    assert "points to a row of clicks that is not there: stop the service" in found[0]
+    assert "points to a row of clicks that is not there: put the latest backup" in found[0]
 
 
 def test_of_a_large_database_the_newest_rows_are_read(
@@ -472,7 +472,7 @@ def test_damage_among_old_rows_of_a_large_database_is_seen_by_a_deep_look_only(
 
     assert quick[1]["integrity"][0].startswith("ok: the newest rows can be read")
     assert (quick[0], deep[0]) == (0, 1)
-    assert "restore the latest backup" in str(deep[1])
+    assert "`postback restore FILE`" in str(deep[1])
 
 
 def test_no_key_stands_among_the_examples_by_chance() -> None:

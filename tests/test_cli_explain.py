@@ -1,6 +1,7 @@
 """`postback explain`: what a postback would do now, step by step, and nothing written."""
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from test_cli_replay import read_files
 
 import cli
+from addresses import Pasted, UnclearError
 from booking import Terms, reread
 from parts import read_parts
-from pasted import Pasted, read_pasted
+from pasted import read_pasted
 from query import SUBID_NAMES, store_query
 
 
@@ -373,18 +375,18 @@ def test_the_parts_come_to_what_the_whole_is_read_as(pairs: list[tuple[str, str]
             Pasted("a=Ð\x96", b"/k/postback", "POST"),
         ),
         ('"HEAD /k/postback"', Pasted("", b"/k/postback", "HEAD")),
-        ("", Pasted("")),
     ],
 )
 def test_whatever_is_pasted_is_found(text: str, pasted: Pasted) -> None:
-    assert read_pasted(text) == pasted
+    assert read_pasted(text)._replace(notes=()) == pasted
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=255)))
 def test_nothing_that_is_pasted_breaks_it(text: str) -> None:
-    pasted = read_pasted(text)
+    with suppress(UnclearError):
+        pasted = read_pasted(text)
 
-    assert read_parts(store_query(pasted.query), Terms("USD"))
+        assert read_parts(store_query(pasted.query), Terms("USD"))
 
 
 def test_standard_input_keeps_the_key_out_of_the_shells_history(client: Client) -> None:
@@ -399,9 +401,9 @@ def test_standard_input_keeps_the_key_out_of_the_shells_history(client: Client) 
 @pytest.mark.parametrize(
     ("stdin", "sentence"),
     [
-        (b"", "0 lines came"),
+        (b"", "nothing came: paste the URL"),
         (b"subid=c1\nsubid=c2\n", "2 lines came: paste one postback, on one line"),
-        ("subid=c1".encode("utf-16"), "the input holds NUL bytes"),
+        ("subid=c1".encode("utf-16-le"), "the input holds NUL bytes"),
     ],
 )
 def test_what_is_no_line_is_refused(client: Client, stdin: bytes, sentence: str) -> None:

@@ -457,3 +457,44 @@ def test_an_amount_that_reads_only_now_is_filled_in(
     assert [row[7] for row in first.rows] == ["changed", "left"]
     assert "filled in: amount 12.5 USD was unknown" in first.rows[0][9]
     assert [row[7] for row in second.rows] == ["left", "left"]
+
+
+def test_a_bulk_replay_brings_no_older_amount_back(
+    receiver_with: ReceiverWith, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = receiver_with(repeats="update")
+    client.click("c1", offer="O1")
+    client.send("subid=c1&payout=1&tid=t1")
+    client.clock.forward(minutes=1)
+    for payout in ("10", "13&currency=EUR"):
+        client.send(f"subid=c1&payout={payout}&tid=t2&from=net&cost=2")
+        client.clock.forward(minutes=1)
+    client.allow_rebills("O1")
+    for payout in ("12", "13"):
+        client.send(f"subid=c1&payout={payout}&tid=t2&from=net&cost=3")
+        client.clock.forward(minutes=1)
+    before = money(client)
+
+    dry = replay(client, capsys, "--network", "net", "--dry-run")
+    ran = replay(client, capsys, "--network", "net")
+
+    assert before == [("c1", "sale", "1"), ("c1", "rebill", "13")] == money(client)
+    assert [row[7] for row in ran.rows] == [row[7] for row in dry.rows] == ["left"] * 4
+    assert "a later postback has brought another amount, which stays" in ran.rows[0][9]
+
+
+def test_a_replay_brings_a_later_amount_and_with_force_an_older_one(
+    receiver_with: ReceiverWith, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = receiver_with(repeats="update")
+    client.click("c1")
+    for query in ("status=paid&payout=9", "payout=10", "status=paid&payout=11"):
+        client.clock.forward(minutes=1)
+        client.send(f"subid=c1&tid=t1&from=net&{query}")
+
+    replay(client, capsys, "--network", "net", "--set", "sale_status=paid")
+    later = money(client)
+    replay(client, capsys, "--id", "1", "--set", "sale_status=paid", "--force")
+
+    assert later == [("c1", "sale", "11")]
+    assert money(client) == [("c1", "sale", "9")]

@@ -2,16 +2,19 @@
 
 import csv
 import io
+import itertools
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
-from cli_calls import Ran, call_on_terminal, without_styles
+from cli_calls import Ran, call_on_terminal, call_process, without_styles
 from conftest import Client
 
 import cli
 from reports import find_bucket
+from rows import utc_text
 
 
 def call(client: Client, capsys: pytest.CaptureFixture[str], *words: str) -> Ran:
@@ -178,6 +181,81 @@ def test_days_and_hours_begin_where_the_zone_says(
 
     assert bucket.end == f"{end}:00.000Z"
     assert str(getattr(bucket.labels, unit)).endswith(label)
+
+
+STEPS = [datetime(2000, 1, 1, tzinfo=UTC) + timedelta(days=15 * n) for n in range(730)]
+
+
+def find_change(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
+    """Find when the clocks of a zone change, to the second."""
+    before = low.astimezone(zone).utcoffset()
+    while high - low > timedelta(seconds=1):
+        middle = low + timedelta(seconds=(high - low) // timedelta(seconds=2))
+        if middle.astimezone(zone).utcoffset() == before:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def test_every_hour_and_day_of_every_zone_ends_behind_what_is_in_it() -> None:
+    seen = set()
+    for name in sorted(available_timezones()):
+        zone = ZoneInfo(name)
+        offsets = tuple(step.astimezone(zone).utcoffset() for step in STEPS)
+        if offsets in seen:
+            continue
+        seen.add(offsets)
+        for n, (before, after) in enumerate(itertools.pairwise(offsets)):
+            if before != after:
+                change = find_change(STEPS[n], STEPS[n + 1], zone)
+                for minutes in (-61, -31, -1, 0, 1, 29, 59):
+                    at = change + timedelta(minutes=minutes, milliseconds=1)
+                    check_bucket(at, "hour", zone)
+                    check_bucket(at, "day", zone)
+    assert len(seen) > 100
+
+
+def check_bucket(at: datetime, unit: str, zone: ZoneInfo) -> None:
+    """See that a bucket ends behind a moment, and where the name of the day or hour does."""
+    end = datetime.fromisoformat(find_bucket(utc_text(at), unit, zone).end)
+    said = (str(zone), at, unit, end)
+    assert at < end <= at + timedelta(hours=1 if unit == "hour" else 49), said
+    length = 10 if unit == "day" else 13
+    last = (end - timedelta(milliseconds=1)).astimezone(zone)
+    assert last.isoformat()[:length] == at.astimezone(zone).isoformat()[:length], said
+    after = end.astimezone(zone)
+    changed = after.utcoffset() != last.utcoffset()
+    assert changed or after.isoformat()[:length] != last.isoformat()[:length], said
+
+
+@pytest.mark.parametrize(
+    ("zone", "change"),
+    [
+        ("Australia/Lord_Howe", "2026-04-04T15:00"),  # half an hour
+        ("America/St_Johns", "2006-10-29T02:31"),  # a minute past midnight
+        ("America/Havana", "2026-11-01T05:00"),
+        ("Antarctica/Troll", "2026-10-25T01:00"),  # two hours
+        ("Pacific/Apia", "2011-12-30T10:00"),  # a whole day
+        ("Asia/Pyongyang", "2018-05-04T15:00"),
+    ],
+)
+def test_a_report_ends_whatever_the_clocks_do(client: Client, zone: str, change: str) -> None:
+    client.get("/health")
+    client.write(
+        "INSERT INTO clicks (subid, clicked_at)"
+        " WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 95)"
+        f" SELECT i, strftime('%Y-%m-%dT%H:%M:%fZ', '{change}', (5 * i - 240) || ' minutes') FROM n"
+    )
+
+    for unit in ("hour", "day"):
+        ran = call_process(
+            client.directory, "report", "--by", unit, "--tz", zone, "--json", "--limit", "0"
+        )
+        *lines, total = ran.objects
+        assert sum(line["clicks"] for line in lines) == total["clicks"] == 96
+        names = [line[unit] for line in lines]
+        assert len(names) == len(set(names))
 
 
 def test_every_quarter_of_a_year_of_hours_counts_once(

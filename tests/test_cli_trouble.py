@@ -208,7 +208,7 @@ def test_a_config_in_another_encoding_leads_to_no_other_database(
     status, out, err = call(tmp_path, capsys, *words)
 
     assert (status, out) == (1, "")
-    assert "holds NUL bytes: save it as UTF-8" in err
+    assert "the file is UTF-16: save it as UTF-8" in err
     assert [path.name for path in tmp_path.iterdir()] == ["config.ini.php"]
 
 

@@ -177,7 +177,7 @@ def test_a_key_that_breaks_a_url_draws_a_warning(file: Path, key: str) -> None:
     assert key not in settings.warnings[0]
 
 
-@pytest.mark.parametrize("key", ["e89bcbe", "a%20b", "ключ", "a+b", "a@b:c", "7d2c-11e.x"])
+@pytest.mark.parametrize("key", ["e89bcbe", "a+b", "a@b:c", "7d2c-11e.x"])
 def test_other_keys_draw_none(file: Path, key: str) -> None:
     assert written(file, f'[system]\npostback_key = "{key}"\n').warnings == ()
 

@@ -4,12 +4,16 @@ The harness is in `durability/`; `python -m durability` runs its kill rounds by 
 """
 
 import errno
+import json
 import os
+import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -289,6 +293,100 @@ def _count_backed_up(database: Path) -> int:
     with closing(sqlite3.connect(database)) as db:
         row = db.execute("SELECT count(*) FROM clicks WHERE subid GLOB 'backed-up-*'").fetchone()
     return int(row[0])
+
+
+def _cp(other: Path, database: Path) -> None:
+    subprocess.run(["/bin/cp", other, database], check=True)
+
+
+def _rsync_in_place(other: Path, database: Path) -> None:
+    """Do as `rsync -a --inplace` does: no truncation first, the other file's time in the end."""
+    with database.open("r+b") as file:
+        file.write(other.read_bytes())
+        file.truncate()
+    shutil.copystat(other, database)
+
+
+def _dd(other: Path, database: Path) -> None:
+    subprocess.run(
+        ["/bin/dd", f"if={other}", f"of={database}", "conv=notrunc", "status=none"], check=True
+    )
+
+
+def _truncate(other: Path, database: Path) -> None:
+    os.truncate(database, 0)
+
+
+@pytest.mark.parametrize("is_moved", [False, True], ids=["log in use", "log emptied"])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("overwrite", [_cp, _rsync_in_place, _dd, _truncate])
+def test_an_overwritten_database_is_answered_503_until_a_copy_is_restored(
+    home: Home, overwrite: Callable[[Path, Path], None], workers: int, is_moved: bool
+) -> None:
+    other = _make_backup(home)
+    with Duty(home, Setup(SHIPPED, workers)) as duty:
+        if is_moved:
+            _empty_the_log(home.database)
+            duty.await_acks()
+
+        overwrite(other, home.database)
+        done_at = time.monotonic_ns()
+        duty.await_refusal()
+        # A worker that comes now does not take the file for a new one.
+        duty.server.kill_worker(0)
+        duty.await_refusal()
+        assert "works again" not in duty.server.read_log()
+        restored_at = time.monotonic_ns()
+        restored = _restore(home, other)
+        duty.await_acks(50)
+        acks = duty.load.stop().acks
+
+    # None between the two: an answer that was under way when it was overwritten is for neither.
+    between = [ack for ack in acks if done_at < ack.asked_at_ns and ack.read_at_ns < restored_at]
+    assert between == []
+    after = audit(home.database, (ack for ack in acks if ack.asked_at_ns > done_at))
+    assert after.is_sound, str(after)
+    assert _count_backed_up(home.database) == 3000
+    assert Path(restored["kept"]).exists()
+    told = [line for line in duty.server.read_log().splitlines() if "was overwritten while" in line]
+    # Each process says it once.
+    assert 1 <= len(told) <= workers + 1
+
+
+def _restore(home: Home, copy: Path) -> dict[str, str]:
+    command = [sys.executable, "-m", "cli", "restore", str(copy), "--json"]
+    done = subprocess.run(
+        [*command, "--config", str(home.config)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    restored: dict[str, str] = json.loads(done.stdout)
+    return restored
+
+
+def test_a_restored_copy_loses_nothing_that_is_acknowledged_behind_it(home: Home) -> None:
+    other = _make_backup(home)
+    with Duty(home, Setup(SHIPPED, 2)) as duty:
+        begun_at = time.monotonic_ns()
+        restored = _restore(home, other)
+        done_at = time.monotonic_ns()
+        duty.await_acks(50)
+        acks = duty.load.stop().acks
+
+    after = audit(home.database, (ack for ack in acks if ack.asked_at_ns > done_at))
+    assert after.is_sound, str(after)
+    before = audit(Path(restored["kept"]), (ack for ack in acks if ack.read_at_ns < begun_at))
+    assert before.is_sound, str(before)
+    # What was answered meanwhile is in the one or in the other.
+    assert _count_rows(home.database) + _count_rows(Path(restored["kept"])) >= len(acks)
+
+
+def _count_rows(database: Path) -> int:
+    with closing(sqlite3.connect(database)) as db:
+        return int(db.execute("SELECT count(*) FROM postbacks").fetchone()[0])
 
 
 @pytest.mark.parametrize("name", ["postback.db-wal", "postback.db-shm", "postback.db-lock"])

@@ -50,7 +50,7 @@ function _shtab_postback_using
   test "$_shtab_postback_cmdpath" = "$argv"
 end
 
-set -g _shtab_postback_commands serve url check log explain replay conversions import reconcile report clicks 'clicks import' 'clicks list' offers 'offers set' 'offers list' campaigns 'campaigns set' 'campaigns list' rates 'rates set' 'rates unset' 'rates show' 'rates update' 'rates accept' 'rates recompute' key 'key show' 'key rotate' backup purge completion man
+set -g _shtab_postback_commands serve url check log explain replay conversions import reconcile report clicks 'clicks import' 'clicks list' offers 'offers set' 'offers list' campaigns 'campaigns set' 'campaigns list' rates 'rates set' 'rates unset' 'rates show' 'rates update' 'rates accept' 'rates recompute' key 'key show' 'key rotate' backup restore purge completion man
 set -g _shtab_postback_opts_with_value --amount-column --bind --by --campaign --config --cost-model --currency --currency-column --dates --day --delimiter --encoding --from --grep --id --ignore --keep-old-until --lead-status --limit --log-format --macros --network --offer --older-than --only --payout-column --plot --rebill-status --rejected-status --rename --return --sale-status --set --sheet --since --skip-lines --source --status --status-column --status-map --subid --subid-column --tid-column --time-column --tolerance --tz --until --verdict --workers -b -w
 
 complete -c postback -e
@@ -288,6 +288,12 @@ complete -c postback -n '_shtab_postback_using backup' -l config -xka "(__fish_c
 complete -c postback -n '_shtab_postback_using backup' -l force -d 'replace FILE'
 complete -c postback -n '_shtab_postback_using backup' -l json -d 'one JSON object a line, for scripts'
 complete -c postback -n '_shtab_postback_using backup; and test $_shtab_postback_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'the copy; must not be there yet'
+complete -c postback -n '_shtab_postback_using; and test $_shtab_postback_npos -eq 0' -a restore -d 'Put a copy in the place of the database while the service runs.'
+complete -c postback -n '_shtab_postback_using restore' -s h -l help -d 'show this help message and exit'
+complete -c postback -n '_shtab_postback_using restore' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file (default: POSTBACK_CONFIG, else config.ini.php in this directory)'
+complete -c postback -n '_shtab_postback_using restore' -l dry-run -d 'verify FILE and put nothing away'
+complete -c postback -n '_shtab_postback_using restore' -l json -d 'one JSON object a line, for scripts'
+complete -c postback -n '_shtab_postback_using restore; and test $_shtab_postback_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a copy that `backup` has made'
 complete -c postback -n '_shtab_postback_using; and test $_shtab_postback_npos -eq 0' -a purge -d 'Delete old postbacks from the log; conversions only where asked.'
 complete -c postback -n '_shtab_postback_using purge' -s h -l help -d 'show this help message and exit'
 complete -c postback -n '_shtab_postback_using purge' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file (default: POSTBACK_CONFIG, else config.ini.php in this directory)'

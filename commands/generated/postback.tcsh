@@ -30,7 +30,7 @@ complete postback \
         'n/--only/(missing extra status amount currency twice unmapped unreadable uncompared)/' \
         'n/--plot/f/' \
         'n/--cost-model/(cpc cpm cpa revshare none unknown)/' \
-        'p/1/(serve url check log explain replay conversions import reconcile report clicks offers campaigns rates key backup purge completion man)/' \
+        'p/1/(serve url check log explain replay conversions import reconcile report clicks offers campaigns rates key backup restore purge completion man)/' \
         'n/import/f/' \
         'n/reconcile/f/' \
         'n/clicks/(import list)/' \
@@ -39,5 +39,6 @@ complete postback \
         'n/rates/(set unset show update accept recompute)/' \
         'n/key/(show rotate)/' \
         'n/backup/f/' \
+        'n/restore/f/' \
         'n/completion/(bash zsh fish tcsh)/' \
         'p/*/()/'

@@ -27,6 +27,7 @@ _shtab_postback_commands() {
     reconcile:'Hold a network'"'"'s own report against the conversions.'
     replay:'Put received postbacks through again, with what was wrong put right.'
     report:'Add up clicks, conversions and money by day, campaign, network and so on.'
+    restore:'Put a copy in the place of the database while the service runs.'
     serve:'Receive postbacks.'
     url:'Print the Postback URL and the tracking pixel.'
   )
@@ -473,6 +474,17 @@ _shtab_postback_report_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_postback_report_defaults_added=0
 
+_shtab_postback_restore_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
+  "--dry-run[verify FILE and put nothing away]"
+  "--json[one JSON object a line, for scripts]"
+  ":a copy that \`backup\` has made:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_postback_restore_defaults_added=0
+
 _shtab_postback_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
@@ -538,6 +550,7 @@ _shtab_postback() {
         reconcile) _arguments -C -s $_shtab_postback_reconcile_options ;;
         replay) _arguments -C -s $_shtab_postback_replay_options ;;
         report) _arguments -C -s $_shtab_postback_report_options ;;
+        restore) _arguments -C -s $_shtab_postback_restore_options ;;
         serve) _arguments -C -s $_shtab_postback_serve_options ;;
         url) _arguments -C -s $_shtab_postback_url_options ;;
       esac
