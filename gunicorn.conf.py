@@ -1,7 +1,7 @@
 """gunicorn's settings, which it finds here by itself: `gunicorn postback:application` suffices.
 
 `postback serve` uses the same ones, from wherever it is run. They stand, each with its reason, in
-`server.py`: an installed program has no file beside it.
+`server/gunicorn_conf.py`: an installed program has no file beside it.
 """
 
-from server import *  # noqa: F403
+from postbackd.server.gunicorn_conf import *  # noqa: F403

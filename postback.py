@@ -1,7 +1,7 @@
 """The WSGI callable: a request in, a verdict out. Run it as `gunicorn postback:application`.
 
 A request travels one way: read the query (`query`), judge it (`statuses`), keep the outcome
-(`booking`, `writer`), answer. Only here is HTTP spoken.
+(`booking`, `group_commit`), answer. Only here is HTTP spoken.
 """
 
 import hmac
@@ -16,9 +16,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import booking
-import clicks
-from answers import (
+from postbackd.config.entries import ConfigError
+from postbackd.config.settings import Settings, find_config, load
+from postbackd.db.refusals import Kind
+from postbackd.db.rows import ClickRow, utc_text
+from postbackd.intake import booking, click
+from postbackd.intake.answers import (
     CORS,
     EXPOSED,
     NO_STORE,
@@ -28,11 +31,10 @@ from answers import (
     text_answer,
     unavailable_answer,
 )
-from body import BODY_LIMIT_BYTES, CutShortError, Environ, read_body
-from booking import Arrival, Intake, Outcome
-from config import Settings, find_config, load
-from masking import NO_KEYS
-from query import (
+from postbackd.intake.body import BODY_LIMIT_BYTES, CutShortError, Environ, read_body
+from postbackd.intake.booking import Arrival, Outcome, StoredClicks
+from postbackd.intake.group_commit import Job, UnavailableError
+from postbackd.intake.query import (
     names_click,
     read_cookies,
     read_fields,
@@ -42,14 +44,11 @@ from query import (
     warn_of_nested,
     warn_of_query,
 )
-from refusals import Kind
-from rows import ClickRow, utc_text
-from service import Clock, Orders, Service, read_clock
-from sheet import ConfigError
+from postbackd.intake.runtime import ActiveConfig, Clock, Service, read_clock
+from postbackd.intake.unpacking import TooLargeError
+from postbackd.masking import NO_KEYS
 from statuses import Verdict
 from storage import Storage
-from unpacking import TooLargeError
-from writer import Job, UnavailableError
 
 LOG = logging.getLogger("postback")
 
@@ -124,9 +123,9 @@ class Receiver:
         """Begin the housekeeping before the first request comes."""
         self._find_service().start()
 
-    def keep_house(self) -> None:
+    def run_housekeeping(self) -> None:
         """Do what is due beside the requests; for a server that uses `answer_all`."""
-        self._find_service().keep_house()
+        self._find_service().run_housekeeping()
 
     def note_refusal(self, status: int, reason: str, address: str) -> None:
         """Count a request that the server refused by itself; `postback check` shows the counts."""
@@ -153,14 +152,16 @@ class Receiver:
     def _answer(self, environs: Sequence[Environ], run: "Run") -> list[Answer]:
         """Read the requests, have what they ask of the database done, answer."""
         service = self._find_service()
-        orders = service.find_orders()
+        active = service.find_active_config()
         moment = service.read_clock()
-        turn = Turn(service, orders, moment, utc_text(moment))
-        readings = [_read(environ, turn) for environ in environs]
-        jobs = [reading.job for reading in readings if isinstance(reading, Pending)]
-        outcomes = iter(_run_jobs(jobs, run, turn) if jobs else ())
+        batch = Batch(service, active, moment, utc_text(moment))
+        readings = [_read(environ, batch) for environ in environs]
+        jobs = [reading.job for reading in readings if isinstance(reading, DatabaseWork)]
+        outcomes = iter(_run_jobs(jobs, run, batch) if jobs else ())
         return [
-            _finish(reading, next(outcomes), turn) if isinstance(reading, Pending) else reading
+            _finish(reading, next(outcomes), batch)
+            if isinstance(reading, DatabaseWork)
+            else reading
             for reading in readings
         ]
 
@@ -168,16 +169,16 @@ class Receiver:
 application = Receiver()
 
 
-class Turn(NamedTuple):
+class Batch(NamedTuple):
     """What holds for the requests that are answered together."""
 
     service: Service
-    orders: Orders | None
+    active: ActiveConfig | None
     now: datetime
     received_at: str
 
 
-class Pending(NamedTuple):
+class DatabaseWork(NamedTuple):
     """A request that the database has a part in: what is asked of it, and the answer to make of it.
 
     `unavailable` is the answer where the database failed.
@@ -191,70 +192,70 @@ class Pending(NamedTuple):
 Run = Callable[[Sequence[Job[Any]]], list[Any]]
 
 
-def _read(environ: Environ, turn: Turn) -> Answer | Pending:
+def _read(environ: Environ, batch: Batch) -> Answer | DatabaseWork:
     try:
-        return _route(environ, turn)
+        return _route(environ, batch)
     except CutShortError:
         return unavailable_answer()
     except Exception as error:  # the one edge: the sender must know to send again
-        return _break_off(error, turn)
+        return _break_off(error, batch)
 
 
-def _run_jobs(jobs: Sequence[Job[Any]], run: Run, turn: Turn) -> Sequence[Any]:
+def _run_jobs(jobs: Sequence[Job[Any]], run: Run, batch: Batch) -> Sequence[Any]:
     try:
         return run(jobs)
     except UnavailableError as error:
         return [error] * len(jobs)
     except Exception as error:  # the same edge
-        _break_off(error, turn)
+        _break_off(error, batch)
         return [UnavailableError("a request broke off")] * len(jobs)
 
 
-def _finish(pending: Pending, outcome: Any, turn: Turn) -> Answer:
+def _finish(work: DatabaseWork, outcome: Any, batch: Batch) -> Answer:
     if isinstance(outcome, UnavailableError):
-        return pending.unavailable()
+        return work.unavailable()
     if isinstance(outcome, Exception):
-        return _break_off(outcome, turn)
+        return _break_off(outcome, batch)
     try:
-        return pending.answer(outcome)
+        return work.answer(outcome)
     except Exception as error:  # the same edge
-        return _break_off(error, turn)
+        return _break_off(error, batch)
 
 
-def _break_off(error: Exception, turn: Turn) -> Answer:
+def _break_off(error: Exception, batch: Batch) -> Answer:
     # Not LOG.exception: it would print keys that stand in the exception's message.
     told = "".join(traceback.format_exception(error))
-    mask = NO_KEYS if turn.orders is None else turn.orders.mask
+    mask = NO_KEYS if batch.active is None else batch.active.mask
     LOG.error("a request broke off:\n%s", mask.hide_in_message(told))
     return unavailable_answer()
 
 
-def _route(environ: Environ, turn: Turn) -> Answer | Pending:
+def _route(environ: Environ, batch: Batch) -> Answer | DatabaseWork:
     path = environ.get("PATH_INFO", "").encode("latin-1")
     if path == b"/health":
-        return _read_health(environ, turn)
-    orders = turn.orders
-    if orders is None:
+        return _read_health(environ, batch)
+    active = batch.active
+    if active is None:
         # A 404 would tell networks that the address is wrong for good: it would lose money.
         return unavailable_answer()
     key, name = split_path(path)
-    answer = _find_answer(key, name, environ, turn, orders)
+    answer = _find_answer(key, name, environ, batch, active)
     if answer is None and (found := _MISADDRESSED.fullmatch(path)) is not None:
         environ = mend_address(environ)
-        answer = _find_answer(found["key"], found["name"], environ, turn, orders)
+        answer = _find_answer(found["key"], found["name"], environ, batch, active)
     return answer or text_answer(HTTPStatus.NOT_FOUND, "Not found")
 
 
 def _find_answer(
-    key: bytes, name: bytes, environ: Environ, turn: Turn, orders: Orders
-) -> Answer | Pending | None:
+    key: bytes, name: bytes, environ: Environ, batch: Batch, active: ActiveConfig
+) -> Answer | DatabaseWork | None:
     # Every accepted key is compared, whatever the name: the time taken tells nothing.
-    held = [kind for kind, keys in orders.keys.items() if _is_among(key, keys)]
+    held = [kind for kind, keys in active.keys.items() if _is_among(key, keys)]
     if held:
         for route in ROUTES:
             if route.name == name and route.key in held:
-                turn.service.key_uses.seen[key] = turn.now
-                return _read_under_key(route, environ, turn, orders)
+                batch.service.key_uses.seen[key] = batch.now
+                return _read_under_key(route, environ, batch, active)
     return None
 
 
@@ -285,8 +286,8 @@ def _join_query(found: re.Match[bytes], environ: Environ) -> str:
 
 
 def _read_under_key(
-    route: "Route", environ: Environ, turn: Turn, orders: Orders
-) -> Answer | Pending:
+    route: "Route", environ: Environ, batch: Batch, active: ActiveConfig
+) -> Answer | DatabaseWork:
     method = environ["REQUEST_METHOD"]
     if method == "OPTIONS":
         return Answer(HTTPStatus.NO_CONTENT, [*_PREFLIGHT, CORS, NO_STORE])
@@ -294,7 +295,7 @@ def _read_under_key(
         allow = ("Allow", METHODS)
         return text_answer(HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", CORS, allow)
     try:
-        return route.read(environ, turn, orders)
+        return route.read(environ, batch, active)
     except TooLargeError:
         text = f"The body is longer than {BODY_LIMIT_BYTES} bytes: send less."
         return text_answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text, CORS)
@@ -314,10 +315,10 @@ def _is_among(candidate: bytes, keys: Sequence[bytes]) -> bool:
     return bool(candidate) and any(matches)
 
 
-def _read_postback(environ: Environ, turn: Turn, orders: Orders) -> Pending:
-    arrival = read_arrival(environ, turn.received_at, orders)
+def _read_postback(environ: Environ, batch: Batch, active: ActiveConfig) -> DatabaseWork:
+    arrival = read_arrival(environ, batch.received_at, active)
     if arrival.postback.answer is None and _is_image_request(environ):
-        return _as_pixel(environ, orders, arrival)
+        return _as_pixel(environ, active, arrival)
     returned = arrival.postback.answer
 
     def answer(outcome: Outcome) -> Answer:
@@ -327,7 +328,7 @@ def _read_postback(environ: Environ, turn: Turn, orders: Orders) -> Pending:
         headers = _verdict_headers(outcome, arrival.postback.notices)
         return text_answer(HTTPStatus.OK, body, CORS, *headers)
 
-    return _pend(environ, orders, arrival, answer)
+    return _pend(environ, active, arrival, answer)
 
 
 # Source: Keitaro docs, "Postback": what a network gets when nothing else was asked for.
@@ -337,20 +338,20 @@ _RETURNED_BODY = "Success"
 _UNUSABLE = frozenset({Verdict.INVALID, Verdict.UNMAPPED})
 
 
-def _read_pixel(environ: Environ, turn: Turn, orders: Orders) -> Pending:
-    return _as_pixel(environ, orders, read_arrival(environ, turn.received_at, orders))
+def _read_pixel(environ: Environ, batch: Batch, active: ActiveConfig) -> DatabaseWork:
+    return _as_pixel(environ, active, read_arrival(environ, batch.received_at, active))
 
 
-def _read_lead_pixel(environ: Environ, turn: Turn, orders: Orders) -> Pending:
-    arrival = read_arrival(environ, turn.received_at, orders)
+def _read_lead_pixel(environ: Environ, batch: Batch, active: ActiveConfig) -> DatabaseWork:
+    arrival = read_arrival(environ, batch.received_at, active)
     incoming = arrival.postback.incoming._replace(leads_only=True)
     arrival = arrival._replace(postback=arrival.postback._replace(incoming=incoming))
-    return _as_pixel(environ, orders, arrival)
+    return _as_pixel(environ, active, arrival)
 
 
-def _as_pixel(environ: Environ, orders: Orders, arrival: Arrival) -> Pending:
+def _as_pixel(environ: Environ, active: ActiveConfig, arrival: Arrival) -> DatabaseWork:
     answer = partial(_answer_pixel, arrival.postback.notices)
-    return _pend(environ, orders, arrival._replace(source="pixel"), answer)
+    return _pend(environ, active, arrival._replace(source="pixel"), answer)
 
 
 def _answer_pixel(notices: Sequence[str], outcome: Outcome) -> Answer:
@@ -359,11 +360,11 @@ def _answer_pixel(notices: Sequence[str], outcome: Outcome) -> Answer:
 
 
 def _pend(
-    environ: Environ, orders: Orders, arrival: Arrival, answer: Callable[[Outcome], Answer]
-) -> Pending:
-    if orders.settings.logs_postbacks and environ["REQUEST_METHOD"] != "HEAD":
+    environ: Environ, active: ActiveConfig, arrival: Arrival, answer: Callable[[Outcome], Answer]
+) -> DatabaseWork:
+    if active.settings.logs_postbacks and environ["REQUEST_METHOD"] != "HEAD":
         answer = partial(_log_and_answer, arrival, answer)
-    return Pending(_job_of(environ, orders, arrival), answer, unavailable_answer)
+    return DatabaseWork(_job_of(environ, active, arrival), answer, unavailable_answer)
 
 
 def _log_and_answer(
@@ -382,14 +383,14 @@ def _log_and_answer(
     return answer(outcome)
 
 
-def _job_of(environ: Environ, orders: Orders, arrival: Arrival) -> Job[Outcome]:
+def _job_of(environ: Environ, active: ActiveConfig, arrival: Arrival) -> Job[Outcome]:
     if environ["REQUEST_METHOD"] == "HEAD":
-        return lambda db: booking.preview(db, arrival, orders.terms)
-    return lambda db: booking.keep(db, arrival, orders.terms)
+        return lambda db: booking.preview(db, arrival, active.terms)
+    return lambda db: booking.record(db, arrival, active.terms)
 
 
-def _read_click(environ: Environ, turn: Turn, orders: Orders) -> Answer | Pending:
-    reading = read_click(environ, orders)
+def _read_click(environ: Environ, batch: Batch, active: ActiveConfig) -> Answer | DatabaseWork:
+    reading = read_click(environ, active)
     reasons = _reason_headers(reading.warnings)
     row = reading.row
     if row is None:
@@ -397,26 +398,26 @@ def _read_click(environ: Environ, turn: Turn, orders: Orders) -> Answer | Pendin
     if environ["REQUEST_METHOD"] == "HEAD":
         job = partial(_preview_click, row=row)
     else:
-        job = partial(booking.keep_clicks, rows=[row], now=turn.now, terms=orders.terms)
-    return Pending(
+        job = partial(booking.record_clicks, rows=[row], now=batch.now, terms=active.terms)
+    return DatabaseWork(
         lambda db: Verdict.RECORDED if job(db).new else Verdict.UPDATED,
         lambda verdict: _answer_click(verdict, _RETURNED_BODY, reasons),
         unavailable_answer,
     )
 
 
-def read_click(environ: Environ, orders: Orders) -> clicks.ClickReading:
+def read_click(environ: Environ, active: ActiveConfig) -> click.ClickReading:
     """Read what the request says about a click."""
-    sent = _read_sent(environ, orders)
-    terms = orders.terms
-    reading = clicks.read_request(sent.fields, terms.currency, decimal_comma=terms.decimal_comma)
+    sent = _read_sent(environ, active)
+    terms = active.terms
+    reading = click.read_request(sent.fields, terms.currency, decimal_comma=terms.decimal_comma)
     if _NO_QUESTION_MARK in environ:
-        reading = reading._replace(row=None, flaw=clicks.NO_QUESTION_MARK)
+        reading = reading._replace(row=None, flaw=click.NO_QUESTION_MARK)
     return reading._replace(warnings=sent.warnings + reading.warnings)
 
 
-def _preview_click(db: Storage, row: ClickRow) -> Intake:
-    return Intake(new=int(db.find_click(row.subid) is None), settled=0)
+def _preview_click(db: Storage, row: ClickRow) -> StoredClicks:
+    return StoredClicks(new=int(db.find_click(row.subid) is None), settled=0)
 
 
 def _answer_click(verdict: Verdict, body: str, reasons: Headers) -> Answer:
@@ -429,7 +430,7 @@ class Route(NamedTuple):
 
     name: bytes
     key: str
-    read: Callable[[Environ, Turn, Orders], Answer | Pending]
+    read: Callable[[Environ, Batch, ActiveConfig], Answer | DatabaseWork]
 
 
 # Everything we answer, but for /health.
@@ -441,22 +442,22 @@ ROUTES = (
 )
 
 
-def _read_health(environ: Environ, turn: Turn) -> Answer | Pending:
-    if turn.orders is None:
+def _read_health(environ: Environ, batch: Batch) -> Answer | DatabaseWork:
+    if batch.active is None:
         return _answer_unwell("no usable key is in force")
     if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
         return text_answer(
             HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", ("Allow", "GET, HEAD")
         )
-    if turn.service.was_healthy_lately:
+    if batch.service.was_healthy_lately:
         return text_answer(HTTPStatus.OK, "ok")
 
     def answer(_: None) -> Answer:
-        turn.service.note_health()
+        batch.service.save_health()
         return text_answer(HTTPStatus.OK, "ok")
 
-    return Pending(
-        lambda db: db.note_health_check(turn.received_at),
+    return DatabaseWork(
+        lambda db: db.save_health_check(batch.received_at),
         answer,
         lambda: _answer_unwell("the database takes no writes"),
     )
@@ -466,16 +467,16 @@ def _answer_unwell(ailment: str) -> Answer:
     return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, ailment, RETRY_AFTER)
 
 
-def read_arrival(environ: Environ, received_at: str, orders: Orders) -> Arrival:
+def read_arrival(environ: Environ, received_at: str, active: ActiveConfig) -> Arrival:
     """Read the request into what is judged and kept."""
-    sent = _read_sent(environ, orders)
+    sent = _read_sent(environ, active)
     fields, query = sent.fields, sent.query
-    cookies = _read_cookies(environ, orders)
+    cookies = _read_cookies(environ, active)
     postback = read_postback(
         fields,
         cookies,
-        tracker_currency=orders.terms.currency,
-        decimal_comma=orders.terms.decimal_comma,
+        tracker_currency=active.terms.currency,
+        decimal_comma=active.terms.decimal_comma,
     )
     if sent.warnings:
         postback = postback._replace(warnings=sent.warnings + postback.warnings)
@@ -490,7 +491,7 @@ def read_arrival(environ: Environ, received_at: str, orders: Orders) -> Arrival:
         received_at=received_at,
         source="http",
         method=environ["REQUEST_METHOD"],
-        remote_addr=_find_client(environ, orders),
+        remote_addr=_find_client(environ, active),
         query=query,
         postback=postback,
         body=sent.body,
@@ -511,17 +512,17 @@ class Sent(NamedTuple):
     body_type: str | None
 
 
-def _read_sent(environ: Environ, orders: Orders) -> Sent:
+def _read_sent(environ: Environ, active: ActiveConfig) -> Sent:
     """Read query and body; whatever the method, for some clients send a body with GET."""
-    query = orders.mask.hide(environ.get("QUERY_STRING", ""))
-    body = read_body(environ, orders.mask)
+    query = active.mask.hide(environ.get("QUERY_STRING", ""))
+    body = read_body(environ, active.mask)
     # What is kept is what is read: a parked postback is read from there again.
     stored = store_query(query, body.form)
     kept = body.kept
     if kept is None and body.form and not says_all_of(stored, query, body.form):
         kept = body.form.encode("latin-1")
     return Sent(
-        read_fields(stored, orders.terms.fallback_encoding),
+        read_fields(stored, active.terms.fallback_encoding),
         stored,
         (*body.warnings, *warn_of_query(stored)),
         kept,
@@ -529,11 +530,11 @@ def _read_sent(environ: Environ, orders: Orders) -> Sent:
     )
 
 
-def _read_cookies(environ: Environ, orders: Orders) -> dict[str, str]:
+def _read_cookies(environ: Environ, active: ActiveConfig) -> dict[str, str]:
     header = environ.get("HTTP_COOKIE")
     if not header or environ["REQUEST_METHOD"] == "POST":
         return {}
-    return read_cookies(orders.mask.hide(header), orders.terms.fallback_encoding)
+    return read_cookies(active.mask.hide(header), active.terms.fallback_encoding)
 
 
 def _is_image_request(environ: Environ) -> bool:
@@ -543,11 +544,11 @@ def _is_image_request(environ: Environ) -> bool:
     return bool(environ.get("HTTP_ACCEPT", "").lstrip().lower().startswith("image/"))
 
 
-def _find_client(environ: Environ, orders: Orders) -> str | None:
+def _find_client(environ: Environ, active: ActiveConfig) -> str | None:
     peer = environ.get("REMOTE_ADDR", "")
     forwarded = environ.get("HTTP_X_FORWARDED_FOR")
-    if forwarded or orders.settings.anonymize_ip:
-        return orders.find_client(peer, forwarded or "")
+    if forwarded or active.settings.anonymize_ip:
+        return active.find_client(peer, forwarded or "")
     return peer or None
 
 

@@ -1,7 +1,8 @@
 """What a postback, a click and a rate read and write, in the trade's words: one method a question.
 
-Storage decides nothing. The connection and its transactions are `database.py`'s, the tables
-`schema.py`'s, their rows `rows.py`'s, what people ask from a terminal `questions.py`'s.
+Storage decides nothing. The connection and its transactions are `db/sqlite/connection.py`'s, the
+tables `db/sqlite/schema.py`'s, their rows `db/rows.py`'s, what people ask from a terminal
+`reports/queries.py`'s.
 """
 
 import itertools
@@ -14,16 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import stops
-from database import (
-    WAL_AUTOCHECKPOINT_PAGES,
-    Database,
-    DatabaseError,
-    describe_trouble,
-    open_connection,
-)
-from rates import Rate, decimal_text, from_micros, to_micros
-from rows import (
+from postbackd.db.rows import (
     CONVERSION_COLUMNS,
     Again,
     ClickRow,
@@ -39,6 +31,15 @@ from rows import (
     to_json,
     utc_text,
 )
+from postbackd.db.sqlite import stop_signals
+from postbackd.db.sqlite.connection import (
+    WAL_AUTOCHECKPOINT_PAGES,
+    Database,
+    DatabaseError,
+    describe_trouble,
+    open_connection,
+)
+from rates import Rate, decimal_text, from_micros, to_micros
 from statuses import Click, Conversion, Past, Verdict
 
 # An import of clicks with random ids touches a page of the index for every one: with SQLite's own
@@ -137,7 +138,7 @@ class Storage(Database):
     def checkpoint(self) -> None:
         """Move the log to the database, without a lock that a writer would wait for."""
         # A process stopped within it would let nobody else move the log, which then grows.
-        with stops.deferred():
+        with stop_signals.deferred():
             self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def patch_click_sub_ids(
@@ -399,7 +400,7 @@ class Storage(Database):
         )
         return is_new
 
-    def note_health_check(self, now: str) -> None:
+    def save_health_check(self, now: str) -> None:
         """Write a row, so that its commit proves the database takes writes."""
         self.db.execute("UPDATE tracker SET health_checked_at = ?", (now,))
 

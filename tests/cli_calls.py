@@ -59,14 +59,16 @@ def without_styles(text: str) -> str:
 
 
 def build_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Give an environment without a terminal's variables, in which `python -m cli` works."""
+    """Give an environment without a terminal's variables, in which `python -m postbackd.cli.entry`
+    works.
+    """
     kept = {name: value for name, value in os.environ.items() if name not in TERMINAL_VARIABLES}
     return {**kept, "PYTHONPATH": str(ROOT), **more}
 
 
 def build_command(*words: str) -> list[str]:
     """Give the command line of the real command."""
-    return [sys.executable, "-m", "cli", *words]
+    return [sys.executable, "-m", "postbackd.cli.entry", *words]
 
 
 def call_process(

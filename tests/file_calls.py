@@ -9,7 +9,7 @@ import pytest
 from cli_calls import Ran
 from conftest import Client
 
-import cli
+from postbackd.cli import entry as cli
 
 # The real inputs' setting: offer O1 without rebills, O2 with them, a click without an offer.
 CLICKS = {"C1": "O1", "C2": "O2", "C3": "O1", "C4": "O1", "CN": None}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from durability.servers import find_free_port
+from tools.durability.servers import find_free_port
 
 # Long enough for any machine; nothing waits for it unless it hangs. Longer than the grace that
 # gunicorn gives a worker to stop.
@@ -36,7 +36,13 @@ class LiveServer:
         """Start and wait until it accepts connections."""
         command = [
             *self.prefix,
-            *(sys.executable, "-m", "gunicorn", "--config", "python:server"),
+            *(
+                sys.executable,
+                "-m",
+                "gunicorn",
+                "--config",
+                "python:postbackd.server.gunicorn_conf",
+            ),
             *("--bind", f"127.0.0.1:{self.port}", *self._options, self.application),
         ]
         environment = {k: v for k, v in os.environ.items() if k != "POSTBACK_CONFIG"}
@@ -103,9 +109,10 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = PATIENCE_S
 
 
 # The service with a housekeeping that tests need not wait for.
-BUSY_HOUSE = """\
-import rounds, writer
-writer.TICK_SECONDS, rounds.LOOK_SECONDS = 0.1, 0.05
+BUSY_HOUSEKEEPING = """\
+from postbackd.exchange import schedule
+from postbackd.intake import group_commit
+group_commit.TICK_SECONDS, schedule.LOOK_SECONDS = 0.1, 0.05
 from postback import application
 """
 
@@ -118,7 +125,7 @@ def live_server(
     server = LiveServer(directory, *options)
     server.prefix = tuple(prefix)
     if keeps_house_often:
-        (directory / "busy_house.py").write_text(BUSY_HOUSE)
+        (directory / "busy_housekeeping.py").write_text(BUSY_HOUSEKEEPING)
         server.application = "busy_house:application"
     try:
         server.start()

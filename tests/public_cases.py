@@ -10,7 +10,7 @@ import pytest
 from cli_calls import Ran
 from conftest import Client, ReceiverWith
 
-import cli
+from postbackd.cli import entry as cli
 
 
 def set_up(receiver_with: ReceiverWith, **settings: str | None) -> Client:

@@ -1,132 +1,207 @@
-"""The house holds its shape: arrows between rooms point down only, and importing opens nothing."""
+"""README's code map is true: arrows between its rows point down only, and none is hidden."""
 
 import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
+import pytest
 from tree import ROOT, read_distribution
 
-# Each room and the floor it stands on; a room imports rooms of lower floors only, and rooms of the
-# core import none. README.md names the rooms in the same order.
+# The rows of the code map, from the lowest on: what is in a row imports rows of lower numbers only.
 FLOORS = {
-    "statuses": 0,
-    "rates": 0,
-    "raw_text": 0,
-    "php_ini": 0,
-    "json_fields": 0,
-    "multipart_fields": 0,
-    "unpacking": 0,
-    "currencies": 0,
-    "masking": 0,
-    "rearm": 0,
-    "file_kinds": 0,
-    "editor_marks": 0,
-    "proxies": 0,
-    "public_address": 0,
-    "files": 0,
-    "stops": 0,
-    "lock_holders": 0,
-    "wal_index": 0,
-    "caught": 0,
-    "near_names": 0,
-    "macros": 0,
-    "nested_names": 1,
-    "escapes": 1,
-    "wire_amounts": 1,
-    "overwriting": 1,
-    "sheet": 1,
-    "answers": 1,
-    "rows": 1,
-    "schema": 1,
-    "feeds": 1,
-    "download": 1,
-    "query": 2,
-    "config": 2,
-    "database": 2,
-    "amounts": 3,
-    "titles": 3,
-    "odd_rows": 3,
-    "body": 3,
-    "addresses": 3,
-    "config_watch": 3,
-    "config_edit": 3,
-    "logs": 3,
-    "storage": 3,
-    "copying": 3,
-    "ratebook": 3,
-    "shell_commands": 4,
-    "request_logs": 4,
-    "clicks": 4,
-    "booking": 4,
-    "writer": 4,
-    "keyuses": 4,
-    "refusals": 4,
-    "reports": 4,
-    "listings": 4,
-    "traffic": 4,
-    "audit": 4,
-    "rounds": 4,
-    "pasted": 5,
-    "moments": 5,
-    "questions": 5,
-    "sifting": 5,
-    "recomputing": 5,
-    "purging": 5,
-    "parts": 5,
-    "replaying": 5,
-    "soundness": 5,
-    "restoring": 5,
-    "runner": 5,
-    "rehearsal": 6,
-    "hints": 6,
-    "service": 6,
-    "fetching": 6,
-    "postback": 7,
-    "explaining": 8,
-    "wire": 8,
-    "connections": 9,
-    "worker": 10,
-    "server": 10,
-    "cells": 10,
-    "terminal": 11,
-    "launch": 11,
-    "display": 12,
-    "commands": 13,
-    "cli": 14,
+    "statuses.py": 1,
+    "rates.py": 1,
+    "postbackd/files.py": 1,
+    "postbackd/masking.py": 1,
+    "postbackd/raw_text.py": 1,
+    "postbackd/escapes.py": 2,
+    "postbackd/db": 3,
+    "postbackd/config": 3,
+    "storage.py": 4,
+    "postbackd/reports": 5,
+    "postbackd/exchange": 5,
+    "postbackd/intake": 6,
+    "postback.py": 7,
+    "postbackd/bulk": 8,
+    "postbackd/server": 8,
+    "postbackd/explain": 8,
+    "postbackd/cli": 9,
 }
 
+# Rows whose code starts a process of a higher row by its name. Nothing of it is imported.
+STARTS = {
+    # Rates are fetched by the command `postback rates update`.
+    ("postbackd/exchange", "postbackd/cli"),
+}
 
-def rooms() -> dict[str, list[Path]]:
-    """Every room that is installed, with its files: the modules at the top and the packages'."""
-    found: dict[str, list[Path]] = {}
-    for module, path in read_distribution().modules.items():
-        found.setdefault(module.partition(".")[0], []).append(path)
+# Code that is not installed: it may import anything, and nothing may import it.
+NOT_INSTALLED = ("tools", "tests", "conftest")
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module that is installed: its dotted name, and its file."""
+    return read_distribution().modules
+
+
+def row_of(module: str) -> str:
+    """The row of the code map that a module belongs to."""
+    parts = module.split(".")
+    if len(parts) == 1 or (len(parts) == 2 and not is_package(module)):
+        return f"{'/'.join(parts)}.py"
+    return "/".join(parts[:2])
+
+
+def is_package(module: str) -> bool:
+    return modules()[module].name == "__init__.py"
+
+
+@cache
+def read(module: str) -> ast.Module:
+    return ast.parse(modules()[module].read_text())
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of ours that a module imports, at the top or anywhere within."""
+    return {name for found in find_imports(read(module)) if (name := find_module(found))}
+
+
+def find_imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name the whole module"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def find_module(dotted: str) -> str | None:
+    """The longest part of a dotted name that is a module of ours."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:length])) in modules():
+            return name
+    return None
+
+
+def names_in_strings(module: str) -> set[str]:
+    """The modules of ours that a module names in strings: for `-m`, gunicorn, importlib."""
+    tree = read(module)
+    docstrings = {
+        ast.get_docstring(node, clean=False) for node in ast.walk(tree) if may_speak(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value not in docstrings:
+            for dotted in re.findall(r"\bpostbackd(?:\.\w+)+", str(node.value)):
+                found |= with_all_inside(dotted)
     return found
 
 
-def imports_of(path: Path) -> set[str]:
-    """The top-level names that a file imports, wherever it does so."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return names
+def may_speak(node: ast.AST) -> TypeGuard[ast.Module | ast.ClassDef | ast.FunctionDef]:
+    return isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
 
 
-def test_every_room_has_its_floor() -> None:
-    assert set(rooms()) == set(FLOORS)
+def with_all_inside(dotted: str) -> set[str]:
+    """A module; of a package that is named up to a dot (`postbackd.cli.commands.{name}`) all."""
+    name = find_module(dotted)
+    if name is None or not is_package(name):
+        return set() if name is None else {name}
+    return {each for each in modules() if each.startswith(f"{name}.")}
 
 
-def test_the_readme_shows_every_room_in_order() -> None:
-    table = (ROOT / "README.md").read_text().partition("| room |")[2]
-    listed = re.findall(r"^\| `(\w+)(?:\.py|/)` \|", table, re.MULTILINE)
+def arrows() -> set[tuple[str, str]]:
+    """From which row to which other row code is imported, or named in a string."""
+    return {
+        (row_of(module), row_of(other))
+        for module in modules()
+        for other in imports_of(module) | names_in_strings(module)
+        if row_of(module) != row_of(other) and other != "postbackd"
+    }
 
-    assert set(listed) == set(FLOORS)
-    assert [FLOORS[room] for room in listed] == sorted(FLOORS[room] for room in listed)
+
+def test_every_module_is_installed() -> None:
+    # Not gunicorn.conf.py: nobody can import a name with a dot in it.
+    there = [path for path in ROOT.glob("*.py") if path.stem.isidentifier()]
+    there += (ROOT / "postbackd").rglob("*.py")
+
+    assert set(modules().values()) == set(there)
+
+
+def test_every_module_is_in_a_row() -> None:
+    assert {row_of(module) for module in modules() if module != "postbackd"} == set(FLOORS)
+
+
+def test_the_code_map_has_these_rows_in_this_order() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Code map")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `([\w/.]+)` \|", table, re.MULTILINE)
+
+    assert sorted(listed) == sorted(FLOORS)
+    assert [FLOORS[row] for row in listed] == sorted(FLOORS[row] for row in listed)
+
+
+def test_the_code_map_names_functions_that_exist() -> None:
+    table = (ROOT / "README.md").read_text().partition("## Code map")[2].partition("\n## ")[0]
+    named = re.findall(r"`(\w+)` in `([\w/]+\.py)`", table)
+    named += [(name, path) for path, name in re.findall(r"^\| `(\w+\.py)` .*`(_\w+)`", table, re.M)]
+
+    assert len(named) >= 3
+    for name, path in named:
+        tree = ast.parse((ROOT / path).read_text())
+        assert any(isinstance(n, ast.FunctionDef) and n.name == name for n in tree.body), name
+
+
+def test_arrows_point_down_only() -> None:
+    upward = [arrow for arrow in arrows() if FLOORS[arrow[1]] >= FLOORS[arrow[0]]]
+
+    assert sorted(set(upward) - STARTS) == []
+    # What is gone is no exception any more.
+    assert set(upward) >= STARTS
+
+
+def test_no_module_reaches_itself() -> None:
+    """No circle of imports, within a row neither."""
+    below = {module: imports_of(module) | names_in_strings(module) for module in modules()}
+    started = {
+        module: {other for other in below[module] if (row_of(module), row_of(other)) in STARTS}
+        for module in below
+    }
+    left = {module: below[module] - started[module] - {module} for module in below}
+    while leaves := [module for module, others in left.items() if not others & set(left)]:
+        for module in leaves:
+            del left[module]
+
+    assert left == {}
+
+
+def test_the_worker_imports_nothing_of_the_receiver() -> None:
+    """Any WSGI callable runs under it; only gunicorn's settings name ours."""
+    for name in ("http_request", "http_response", "connection", "worker"):
+        assert "postback" not in imports_of(f"postbackd.server.{name}"), name
+
+
+def test_nothing_installed_imports_what_is_not() -> None:
+    found = [
+        f"{module}: {name}"
+        for module in modules()
+        for name in find_imports(read(module))
+        if name.partition(".")[0] in NOT_INSTALLED
+    ]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("directory", ["", "postbackd", "tools", "tests"])
+def test_every_module_says_in_its_first_line_what_is_in_it(directory: str) -> None:
+    paths = (ROOT / directory).rglob("*.py") if directory else ROOT.glob("*.py")
+    silent = [path for path in paths if not ast.get_docstring(ast.parse(path.read_text()))]
+
+    assert silent == []
 
 
 def test_ci_runs_exactly_the_test_command_of_the_readme() -> None:
@@ -134,45 +209,6 @@ def test_ci_runs_exactly_the_test_command_of_the_readme() -> None:
 
     assert len(commands) == 1
     assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()
-
-
-def test_arrows_point_down_only() -> None:
-    upward = [
-        f"{room} -> {name}"
-        for room, paths in rooms().items()
-        for path in paths
-        for name in imports_of(path) & set(FLOORS) - {room}
-        if FLOORS[name] >= FLOORS[room]
-    ]
-
-    assert upward == []
-
-
-def test_the_server_imports_nothing_of_the_receiver() -> None:
-    """Any WSGI callable runs under the worker; only the settings name ours."""
-    for room in ("wire", "connections", "worker"):
-        assert "postback" not in imports_of(ROOT / f"{room}.py"), room
-
-
-def test_every_module_is_installed() -> None:
-    tops = [ROOT / path for paths in rooms().values() for path in paths if path.parent == ROOT]
-    packages = {path.parent for path in read_distribution().modules.values()} - {ROOT}
-    # Not gunicorn.conf.py: nobody can import a name with a dot in it.
-    there = [path for path in ROOT.glob("*.py") if path.stem.isidentifier()]
-    there += [path for package in packages for path in package.rglob("*.py")]
-
-    assert {*tops, *read_distribution().modules.values()} == set(there)
-
-
-def test_what_a_module_imports_of_the_tree_is_installed() -> None:
-    """Tests and benches may import what is not."""
-    installed = set(read_distribution().modules)
-    in_the_tree = {path.stem for path in ROOT.glob("*.py")}
-    in_the_tree |= {path.parent.name for path in ROOT.glob("*/*.py")}
-
-    for paths in rooms().values():
-        for path in paths:
-            assert imports_of(path) & in_the_tree <= installed, path
 
 
 def test_importing_the_application_opens_and_starts_nothing(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import shtab
 from argparse_manpage.manpage import Manpage
 
-from commands import manuals
-from commands.program import build_parser
+from postbackd.cli.commands import manuals
+from postbackd.cli.main import build_parser
 
 # The width that argparse breaks lines at must not be that of somebody's terminal.
 COLUMNS = "80"

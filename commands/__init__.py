@@ -1,1 +1,0 @@
-"""The `postback` command, one module for each family of subcommands."""

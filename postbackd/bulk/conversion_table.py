@@ -1,0 +1,261 @@
+"""Conversions in a table of somebody else's: its columns found, its rows as what a line says."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import BinaryIO, NamedTuple
+
+from postbackd.bulk.conversion_lines import LINE_NAMES, RawLine
+from postbackd.bulk.csv_file import Records, UnusableFileError
+from postbackd.bulk.odd_rows import Aside, find_oddity, is_plain
+from postbackd.bulk.table_file import Shape, TableFile, Titles
+from postbackd.bulk.titles import COLUMN_NAMES, PAYOUT, TIME, Places, find_conversion_places
+from postbackd.intake.query import quote_value
+
+_NO_CLICK_ID = (
+    "no column is known to hold the click id: name it with --subid-column, or, where the first line"
+    " is a row already, give the columns by number with --no-titles"
+)
+
+# Where nothing says otherwise: Keitaro's order.
+_PLACES_OF_LINES: Mapping[str, int] = {name: place for place, name in enumerate(LINE_NAMES)}
+
+# `81e60:5:Hold` and `81e60:payout=5:cnv_status=Hold`. Source: Binom's documentation, "Manual
+# conversions update" and "Payout tracking".
+_BINOM = re.compile(r"[^:\s]+:(?:[0-9.]*|auto)(?::.*)?|[^:\s]+(?::[a-z_]+[0-9]*=[^:]*)+")
+# `01dke:main, 47.00`. Source: FunnelFlux's documentation, "Updating conversion data".
+_FUNNELFLUX = re.compile(r"[^:\s]+:[^:]+")
+_QUERY = re.compile(r"(?:.*[?&])?(?:subid|sub_id|clickid|click_id)=.*", re.IGNORECASE)
+
+# A cell as it stands in a line, quotes included.
+_RAW_CELL = re.compile(r'\s*("(?:[^"]|"")*"|[^,]*)\s*(?:,|$)')
+# What is left of `12,50` and of `$1,234.50` where the comma cuts them.
+_WHOLE = re.compile(r"[^\w\s]{0,2}[0-9]+")
+_REST = re.compile(r"[0-9]{3}\.[0-9]{1,2}")
+_REST_OF_DECIMAL_COMMA = re.compile(r"[0-9]{1,2}|[0-9]{3}\.[0-9]{1,2}")
+
+
+class Row(NamedTuple):
+    """A numbered row: what it says, its time as it is written, and why it cannot count."""
+
+    number: int
+    said: RawLine
+    time: str = ""
+    flaw: str = ""
+
+
+class Columns(NamedTuple):
+    """Where each of our names stands in a row, and the titles (none: there is no such line)."""
+
+    places: Mapping[str, int]
+    titles: Sequence[str]
+    currency: str | None = None
+
+    def describe(self) -> str:
+        """Say which column is read as what."""
+        return "columns: " + ", ".join(
+            f"{name} {self.titles[place] if self.titles else place + 1!r}"
+            for name, place in self.places.items()
+        )
+
+    def describe_unread(self) -> str:
+        """Say which columns are read as nothing; empty where all are read."""
+        unread = [t for place, t in enumerate(self.titles) if t and place not in self._read()]
+        return f"columns that are ignored: {', '.join(map(repr, unread))}" if unread else ""
+
+    def _read(self) -> frozenset[int]:
+        return frozenset(self.places.values())
+
+
+class ConversionTitles:
+    """The titles that conversions have, and those that somebody named."""
+
+    def __init__(self, given: Mapping[str, str]) -> None:
+        """Take titles or numbers of columns by our names."""
+        self._given = given
+
+    def count(self, titles: Sequence[str]) -> int:
+        """Tell how many of our names some cells are titles of."""
+        # Names and not titles: two words that happen to be titles of one name are a row.
+        return len(find_conversion_places(titles, self._given).places)
+
+    def has_click_id(self, titles: Sequence[str]) -> bool:
+        """Tell whether one of them is known to stand over click ids."""
+        return "subid" in find_conversion_places(titles, self._given).places
+
+    def describe_missing(self, titles: Sequence[str]) -> str:
+        """Say what to do where none of some titles stands over click ids."""
+        if "subid" in self._given:
+            return (
+                f"no column is {self._given['subid']!r}: say --no-titles where the first line is a"
+                " row already"
+            )
+        return _NO_CLICK_ID
+
+
+class ConversionTable:
+    """The rows of a file of conversions; refuses one of which it cannot tell what is what."""
+
+    def __init__(
+        self,
+        source: BinaryIO,
+        shape: Shape,
+        given: Mapping[str, str],
+        wanted: Titles,
+        *,
+        names: Sequence[str] = COLUMN_NAMES,
+        decimal_comma: bool = False,
+    ) -> None:
+        """Take an open file, what is said of it and of its columns, and the names that are read."""
+        self._names = names
+        self._file = TableFile(source, shape, ConversionTitles(given), wanted)
+        self.notes = self._file.notes
+        self.columns = self._find_columns(given, wanted)
+        # Lines as Keitaro's import takes them.
+        self._is_ours = wanted is Titles.POSSIBLE and not self._file.titles
+        self._is_loose = decimal_comma or self._is_ours
+        # What a comma within an amount would leave behind it.
+        self._rest = _REST_OF_DECIMAL_COMMA if decimal_comma else _REST
+        self._said = [self.columns.places.get(name) for name in LINE_NAMES]
+        self._time = self.columns.places.get(TIME)
+        self._width = len(LINE_NAMES) if self.is_in_order else len(self.columns.titles)
+        if self._is_ours and (form := find_foreign_form(self._file.first, self._file.delimiter)):
+            raise UnusableFileError(form)
+        self.find_position = self._file.find_position
+        # How many rows were none, by what they are.
+        self.aside: Counter[Aside] = Counter()
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether columns stand as `LINE_NAMES` do."""
+        return self.columns.places is _PLACES_OF_LINES
+
+    def look_through(self, name: str) -> Iterator[str]:
+        """Give all cells of a column before the rows are read; none where a file is read once."""
+        place = self.columns.places.get(name)
+        return iter(()) if place is None else self._file.look_through(place)
+
+    def read(self) -> Iterator[list[Row]]:
+        """Give the rows, some at a time; empty ones are left out."""
+        for records in self._file.read():
+            yield list(self._read_records(records))
+
+    def _find_columns(self, given: Mapping[str, str], wanted: Titles) -> Columns:
+        titles = self._file.titles
+        if wanted is Titles.NONE:
+            places = _find_numbers(given)
+        elif wanted is Titles.POSSIBLE and _is_order_of_lines(titles):
+            # Those may be fewer than the fields of a line.
+            places = _PLACES_OF_LINES
+        else:
+            found = find_conversion_places(titles, given)
+            _refuse_doubt(found, titles, given)
+            places = {n: place for n, place in found.places.items() if n in self._names}
+            return Columns(places, titles, found.currency)
+        return Columns(places, titles)
+
+    def _read_records(self, records: Records) -> Iterator[Row]:
+        places, titles = self.columns.places, self.columns.titles
+        subid, tid = places["subid"], places.get("tid")
+        title = titles[subid] if titles else ""
+        rows = zip(records.numbers, records.cells, records.texts, strict=True)
+        for number, cells, text in rows:
+            if is_plain(_get(cells, subid), title, _get(cells, tid)):
+                yield self._read_row(number, cells, self._find_flaw(cells, text))
+            elif number in records.flaws:
+                yield Row(number, RawLine(), flaw=records.flaws[number])
+            elif any(map(str.strip, cells)):
+                yield from self._read_odd(number, cells, text)
+
+    def _read_odd(self, number: int, cells: Sequence[str], text: str) -> Iterator[Row]:
+        oddity = find_oddity(cells, self.columns.places, self.columns.titles)
+        if oddity is not None and oddity.aside is not None:
+            self.aside[oddity.aside] += 1
+            return
+        flaw = self._find_flaw(cells, text)
+        if oddity is not None:
+            flaw = oddity.flaw
+        elif self._is_ours and not flaw:
+            flaw = find_foreign_form(cells, self._file.delimiter)
+        yield self._read_row(number, cells, flaw)
+
+    def _read_row(self, number: int, cells: Sequence[str], flaw: str) -> Row:
+        said = RawLine(*[_get(cells, place) for place in self._said])
+        return Row(number, said, _get(cells, self._time).strip(), flaw)
+
+    def _find_flaw(self, cells: Sequence[str], text: str) -> str:
+        width = self._width
+        if width and any(cells[width:]):
+            what = f"{len(cells)} cells under {width} titles"
+            if self.is_in_order:
+                what = f"{len(cells)} fields, and a line has {','.join(LINE_NAMES)}"
+            return f"{what}: is a value with commas unquoted?"
+        # With titles a cell too many tells, but not where others are missing at the end.
+        is_loose = self._is_loose or len(cells) < width
+        if is_loose and self._is_cut(cells, text):
+            return "an amount with a comma in it stands without quotes: put it in quotes"
+        return ""
+
+    def _is_cut(self, cells: Sequence[str], text: str) -> bool:
+        """Tell whether an amount without quotes was cut at a comma of its own."""
+        place = self.columns.places.get(PAYOUT)
+        if place is None or place + 1 >= len(cells) or not _WHOLE.fullmatch(cells[place].strip()):
+            return False
+        if self._file.delimiter != "," or not self._rest.fullmatch(cells[place + 1].strip()):
+            return False
+        raw = [found[1] for found in _RAW_CELL.finditer(text.rstrip("\r\n"))]
+        return not raw[place].startswith('"') and not raw[place + 1].startswith('"')
+
+
+def _get(cells: Sequence[str], place: int | None) -> str:
+    return "" if place is None or place >= len(cells) else cells[place]
+
+
+def find_foreign_form(cells: Sequence[str], delimiter: str) -> str:
+    """Say whose line of conversions this is, where it is another tracker's; empty for ours."""
+    first = cells[0].strip() if cells else ""
+    is_alone = not any(cell.strip() for cell in cells[1:])
+    takes = f"`import` takes {','.join(LINE_NAMES)}"
+    if _QUERY.fullmatch(first):
+        return f"{quote_value(first)} is a query: `postback explain` reads one"
+    if is_alone and _BINOM.fullmatch(first):
+        return f"{quote_value(first)} is a line of Binom's (click:payout:status): {takes}"
+    if _FUNNELFLUX.fullmatch(first):
+        whose = f"{quote_value(first)} is a line of FunnelFlux's (click:transaction, payout)"
+        return f"{whose}: {takes}"
+    if is_alone and "," in first:
+        return f"{quote_value(first)} is one field: do whole lines stand in quotes?"
+    other = next((sign for sign in ";\t|" if sign != delimiter and sign in first), None)
+    if is_alone and other:
+        return f"{quote_value(first)} is one field: say --delimiter {other!r} if that parts it"
+    return ""
+
+
+def _find_numbers(given: Mapping[str, str]) -> Mapping[str, int]:
+    """Give the places that were given by number, where there are no titles."""
+    places = {}
+    for name, text in given.items():
+        if not text.isascii() or not text.isdigit() or int(text[:9]) < 1:
+            raise UnusableFileError(f"no column is {text!r}: without titles, give its number")
+        places[name] = int(text) - 1
+    if "subid" not in places:
+        raise UnusableFileError(_NO_CLICK_ID)
+    return {name: places[name] for name in COLUMN_NAMES if name in places}
+
+
+def _is_order_of_lines(titles: Sequence[str]) -> bool:
+    names = tuple(title.casefold() for title in titles)
+    return names == LINE_NAMES[: len(names)]
+
+
+def _refuse_doubt(found: Places, titles: Sequence[str], given: Mapping[str, str]) -> None:
+    seen = ", ".join(map(repr, titles))
+    for name, text in given.items():
+        if name not in found.places:
+            raise UnusableFileError(f"no column is {text!r} (the titles are {seen})")
+    if found.rivals and PAYOUT not in given:
+        rivals = " or ".join(map(repr, found.rivals))
+        raise UnusableFileError(
+            f"the amount may be {rivals}: say which with --amount-column, by title or number, such"
+            f" as --amount-column {found.rivals[0]!r}"
+        )

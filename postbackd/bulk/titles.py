@@ -1,0 +1,319 @@
+"""What networks, trackers and people call their columns: titles, and what each means to us.
+
+Titles are compared by their letters and digits alone. Of several columns that could be the same,
+the one named first here is taken, but for amounts: what was earned and what was ordered stand side
+by side in many reports, so two that are as likely are asked about and never chosen between.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from postbackd.db.rows import SUB_ID_NAMES
+from postbackd.intake.currencies import read_mark
+from postbackd.intake.query import SUBID_NAMES
+
+# Where a network says how much the click earned: nothing else can be meant.
+PAYOUT = "payout"
+TIME = "time"
+COLUMN_NAMES = ("subid", PAYOUT, "tid", "status", "currency", TIME)
+
+_Titles = tuple[tuple[str, str], ...]
+
+# Titles, and in whose reports or documents each is found as far as we know: not every one was held
+# against them, and networks rename columns. `hand-made`: nobody's in particular.
+SUBID_TITLES: _Titles = (
+    ("Sub ID", "Keitaro, conversion log"),
+    ("Click ID", "Voluum, BeMob, RedTrack, Binom, PeerClick: conversion reports"),
+    ("External Click ID", "hand-made"),
+    ("External ID", "hand-made"),
+    ("Aff Sub", "TUNE, API"),
+    ("Affiliate Click ID", "TUNE, conversion report"),
+    ("Affiliate Sub ID 1", "TUNE, conversion report"),
+    ("Affiliate Sub 1", "TUNE, conversion report"),
+    ("Affiliate Info 1", "TUNE, API"),
+    ("Aff Click ID", "hand-made"),
+    ("Aff Sub 1", "Everflow's and Affise's parameter"),
+    ("Click Ref", "Awin, transactions export"),
+    ("Click Reference", "Awin"),
+    ("Sub 1", "Everflow, Affise: conversion reports"),
+    ("Sub ID 1", "Impact, action listing (SubId1)"),
+    ("Shared ID", "Impact, SharedId"),
+    ("SID", "CJ, commission detail"),
+    ("Shopper ID", "CJ, formerly SID"),
+    ("Member ID (U1)", "Rakuten, signature orders report"),
+    ("U1", "Rakuten, events API"),
+    ("EPI", "Tradedoubler, transactions"),
+    ("EPI 1", "Tradedoubler"),
+    ("Pubref", "Partnerize, parameter of the link"),
+    ("Publisher Reference", "Partnerize, conversion export"),
+    ("Afftrack", "ShareASale, parameter of the link"),
+    ("Affiliate Tracking", "ShareASale, transaction detail"),
+    ("Affiliate Tracking/afftrack", "ShareASale, transaction detail"),
+    ("Tracking ID", "ClickBank, analytics"),
+    ("TID (Tracking ID)", "ClickBank, transactions"),
+    ("Campaign Key", "Digistore24, parameter of the link"),
+    ("s1", "CAKE, conversion report"),
+    ("Sub ID s1", "CAKE"),
+    ("aff1", "hand-made"),
+    ("dv1", "hand-made"),
+    ("cid", "Digistore24, transactions; Voluum's parameter"),
+)
+TID_TITLES: _Titles = (
+    ("tid", "Keitaro, conversion log"),
+    ("Transaction ID", "Voluum, TUNE, Everflow, Awin"),
+    ("txid", "Binom, PeerClick"),
+    ("txn ID", "Trackier"),
+    ("Transaction", "hand-made"),
+    ("Transaction Number", "Tradedoubler"),
+    ("Trans ID", "ShareASale, transaction detail"),
+    ("Order ID", "Rakuten, CJ, Digistore24"),
+    ("Order Number", "Tradedoubler"),
+    ("Order", "hand-made"),
+    ("Receipt", "ClickBank, transactions"),
+    ("Conversion ID", "Everflow, Affise, Partnerize"),
+    ("Action ID", "Impact, Admitad"),
+    ("Commission ID", "CJ, commission detail"),
+    ("Lead ID", "hand-made"),
+    ("Sale ID", "hand-made"),
+)
+STATUS_TITLES: _Titles = (
+    ("Status", "Keitaro, Impact, Everflow, Affise, Admitad"),
+    ("State", "Impact, API"),
+    ("Conversion Status", "Binom, Partnerize"),
+    ("Action Status", "CJ, commission detail"),
+    ("Commission Status", "Awin, transactions export"),
+    ("Transaction Status", "hand-made"),
+    ("Payment Status", "Admitad, API, for what is approved"),
+    ("Lead Status", "hand-made"),
+    ("Sale Status", "hand-made"),
+    ("Order Status", "hand-made"),
+    ("Transaction Type", "Digistore24, ClickBank: a payment, a refund"),
+)
+CURRENCY_TITLES: _Titles = (
+    ("Payout Currency", "Everflow"),
+    ("Commission Currency", "Awin"),
+    ("Currency", "Affise, Admitad, Digistore24, Rakuten"),
+    ("Currency Code", "hand-made"),
+    ("Cur", "hand-made"),
+)
+TIME_TITLES: _Titles = (
+    ("Time", "Affise"),
+    ("Date/Time", "Keitaro, conversion log"),
+    ("Postback Timestamp", "Voluum, conversions"),
+    ("Conversion Timestamp", "BeMob"),
+    ("Conversion Time", "RedTrack, Partnerize"),
+    ("Conversion Date", "Everflow"),
+    ("Event Date", "CJ, commission detail"),
+    ("Action Date", "Impact, Admitad"),
+    ("Transaction Date", "Rakuten, Awin, ShareASale"),
+    ("Time of Event", "Tradedoubler"),
+    ("Date", "many"),
+    ("Created At", "hand-made"),
+    ("Created", "hand-made"),
+    ("Timestamp", "hand-made"),
+    ("Sale Date", "hand-made"),
+    ("Order Date", "hand-made"),
+    ("Posting Date", "CJ, commission detail"),
+)
+PAYOUT_TITLES: _Titles = (
+    ("Payout", "Keitaro, Everflow, TUNE, Affise, BeMob"),
+    ("Payout Amount", "hand-made"),
+    ("Conversion Payout", "hand-made"),
+    ("Publisher Payout", "hand-made"),
+    ("Commission", "Awin, ShareASale, CJ: publisher commission"),
+    ("Commission Amount", "Awin, transactions export"),
+    ("Total Commission", "Rakuten, signature orders report"),
+    ("Publisher Commission", "CJ, Tradedoubler, Partnerize"),
+    ("Pub Commission Amount", "CJ, commission detail"),
+    ("Affiliate Commission", "hand-made"),
+    ("Affiliate Amount", "Digistore24"),
+    ("Amount Affiliate", "Digistore24, transactions"),
+    ("Affiliate Earnings", "hand-made"),
+    ("Action Earnings", "Impact, action listing"),
+    ("Earnings", "hand-made"),
+    ("Account Amount", "ClickBank, what comes to the account"),
+    ("Reward", "hand-made"),
+)
+# What may as well be what the customer paid: taken where it stands alone.
+UNSURE_PAYOUT_TITLES: _Titles = (
+    ("Revenue", "Keitaro, Voluum, Binom, RedTrack; a shop's turnover elsewhere"),
+    ("Amount", "Impact's sale, ShareASale's sale, others' commission"),
+    ("Sum", "hand-made"),
+    ("Income", "hand-made"),
+    ("Value", "hand-made"),
+    ("Total", "hand-made"),
+    # Keitaro reads it in a postback as the amount; in its log it is revenue less cost.
+    ("Profit", "Keitaro"),
+)
+
+# Clicks. Further fields of a click get their titles here, once a click holds them.
+CLICK_TITLES: Mapping[str, _Titles] = {
+    "clicked_at": (
+        ("Clicked At", "ours"),
+        ("Click Time", "Binom, RedTrack"),
+        ("Click Date", "Binom"),
+        ("Visit Timestamp", "Voluum, BeMob: visits"),
+        ("Visit Time", "PeerClick"),
+        ("Click Timestamp", "BeMob"),
+        ("Date/Time", "Keitaro, click log"),
+        ("Time", "Voluum's log; many"),
+        ("Timestamp", "many"),
+        ("Date", "Binom; many"),
+        ("Created At", "hand-made"),
+    ),
+    "campaign": (
+        ("Campaign Name", "Voluum, RedTrack, BeMob"),
+        ("Campaign", "Keitaro, Binom"),
+    ),
+    "offer": (
+        ("Offer Name", "Voluum, RedTrack, BeMob"),
+        ("Offer", "Keitaro, Binom"),
+    ),
+    "cost_model": (("Cost Model", "Keitaro, Voluum"),),
+    "external_id": (
+        ("External ID", "Keitaro, click log; Voluum, BeMob: visits"),
+        ("External Click ID", "hand-made"),
+    ),
+    "source": (
+        ("Source", "Keitaro, click log"),
+        ("Traffic Source Name", "Voluum, BeMob"),
+        ("Traffic Source", "Voluum, Binom, RedTrack"),
+    ),
+    "cost": (("Cost", "Keitaro, Voluum, Binom, BeMob"), ("Click Cost", "hand-made")),
+    "currency": (("Cost Currency", "hand-made"), ("Currency", "hand-made")),
+    **{
+        name: (
+            (f"Sub ID {number}", "Keitaro, click log"),
+            (f"Custom Variable {number}", "Voluum, BeMob: visits"),
+            (f"Variable {number}", "Voluum"),
+            (f"V{number}", "Voluum, conversions"),
+            (f"Token {number}", "Binom"),
+            (f"Sub {number}", "RedTrack"),
+        )
+        for number, name in enumerate(SUB_ID_NAMES, 1)
+    },
+}
+CLICK_NAMES = (*SUBID_NAMES, *CLICK_TITLES)
+
+# Our own `conversions --csv`: its `payout` is what an amount is worth to the tracker.
+OUR_EXPORT = frozenset(
+    ("subid", "tid", "status", "amount", "currency", "payout", "createdat", "network")
+)
+_OURS: Mapping[str, str] = dict(
+    zip(COLUMN_NAMES, ("subid", "amount", "tid", "status", "currency", "createdat"), strict=True)
+)
+
+_BETWEEN = re.compile(r"[\W_]+")
+# `Commission (EUR)`, `Payout, $`, `amount_usd`. Small letters are words in most titles: `total_all`
+# speaks of no Albanian lek.
+_WITH_CURRENCY = re.compile(
+    r"(.*[^\W_])[\s_,([-]+([A-Z]{3,4}|usd|eur|gbp|rub|[^\w\s]|[A-Za-z]{1,2}\$)[)\]]?\s*"
+)
+
+
+class Places(NamedTuple):
+    """Where each of our names stands; the mark of a currency in the amount's title; its rivals.
+
+    `rivals` are columns that may as well be the amount.
+    """
+
+    places: Mapping[str, int]
+    currency: str | None = None
+    rivals: Sequence[str] = ()
+
+
+def squeeze_title(title: str) -> str:
+    """Reduce a title to its letters and digits: `Sub ID 1` and `sub_id_1` are one."""
+    return _BETWEEN.sub("", title.casefold())
+
+
+def find_conversion_places(titles: Sequence[str], given: Mapping[str, str]) -> Places:
+    """Find the columns of conversions; `given` are titles or numbers that somebody named."""
+    squeezed = [squeeze_title(title) for title in titles]
+    places = {}
+    currency: str | None = None
+    rivals: Sequence[str] = ()
+    ours = _OURS if set(squeezed) >= OUR_EXPORT else {}
+    for name in COLUMN_NAMES:
+        if name in given:
+            place = _find_given(given[name], squeezed)
+        elif name in ours:
+            place = squeezed.index(ours[name])
+        elif name == PAYOUT:
+            place, currency, rivals = _find_payout(titles, squeezed)
+        else:
+            place = next((squeezed.index(t) for t in _KNOWN[name] if t in squeezed), None)
+        if place is not None:
+            places[name] = place
+    return Places(places, currency, rivals)
+
+
+def find_click_names(titles: Sequence[str]) -> list[str | None]:
+    """Give our name for each column of clicks; None for those that are not known or too many."""
+    squeezed = [squeeze_title(title) for title in titles]
+    names: list[str | None] = [_find_subid_name(title) for title in titles]
+    names = [name if name not in names[:place] else None for place, name in enumerate(names)]
+    for name, known in _KNOWN_OF_CLICKS.items():
+        place = next((squeezed.index(title) for title in known if title in squeezed), None)
+        if place is not None and names[place] is None:
+            names[place] = name
+    return names
+
+
+def _find_subid_name(title: str) -> str | None:
+    exact = title.strip().casefold()
+    if exact in SUBID_NAMES:
+        return exact
+    return _SUBID_BY_LETTERS.get(squeeze_title(title))
+
+
+def _find_given(text: str, squeezed: Sequence[str]) -> int | None:
+    if squeeze_title(text) in squeezed and squeeze_title(text):
+        return squeezed.index(squeeze_title(text))
+    if text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= len(squeezed):
+        return int(text) - 1
+    return None
+
+
+def _find_payout(
+    titles: Sequence[str], squeezed: Sequence[str]
+) -> tuple[int | None, str | None, list[str]]:
+    """Find the one column that is the amount, the currency in its title, and its rivals."""
+    split = [_split_currency(title) for title in titles]
+    for kind in (_SURE, _UNSURE):
+        places = [
+            place
+            for place, (title, (bare, _)) in enumerate(zip(squeezed, split, strict=True))
+            if title in kind or bare in kind
+        ]
+        if len(places) > 1:
+            # A log of a tracker has both, and its profit is what is left of its revenue.
+            places = [place for place in places if squeezed[place] != "profit"]
+        if places:
+            rivals = [titles[place].strip() for place in places] if len(places) > 1 else []
+            return places[0], split[places[0]][1], rivals
+    return None, None, []
+
+
+def _split_currency(title: str) -> tuple[str, str | None]:
+    """Split `Commission (EUR)` into the title, squeezed, and the mark of a currency."""
+    found = _WITH_CURRENCY.fullmatch(title.strip())
+    mark = read_mark(found[2]) if found else None
+    return (squeeze_title(found[1]), mark) if found and mark else (squeeze_title(title), None)
+
+
+def _squeeze(titles: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(squeeze_title(title) for title, _ in titles))
+
+
+_SURE, _UNSURE = _squeeze(PAYOUT_TITLES), _squeeze(UNSURE_PAYOUT_TITLES)
+_KNOWN: Mapping[str, Sequence[str]] = {
+    "subid": _squeeze(SUBID_TITLES),
+    "tid": _squeeze(TID_TITLES),
+    "status": _squeeze(STATUS_TITLES),
+    "currency": _squeeze(CURRENCY_TITLES),
+    TIME: _squeeze(TIME_TITLES),
+}
+_KNOWN_OF_CLICKS = {name: _squeeze(titles) for name, titles in CLICK_TITLES.items()}
+_SUBID_BY_LETTERS = {squeeze_title(name): name for name in reversed(SUBID_NAMES)}

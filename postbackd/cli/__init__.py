@@ -1,0 +1,1 @@
+"""The `postback` command."""

@@ -1,0 +1,157 @@
+"""`postback conversions`: what the clicks earned."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+from postbackd.cli import output
+from postbackd.cli.context import load_keyless, reading
+from postbackd.cli.options import (
+    FORMATS,
+    Subparsers,
+    add_command,
+    add_json,
+    add_limit,
+    add_since,
+    add_until,
+)
+from postbackd.cli.sanitize import Column, Kind
+from postbackd.db.rows import to_json
+from postbackd.reports.listing import CONVERSION_NAMES, Row, RowFilter
+from postbackd.reports.queries import Questions
+from statuses import Status
+
+NOTHING = "No such conversion."
+
+# Numbers and times of ours: no spreadsheet can take them for a formula.
+EXACT_NAMES = frozenset(
+    {"id", "amount", "payout", "rate", "rate_day", "cost", "created_at", "updated_at", "sale_at"}
+)
+
+
+# On a terminal the rest of a conversion is told in a sentence: eleven columns fit nowhere.
+COLUMNS = (
+    Column("time", Kind.TIME),
+    Column("subid"),
+    Column("tid"),
+    Column("status", Kind.WORD),
+    Column("amount", Kind.MONEY),
+    Column("payout", Kind.MONEY),
+    Column("details", Kind.SENTENCE),
+)
+DETAILS = ("offer", "campaign", "network", "cost")
+
+# In a pipe, each value in a column of its own; those of a change stand under the same titles.
+NAMES = (
+    "created_at",
+    "subid",
+    "tid",
+    "status",
+    "amount",
+    "currency",
+    "payout",
+    "cost",
+    "offer",
+    "campaign",
+    "network",
+)
+NAMES_OF_CHANGES = ("at", "change", *NAMES[1:])
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `conversions`."""
+    parser = add_command(
+        subparsers,
+        "conversions",
+        run,
+        "show conversions, the newest last",
+        "postback conversions --status sale --since 2026-01-01 --csv > sales.csv",
+        more="Amounts are what was sent, payout and cost are in the tracker's currency.\n"
+        f"{FORMATS}",
+    )
+    parser.add_argument("--subid", help="only those of this click")
+    parser.add_argument(
+        "--status",
+        action="append",
+        choices=[status.value for status in Status],
+        help="only those with this status; may be given several times",
+    )
+    parser.add_argument("--offer", help="only those of this offer")
+    parser.add_argument("--campaign", help="only those of this campaign")
+    add_since(parser)
+    add_until(parser)
+    add_limit(parser)
+    parser.add_argument(
+        "--history", action="store_true", help="show every change beneath its conversion"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true", help="CSV (RFC 4180) for spreadsheets")
+    add_json(form)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the conversions."""
+    if args.csv and args.history:
+        args.parser.error("--history goes with --json or a table, not with --csv")
+    with reading(load_keyless(args)) as questions:
+        rows = questions.list_conversions(read_wanted(args), args.limit)
+        if args.csv:
+            output.print_csv(CONVERSION_NAMES, map(_build_csv_row, rows), EXACT_NAMES)
+        elif args.json:
+            output.print_json(_with_history(questions, rows) if args.history else rows)
+        else:
+            _print_table(questions, rows, has_history=args.history)
+    return 0
+
+
+def read_wanted(args: argparse.Namespace) -> RowFilter:
+    """Give the conditions that the options ask for."""
+    wanted = RowFilter().where("status", args.status)
+    for name in ("subid", "offer", "campaign"):
+        if (value := getattr(args, name)) is not None:
+            wanted = wanted.where(name, [value])
+    return wanted.between("created_at", args.since, args.until)
+
+
+def _with_history(questions: Questions, rows: Iterator[Row]) -> Iterator[Row]:
+    for row in rows:
+        yield {**row, "history": questions.list_history(row["id"])}
+
+
+def _print_table(questions: Questions, rows: Iterator[Row], *, has_history: bool) -> None:
+    shown = _with_changes(questions, rows) if has_history else rows
+    if output.is_terminal():
+        output.print_table(COLUMNS, map(_build_cells, shown), NOTHING)
+        return
+    names = NAMES_OF_CHANGES if has_history else NAMES
+    lines = ([row.get(name) or "" for name in names] for row in shown)
+    output.print_table([Column(name) for name in names], lines)
+
+
+def _with_changes(questions: Questions, rows: Iterator[Row]) -> Iterator[Row]:
+    """Give each conversion, then its changes, oldest first."""
+    for row in rows:
+        yield {**row, "at": row["created_at"]}
+        for change in questions.list_history(row["id"]):
+            yield {**change, "subid": row["subid"], "created_at": change["at"]}
+
+
+def _build_cells(row: Row) -> Sequence[str]:
+    amount = "" if row["amount"] is None else f"{row['amount']} {row['currency'] or '?'}"
+    details = [row["change"]] if "change" in row else []
+    details += [f"{name} {row[name]}" for name in DETAILS if row.get(name)]
+    return (
+        row["created_at"],
+        row["subid"],
+        row["tid"],
+        row["status"],
+        amount,
+        row["payout"] or "",
+        ", ".join(details),
+    )
+
+
+def _build_csv_row(row: Row) -> list[str | None]:
+    return [
+        to_json(value) if isinstance(value, dict) else None if value is None else str(value)
+        for value in row.values()
+    ]

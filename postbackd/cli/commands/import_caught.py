@@ -1,0 +1,256 @@
+"""`postback import --caught`: what nginx wrote down while the receiver could not answer, booked."""
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from postbackd.bulk.caught_file import open_plain, read_lines
+from postbackd.bulk.caught_importer import (
+    LEFT,
+    SKIPPED,
+    CaughtImporter,
+    Entry,
+    RehearsedImporter,
+    Told,
+)
+from postbackd.bulk.csv_file import find_size, open_file
+from postbackd.cli import output
+from postbackd.cli.context import INTERRUPTED, RefusedError, load_settings, writing
+from postbackd.cli.output import Bar
+from postbackd.cli.sanitize import Column, Kind
+from postbackd.config.settings import Settings
+from postbackd.db.rows import utc_text
+from postbackd.intake.booking import read_booking_options, settle_all_due_clicks
+from postbackd.intake.runtime import read_clock
+from postbackd.intake.sandbox import rehearse
+from rates import decimal_text
+from statuses import Incoming, Verdict
+
+COLUMNS = (
+    Column("line"),
+    Column("time", Kind.TIME),
+    Column("subid"),
+    Column("status"),
+    Column("amount", Kind.MONEY),
+    Column("verdict", Kind.WORD),
+    Column("reason", Kind.SENTENCE),
+)
+NOTHING = "There is nothing in the file that is not in the database."
+
+VERDICTS = (*(verdict.value for verdict in Verdict), LEFT, SKIPPED)
+
+# Requests of up to 64 KiB: some megabytes.
+LINES_AT_ONCE = 200
+
+# What of the command line means something here; all else is about lines of conversions.
+_MEANT = frozenset(
+    {
+        "command",
+        "rest",
+        "caught",
+        "park",
+        "dry_run",
+        "verbose",
+        "json",
+        "config",
+        "file",
+        "more_files",
+    }
+)
+
+MORE = """
+With --caught the files are nginx's, of what came while the receiver could not answer
+(/var/log/nginx/postback-caught.jsonl; packed ones, too). Postbacks whose click is known are booked
+at the time when they came, clicks are taken in, and the rest is listed. What the sender has sent
+again since, or an earlier import has booked, changes nothing. Exit status 1 where a request is not
+in the database."""
+EXAMPLE = "\n  postback import --caught --dry-run - < /var/log/nginx/postback-caught.jsonl"
+
+
+def add_caught_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--caught` and what goes with it."""
+    parser.description = f"{parser.description}\n{MORE}"
+    parser.epilog = f"{parser.epilog}{EXAMPLE}"
+    parser.add_argument(
+        "more_files", metavar="FILE", nargs="*", help="with --caught: more of its files"
+    )
+    parser.add_argument(
+        "--caught",
+        action="store_true",
+        help="the files are nginx's logs of what came while the receiver could not answer",
+    )
+    parser.add_argument(
+        "--park",
+        action="store_true",
+        help="with --caught: keep postbacks whose click is not known, too, as the receiver does",
+    )
+
+
+def refuse_caught_options(args: argparse.Namespace) -> None:
+    """Refuse what means nothing without `--caught`."""
+    if args.more_files or args.park:
+        args.parser.error(
+            f"{'--park goes' if args.park else 'several files go'} with --caught only"
+        )
+
+
+def run_caught(args: argparse.Namespace) -> int:
+    """Book what the files hold."""
+    _refuse_other_options(args)
+    settings = load_settings(args)
+    files = _put_in_order([args.file, *args.more_files])
+    with ExitStack() as stack:
+        importer = _open_importer(args, settings, stack)
+        bar = stack.enter_context(output.progress("requests", _measure(files)))
+        teller = _Teller(args)
+        is_stopped = _take_in(files, importer, teller, bar)
+    teller.close()
+    return INTERRUPTED if is_stopped else int(teller.not_in > 0)
+
+
+def _refuse_other_options(args: argparse.Namespace) -> None:
+    for name, value in vars(args).items():
+        if name not in _MEANT and value != args.parser.get_default(name):
+            args.parser.error(f"--{name.replace('_', '-')} means nothing with --caught")
+
+
+def _open_importer(
+    args: argparse.Namespace, settings: Settings, stack: ExitStack
+) -> CaughtImporter:
+    terms = read_booking_options(settings)
+    if args.dry_run:
+        rehearsal = stack.enter_context(rehearse(settings.db_path, terms))
+        return RehearsedImporter(rehearsal, settings, read_clock, parks=args.park)
+    storage = stack.enter_context(writing(settings))
+    # What other programs' clicks brought along came before.
+    settle_all_due_clicks(storage, terms, read_clock)
+    stack.enter_context(storage.bulk())
+    return CaughtImporter(storage, settings, parks=args.park)
+
+
+def _put_in_order(files: Sequence[str]) -> Sequence[str]:
+    """Put files in the order of their first requests: a shell names the newest first."""
+    if len(files) == 1:
+        return files
+    if "-" in files:
+        raise RefusedError(
+            "standard input comes alone: `zcat -f FILES | postback import --caught -`"
+        )
+    return sorted(files, key=_find_begin)
+
+
+def _find_begin(file: str) -> datetime:
+    with open_file(file) as source, open_plain(source) as plain:
+        times = (line.caught.received_at for line in read_lines(plain) if line.caught is not None)
+        return next(times, datetime.max.replace(tzinfo=UTC))
+
+
+def _measure(files: Sequence[str]) -> int | None:
+    total = 0
+    for file in files:
+        if file == "-":
+            return None
+        with open_file(file) as source:
+            total += find_size(source) or 0
+    return total
+
+
+def _take_in(files: Sequence[str], importer: CaughtImporter, teller: "_Teller", bar: Bar) -> bool:
+    """Take all files in; True where Ctrl-C ended it."""
+    try:
+        for entries in _read_files(files, bar):
+            for piece in importer.take(entries):
+                teller.tell(piece)
+        for piece in importer.finish():
+            teller.tell(piece)
+    except KeyboardInterrupt:
+        bar.print_error("stopped; what was told is in: import the files again for the rest")
+        return True
+    return False
+
+
+def _read_files(files: Sequence[str], bar: Bar) -> Iterator[list[Entry]]:
+    done = 0
+    for file in files:
+        with open_file(file) as source, open_plain(source) as plain:
+            lines = read_lines(plain)
+            while some := list(islice(lines, LINES_AT_ONCE)):
+                yield [Entry(file, line) for line in some]
+                if source.seekable():
+                    bar.advance_to(done + source.tell())
+            done += find_size(source) or 0
+
+
+class _Teller:
+    """Counts what came of requests, and tells it: all in a pipe, on a terminal what is not in."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._is_json = args.json
+        self._is_dry = args.dry_run
+        self._tells_all = args.verbose or args.json or not output.is_terminal()
+        self._table = None if args.json else output.TablePrinter(COLUMNS, NOTHING)
+        self._counts: Counter[str] = Counter()
+        self.not_in = 0
+
+    def tell(self, piece: Sequence[Told]) -> None:
+        """Tell what came of requests that are on disk."""
+        self._counts.update(told.verdict for told in piece)
+        self.not_in += sum(not told.is_in for told in piece)
+        shown = [told for told in piece if self._tells_all or not told.is_in or told.warnings]
+        if self._table is None:
+            output.print_json(map(build_object, shown))
+        elif shown:
+            self._table.print(list(map(build_cells, shown)))
+
+    def close(self) -> None:
+        """Say how many there were of each."""
+        if self._table is not None:
+            self._table.close()
+        counted = [f"{self._counts[name]} {name}" for name in VERDICTS if self._counts[name]]
+        written = "; nothing was written" if self._is_dry else ""
+        sentence = (
+            f"{self._counts.total()} requests: {', '.join(counted) or 'nothing in the files'};"
+            f" {self.not_in} not in the database{written}"
+        )
+        output.print_summary(sentence, is_alone=self._is_json)
+
+
+def build_cells(told: Told) -> Sequence[str]:
+    """Give the cells of a request."""
+    row = build_object(told)
+    amount = "" if row["amount"] is None else f"{row['amount']} {row['currency'] or '?'}"
+    return (
+        f"{row['file']}:{row['line']}",
+        row["received_at"] or "",
+        row["subid"] or "",
+        row["original_status"] or "",
+        amount,
+        told.verdict,
+        "; ".join((told.reason, *told.warnings)),
+    )
+
+
+def build_object(told: Told) -> dict[str, Any]:
+    """Give a request as scripts see it, with the names of a postback."""
+    caught, arrival = told.entry.line.caught, told.arrival
+    incoming = Incoming(None) if arrival is None else arrival.postback.incoming
+    return {
+        "file": told.entry.file,
+        "line": told.entry.line.number,
+        "received_at": None if caught is None else utc_text(caught.received_at),
+        "remote_addr": None if arrival is None else arrival.remote_addr,
+        "query": None if arrival is None else arrival.query,
+        "subid": incoming.subid,
+        "tid": incoming.tid,
+        "original_status": incoming.word,
+        "amount": None if incoming.amount is None else decimal_text(incoming.amount),
+        "currency": None if incoming.amount is None else incoming.currency,
+        "verdict": told.verdict,
+        "reason": told.reason,
+        "warnings": list(told.warnings),
+        "conversion_id": told.conversion_id,
+    }

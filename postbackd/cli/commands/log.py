@@ -1,0 +1,195 @@
+"""`postback log`: what came in, and what came of it."""
+
+import argparse
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from postbackd.cli import output
+from postbackd.cli.context import load_keyless, reading
+from postbackd.cli.options import (
+    FORMATS,
+    Subparsers,
+    add_command,
+    add_json,
+    add_limit,
+    add_since,
+    add_until,
+)
+from postbackd.cli.sanitize import Column, Kind
+from postbackd.intake.booking import BookingOptions, parse_stored, read_booking_options
+from postbackd.intake.query import PAYOUT_NAMES
+from postbackd.reports.listing import Row, RowFilter, of_click
+from postbackd.reports.queries import Questions
+from rates import decimal_text
+from statuses import Verdict
+
+COLUMNS = (
+    Column("time", Kind.TIME),
+    Column("network"),
+    Column("subid"),
+    Column("status"),
+    Column("amount", Kind.MONEY),
+    Column("verdict", Kind.WORD),
+    Column("reason", Kind.SENTENCE),
+)
+NOTHING = "No such postback has come in."
+
+# Soon enough for someone who watches, rarely enough to cost nothing.
+FOLLOW_SECONDS = 0.5
+
+
+# instr, not LIKE: the case counts, and signs such as % are themselves.
+_HOLDS_TEXT = (
+    "(instr(query, ?) OR instr(reason, ?) OR instr(warnings, ?)"
+    " OR instr(coalesce(settled_reason, ''), ?))"
+)
+
+
+# A stored query may have 64 KiB; what cannot be part of the amount is not read. Letters of a name
+# may be escapes: those of ASCII letters begin with 4 to 7.
+_ESCAPED_LETTERS = ("%4", "%5", "%6", "%7")
+_AMOUNT_NAMES = (*PAYOUT_NAMES, "payout_unit", "currency")
+_NO_FIELDS = re.compile(r"&{2,}")
+# No amount is that long.
+_LONG_VALUE = re.compile(r"(^|&)([^&=]{0,64}=)[^&]{1024,}")
+# Of fields that are shorter there are many, and none that is long enough to matter beside them.
+LONG_FIELD = 64
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `log`."""
+    parser = add_command(
+        subparsers,
+        "log",
+        run,
+        "show received postbacks, the newest last",
+        "postback log --subid c1\n  postback log --verdict unmapped --verdict parked --since 2d",
+        more=f"Times are UTC; the amount is what was sent.\n{FORMATS}",
+    )
+    parser.add_argument(
+        "--verdict",
+        action="append",
+        choices=[verdict.value for verdict in Verdict],
+        help="only those with this verdict; may be given several times",
+    )
+    parser.add_argument("--subid", help="only those of this click")
+    parser.add_argument("--network", help="only those of the network that signs from=NETWORK")
+    parser.add_argument(
+        "--source",
+        action="append",
+        choices=("http", "pixel", "import", "replay", "caught"),
+        help="only those that came this way; may be given several times",
+    )
+    parser.add_argument(
+        "--grep", metavar="TEXT", help="only those with this text in query, reason or warnings"
+    )
+    add_since(parser)
+    add_until(parser)
+    add_limit(parser)
+    parser.add_argument(
+        "--follow", action="store_true", help="go on with what comes in, until Ctrl-C"
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the postbacks."""
+    settings = load_keyless(args)
+    with reading(settings) as questions:
+        show, close = _choose_output(args, read_booking_options(settings))
+        newest = questions.find_last_postback_id()
+        show(questions.list_postbacks(read_wanted(args), args.limit))
+        if args.follow:
+            _follow(questions, _read_conditions(args), newest, show)
+        close()
+    return 0
+
+
+def read_wanted(args: argparse.Namespace) -> RowFilter:
+    """Give the conditions that the options ask for."""
+    return _read_conditions(args).between("received_at", args.since, args.until)
+
+
+def _read_conditions(args: argparse.Namespace) -> RowFilter:
+    wanted = RowFilter() if args.subid is None else of_click(args.subid)
+    wanted = wanted.where("verdict", args.verdict).where("source", args.source)
+    if args.grep is not None:
+        wanted = wanted.also(_HOLDS_TEXT, *[args.grep] * 4)
+    return wanted if args.network is None else wanted.where("network", [args.network])
+
+
+def _choose_output(
+    args: argparse.Namespace, terms: BookingOptions
+) -> tuple[Callable[[Iterable[Row]], None], Callable[[], None]]:
+    if args.json:
+        return output.print_json, lambda: None
+    table = output.TablePrinter(COLUMNS, "" if args.follow else NOTHING)
+    return lambda rows: table.print_all(build_cells(row, terms) for row in rows), table.close
+
+
+def _follow(
+    questions: Questions, wanted: RowFilter, newest: int, show: Callable[[Iterable[Row]], None]
+) -> None:
+    try:
+        while True:
+            last = questions.find_last_postback_id()
+            while rows := questions.list_postbacks_between(newest, last, wanted):
+                show(rows)
+                newest = rows[-1]["id"]
+            newest = last
+            time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def build_cells(row: Row, terms: BookingOptions) -> Sequence[str]:
+    """Give the cells of a postback."""
+    return (
+        row["received_at"],
+        row["network"] or "",
+        row["subid"] or "",
+        row["original_status"] or "",
+        describe_amount(row["query"], terms),
+        row["verdict"],
+        describe_reason(row),
+    )
+
+
+def describe_amount(query: str, terms: BookingOptions) -> str:
+    """Tell the amount that a stored query holds, in the currency it was sent in."""
+    if not _may_name(query, PAYOUT_NAMES):
+        return ""
+    incoming = parse_stored(_leave_out(query), terms).incoming
+    if incoming.amount is None:
+        return ""
+    return f"{decimal_text(incoming.amount)} {incoming.currency or '?'}"
+
+
+def _may_name(text: str, names: Iterable[str]) -> bool:
+    """Tell whether one of some names may be in a query, in whatever case and however escaped."""
+    lower = text.lower()
+    return any(sign in lower for sign in (*names, *_ESCAPED_LETTERS))
+
+
+def _leave_out(query: str) -> str:
+    """Leave out of a query what changes no amount: what follows the last name, long values."""
+    short = _NO_FIELDS.sub("&", query)
+    if len(short) > LONG_FIELD * (1 + short.count("&")):
+        return _LONG_VALUE.sub(_leave_out_value, short)
+    lower = short.lower()
+    end = short.find("&", max(map(lower.rfind, (*_AMOUNT_NAMES, *_ESCAPED_LETTERS))))
+    return short if end < 0 else short[:end]
+
+
+def _leave_out_value(found: re.Match[str]) -> str:
+    return found[0] if _may_name(found[2], _AMOUNT_NAMES) else f"{found[1]}{found[2]}"
+
+
+def describe_reason(row: Row) -> str:
+    """Tell why, what could not be used, and what came of a parked or replayed postback later."""
+    parts = [] if row["replay_of"] is None else [f"replay of {row['replay_of']}"]
+    parts += [row["reason"], *row["warnings"]]
+    if row["settled_verdict"] is not None:
+        parts.append(f"{row['settled_at']}: {row['settled_verdict']}, {row['settled_reason']}")
+    return "; ".join(parts)

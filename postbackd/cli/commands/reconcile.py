@@ -1,0 +1,282 @@
+"""`postback reconcile`: a network's own report against what we hold."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
+from typing import Any
+
+from postbackd.bulk.comparison import (
+    AGREE,
+    AMOUNT,
+    CURRENCY,
+    DIFFERENCES,
+    IGNORED,
+    MISSING,
+    STATUS,
+    UNMAPPED,
+    Comparison,
+    DateRange,
+    Finding,
+    Money,
+    Side,
+)
+from postbackd.bulk.conversion_lines import LINE_NAMES
+from postbackd.bulk.conversion_table import ConversionTable
+from postbackd.bulk.csv_file import open_file
+from postbackd.bulk.odd_rows import describe_aside
+from postbackd.bulk.report_file import ReportFile
+from postbackd.bulk.table_file import Titles
+from postbackd.bulk.titles import COLUMN_NAMES, PAYOUT
+from postbackd.cli import output
+from postbackd.cli.context import load_keyless, reading
+from postbackd.cli.line_options import (
+    add_column_options,
+    add_line_options,
+    add_shape_options,
+    add_time_options,
+    build_moments,
+    build_reader,
+    read_columns,
+    read_shape,
+)
+from postbackd.cli.options import Subparsers, add_command, add_json, add_since, add_until
+from postbackd.cli.sanitize import Column, Kind
+from rates import read_amount
+
+# What `import` can put right with us.
+MENDABLE = frozenset({MISSING, STATUS, AMOUNT, CURRENCY})
+# Digits of ours: no spreadsheet can take them for a formula.
+EXACT_NAMES = frozenset({"payout"})
+
+COLUMNS = (
+    Column("line"),
+    Column("differs", Kind.WORD),
+    Column("subid"),
+    Column("tid"),
+    Column("reason", Kind.SENTENCE),
+)
+NOTHING = "Nothing differs."
+
+# In a pipe, each value in a column of its own.
+NAMES = (
+    "line",
+    "differences",
+    "subid",
+    "tid",
+    "reported_status",
+    "reported_amount",
+    "reported_currency",
+    "status",
+    "amount",
+    "currency",
+    "conversion_id",
+    "reason",
+)
+
+Show = Callable[[Iterable[Finding]], None]
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `reconcile`."""
+    parser = add_command(
+        subparsers,
+        "reconcile",
+        run,
+        "hold a network's own report against the conversions",
+        "postback reconcile report.csv --status-map approved=sale\n"
+        "  postback reconcile report.csv --csv | postback import -",
+        more="Columns are found by their titles (subid, click_id, aff_sub, transaction_id, payout,"
+        " commission,\nstatus …) or given; where two may be the amount, --amount-column says which."
+        " Amounts are read as\npeople write them. Differences: missing (with us), extra (not in the"
+        " report), status, amount,\ncurrency, twice (in the report), unmapped, unreadable,"
+        " uncompared (neither status nor amount)."
+        " Extra ones are looked for among the networks\nof the conversions that were found, in the"
+        " time that the report spans; --network, --since and\n--until say otherwise. Amounts of"
+        " rejected conversions are not compared. Nothing is written.\nExit status 1 where something"
+        " differs.",
+    )
+    parser.add_argument("file", metavar="FILE", help="the report; - reads standard input")
+    add_column_options(parser, COLUMN_NAMES)
+    add_shape_options(parser)
+    add_time_options(parser)
+    add_line_options(parser)
+    parser.add_argument(
+        "--tolerance",
+        type=_read_tolerance,
+        default=Decimal(0),
+        metavar="AMOUNT",
+        help="amounts that differ by no more are the same, such as 0.01 (default 0)",
+    )
+    parser.add_argument("--network", help="look for extra ones with from=NETWORK only")
+    add_since(parser)
+    add_until(parser)
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=DIFFERENCES,
+        help="show these differences only; may be given several times",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--csv",
+        action="store_true",
+        help="what the report says of rows that are missing or differ, for `postback import`",
+    )
+    add_json(form)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare a report."""
+    settings = load_keyless(args)
+    with open_file(args.file) as source, reading(settings) as questions:
+        wanted = Titles.NONE if args.no_titles else Titles.NEEDED
+        given = read_columns(args)
+        has_comma = args.decimal_comma
+        table = ConversionTable(source, read_shape(args), given, wanted, decimal_comma=has_comma)
+        reader = build_reader(args, settings, table.columns)
+        report = ReportFile(table, reader, build_moments(args))
+        _tell_columns(table)
+        has_more = not {"status", PAYOUT}.isdisjoint(table.columns.places)
+        comparison = Comparison(questions, args.tolerance, has_more_than_ids=has_more)
+        show, close = _choose_output(args)
+        for rows in report.read():
+            show(comparison.compare(rows))
+        span = comparison.find_span(args.since, args.until, args.network)
+        if span is not None:
+            show(comparison.find_extra(span))
+        close()
+    _tell_file(table, report)
+    _tell_bounds(comparison, span, takes_over=settings.repeats == "update")
+    _say_totals(comparison, is_alone=args.csv or args.json)
+    return int(any(comparison.counts[name] for name in DIFFERENCES))
+
+
+def _tell_columns(table: ConversionTable) -> None:
+    """Say what is read as what, and what is not compared at all."""
+    for note in (*table.notes, table.columns.describe()):
+        output.print_error(note)
+    places = table.columns.places
+    if "status" not in places and PAYOUT not in places:
+        output.print_error(
+            "no column is known to be a status or an amount, so nothing is compared but whether a"
+            " conversion is there: name them with --status-column and --amount-column"
+        )
+    elif "status" not in places:
+        output.print_error("no column is the status: every row is taken for a sale")
+    elif PAYOUT not in places:
+        output.print_error("no column is the amount: amounts are not compared")
+
+
+def _tell_file(table: ConversionTable, report: ReportFile) -> None:
+    if aside := describe_aside(table.aside):
+        output.print_error(aside)
+    if report.untimed:
+        output.print_error(
+            f"times of {report.untimed} rows were not read, the first in {report.first_untimed}"
+        )
+
+
+def _choose_output(args: argparse.Namespace) -> tuple[Show, Callable[[], None]]:
+    wanted = frozenset(args.only or (MENDABLE if args.csv else DIFFERENCES))
+
+    def choose(findings: Iterable[Finding]) -> Iterator[Finding]:
+        return (finding for finding in findings if not wanted.isdisjoint(finding.differences))
+
+    if args.csv:
+        write = output.CsvPrinter(LINE_NAMES, EXACT_NAMES).print
+        return lambda findings: write(map(_build_line, _with_sides(choose(findings)))), _nothing
+    if args.json:
+        return lambda findings: output.print_json(map(build_object, choose(findings))), _nothing
+    is_terminal = output.is_terminal()
+    build = _build_cells if is_terminal else _build_values
+    table = output.TablePrinter(COLUMNS if is_terminal else [*map(Column, NAMES)], NOTHING)
+    return lambda findings: table.print_all(map(build, choose(findings))), table.close
+
+
+def _nothing() -> None:
+    pass
+
+
+def _with_sides(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Leave out what neither side can say in a line."""
+    return (finding for finding in findings if finding.reported or finding.held)
+
+
+def build_object(finding: Finding) -> dict[str, Any]:
+    """Give a finding as scripts see it."""
+    reported, held = finding.reported or _NOBODY, finding.held or _NOBODY
+    values = (
+        finding.line,
+        list(finding.differences),
+        finding.subid,
+        finding.tid,
+        reported.status or None,
+        *reported.money,
+        held.status or None,
+        *held.money,
+        finding.conversion_id,
+        finding.reason or _describe_both(finding.reported, finding.held),
+    )
+    return dict(zip(NAMES, values, strict=True))
+
+
+_NOBODY = Side("", Money())
+
+
+def _build_values(finding: Finding) -> Sequence[str]:
+    values = {**build_object(finding), "differences": ",".join(finding.differences)}
+    return ["" if value is None else str(value) for value in values.values()]
+
+
+def _build_cells(finding: Finding) -> Sequence[str]:
+    reason = _describe_both(finding.reported, finding.held)
+    return (
+        str(finding.line or ""),
+        ", ".join(finding.differences),
+        finding.subid,
+        finding.tid,
+        "; ".join(part for part in (reason, finding.reason) if part),
+    )
+
+
+def _build_line(finding: Finding) -> Sequence[str | None]:
+    side = finding.reported or finding.held
+    assert side is not None
+    amount, currency = side.money
+    if amount is not None and currency is None and finding.held is not None:
+        # The report says the amount in the currency that stands, as far as it says anything.
+        currency = finding.held.money.currency
+    return (finding.subid, amount, finding.tid, side.status, currency)
+
+
+def _describe_both(reported: Side | None, held: Side | None) -> str:
+    sides = (("the report", reported), ("here", held))
+    return ", ".join(
+        f"{name}: {side.status} {side.money.describe()}" for name, side in sides if side
+    )
+
+
+def _tell_bounds(comparison: Comparison, span: DateRange | None, *, takes_over: bool) -> None:
+    counts = comparison.counts
+    no_span = "extra ones were not looked for: no row was found here (--network says whose)"
+    output.print_error(span.describe() if span else no_span)
+    if counts[UNMAPPED]:
+        output.print_error("say what the unmapped words mean: --status-map approved=sale")
+    if (counts[AMOUNT] or counts[CURRENCY]) and not takes_over:
+        output.print_error(
+            'an amount that stands is replaced with repeats = "update" or `import --force` only'
+        )
+
+
+def _say_totals(comparison: Comparison, *, is_alone: bool) -> None:
+    counts = comparison.counts
+    found = [f"{counts[name]} {name}" for name in (*DIFFERENCES, IGNORED) if counts[name]]
+    parts = ", ".join([f"{counts[AGREE]} agree", *found])
+    output.print_summary(f"{comparison.rows} rows: {parts}", is_alone=is_alone)
+
+
+def _read_tolerance(text: str) -> Decimal:
+    amount = read_amount(text)
+    if amount is None or amount < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount; write 0.01")
+    return amount

@@ -1,0 +1,351 @@
+"""`postback replay`: received postbacks through the engine again, with what was wrong put right."""
+
+import argparse
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from postbackd.cli import output
+from postbackd.cli.commands.log import describe_amount
+from postbackd.cli.context import INTERRUPTED, RefusedError, load_settings, reading, writing
+from postbackd.cli.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
+from postbackd.cli.sanitize import Column, Kind
+from postbackd.config.settings import Settings
+from postbackd.intake import replay
+from postbackd.intake.booking import (
+    BookingOptions,
+    parse_stored,
+    read_booking_options,
+    settle_all_due_clicks,
+)
+from postbackd.intake.query import KNOWN_NAMES, list_field_names, quote_value
+from postbackd.intake.replay import Corrections, Effect, Original, Replayed
+from postbackd.intake.runtime import read_clock
+from postbackd.intake.sandbox import LAST_REAL_ID, Rehearsal, rehearse
+from postbackd.masking import KeyMask
+from postbackd.reports.listing import RowFilter, of_click
+from postbackd.reports.queries import Questions
+from statuses import Verdict
+
+COLUMNS = (
+    Column("id", Kind.WORD),
+    Column("time", Kind.TIME),
+    Column("subid"),
+    Column("status"),
+    Column("amount", Kind.MONEY),
+    Column("was", Kind.WORD),
+    Column("verdict", Kind.WORD),
+    Column("what", Kind.WORD),
+    Column("conversion", Kind.WORD),
+    Column("reason", Kind.SENTENCE),
+)
+NOTHING = "No such postback has come in."
+
+# Enough to find the one that was meant; postbacks of one network have all the same.
+NAMES_REMEMBERED = 1000
+
+MORE = """\
+For postbacks that were misread, or came before their status had a meaning. Choose them as with
+`log`; put right what was wrong with --set and --rename; look at what would come of it with
+--dry-run, which writes nothing; then do it. Conversions are booked as if the postback had been
+right when it came: with its time, and its day's rate. Each replay is a line of the log of its own
+(source replay, replay_of its original). The service may run. Ctrl-C is safe: the same command
+goes on where it was stopped, and once all is done it changes nothing more.
+
+With --force they overrule what stands: a misread sale becomes a lead again, a rejected one a sale,
+an amount that stands is replaced; the history of the conversion says forced. What was booked by the
+same query is left even so.
+
+what: added (a new conversion), changed (a conversion moved), noted (another verdict, and no
+conversion changed), left (nothing)."""
+
+EXAMPLE = """\
+postback replay --verdict unmapped --network net --set sale_status=approved --dry-run
+  postback replay --verdict invalid --since 2d --rename aff_sub=subid
+  postback replay --id 17 --rename 'order[click]=subid' --rename 'order[value]=payout'
+  postback replay --id 17 --set payout=12.50 --set currency=EUR
+  postback replay --id 17 --set status=lead --force --dry-run"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `replay`."""
+    parser = add_command(
+        subparsers,
+        "replay",
+        run,
+        "put received postbacks through again, with what was wrong put right",
+        EXAMPLE,
+        more=f"{MORE}\n\n{FORMATS}",
+    )
+    _add_choice(parser)
+    parser.add_argument(
+        "--set",
+        dest="values",
+        action="append",
+        type=_read_value,
+        default=[],
+        metavar="NAME=VALUE",
+        help="put them through with this parameter, in place of any that came under the name; an"
+        " empty VALUE takes it away: --set sale_status=approved,paid",
+    )
+    parser.add_argument(
+        "--rename",
+        dest="renames",
+        action="append",
+        type=_read_rename,
+        default=[],
+        metavar="OLD=NEW",
+        help="read what came as OLD as NEW, in place of any NEW that came; postbacks without OLD"
+        " stay as they are: --rename aff_sub=subid; a nested field by PHP's name for it, within"
+        " JSON that a field holds, too: --rename 'order[id]=tid'",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="let them move conversions as no network may (a rejected one to sale, a sale to lead),"
+        " with their amounts; look at --dry-run first",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only show what would come of it; write nothing"
+    )
+    parser.add_argument("--totals", action="store_true", help="show only how many of each")
+    add_json(parser)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--id",
+        dest="ids",
+        action="append",
+        type=_read_id,
+        metavar="N",
+        help="this postback (`postback log --json` shows ids); may be given several times",
+    )
+    parser.add_argument(
+        "--verdict",
+        action="append",
+        choices=[verdict.value for verdict in Verdict],
+        help="those that got this verdict when they came; may be given several times",
+    )
+    parser.add_argument("--subid", help="those of this click")
+    parser.add_argument("--network", help="those of the network that signs from=NETWORK")
+    add_since(parser)
+    add_until(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Put the postbacks through, or only show what would come of it."""
+    if not (args.ids or args.verdict or args.subid or args.network or args.since or args.until):
+        args.parser.error("say which: --id, --verdict, --subid, --network, --since or --until")
+    settings = load_settings(args)
+    corrections = _read_mending(args, settings)
+    tally: Counter[Effect] = Counter()
+    missing = Missing(corrections)
+    is_stopped = False
+    with reading(settings) as questions:
+        _refuse_strange_ids(questions, args.ids or [])
+        show, close = _choose_output(args, read_booking_options(settings))
+        try:
+            for batch in _replay(args, settings, questions, corrections):
+                tally.update(replayed.effect for replayed in batch)
+                missing.look_at(batch)
+                show(batch)
+        except KeyboardInterrupt:
+            is_stopped = True
+        close()
+    _tell(args, tally, is_stopped=is_stopped)
+    if is_stopped:
+        return INTERRUPTED
+    for complaint in missing.describe() if tally else ():
+        output.print_error(complaint)
+    return 1 if tally and missing.names else 0
+
+
+class Missing:
+    """The names to be renamed that no postback had, and names that came instead."""
+
+    def __init__(self, corrections: Corrections) -> None:
+        """Begin with all of them."""
+        self._mending = corrections
+        self.names = list(corrections.renames)
+        self._came: dict[str, None] = {}
+
+    def look_at(self, batch: Sequence[Replayed]) -> None:
+        """Take those off that were found."""
+        for replayed in batch:
+            if not self.names:
+                return
+            query = replayed.original.query
+            absent = self._mending.find_missing(query)
+            self.names = [name for name in self.names if name in absent]
+            if len(self._came) < NAMES_REMEMBERED:
+                self._came |= dict.fromkeys(list_field_names(query))
+
+    def describe(self) -> Iterator[str]:
+        """Say of each name that no field had it, and what is nearest to it."""
+        for name in self.names:
+            near = difflib.get_close_matches(name, self._came, 3, 0) or ["no field at all"]
+            names = ", ".join(map(quote_value, near))
+            yield f"no postback has a field {name!r}; the nearest that came: {names}"
+
+
+def _replay(
+    args: argparse.Namespace, settings: Settings, questions: Questions, corrections: Corrections
+) -> Iterator[list[Replayed]]:
+    terms = read_booking_options(settings)
+    pages = _list_originals(args, questions)
+    with ExitStack() as stack:
+        if args.dry_run:
+            rehearsal = stack.enter_context(rehearse(settings.db_path, terms))
+            storage, pages = rehearsal.storage, _take_along(rehearsal, pages, corrections, terms)
+        else:
+            storage = stack.enter_context(writing(settings))
+            # What other programs' clicks brought along came before any replay.
+            settle_all_due_clicks(storage, terms, read_clock)
+        for page in pages:
+            yield from replay.replay_all(storage, page, corrections, terms, read_clock)
+
+
+def _take_along(
+    rehearsal: Rehearsal,
+    pages: Iterator[list[Original]],
+    corrections: Corrections,
+    terms: BookingOptions,
+) -> Iterator[list[Original]]:
+    """Copy to the rehearsal what each page could meet, before it comes on."""
+    for page in pages:
+        queries = [corrections.apply(original.query) for original in page]
+        rehearsal.take(queries, [original.id for original in page])
+        settle_all_due_clicks(rehearsal.storage, terms, read_clock)
+        yield page
+
+
+def _list_originals(args: argparse.Namespace, questions: Questions) -> Iterator[list[Original]]:
+    """List what was chosen and is there now, by id, in pages."""
+    # Not by the index over times: every page would be sorted anew.
+    wanted = RowFilter() if args.subid is None else of_click(args.subid)
+    wanted = wanted.where("id", args.ids).where("verdict", args.verdict)
+    wanted = wanted.where("network", [args.network] if args.network else None)
+    wanted = wanted.between("+received_at", args.since, args.until).also("source <> 'replay'")
+    first, last = questions.find_postback_ids(args.since, args.until)
+    after = first - 1
+    while rows := questions.list_postbacks_between(after, last, wanted):
+        yield [Original(*(row[name] for name in Original._fields)) for row in rows]
+        after = rows[-1]["id"]
+
+
+def _refuse_strange_ids(questions: Questions, ids: Sequence[int]) -> None:
+    rows = questions.list_postbacks(RowFilter().where("id", ids), 0) if ids else ()
+    found = {row["id"]: row for row in rows}
+    for wanted in ids:
+        if wanted not in found:
+            raise RefusedError(f"there is no postback {wanted}: `postback log --json` shows ids")
+        if found[wanted]["source"] == "replay":
+            raise RefusedError(
+                f"postback {wanted} is a replay itself: replay its original,"
+                f" {found[wanted]['replay_of']}"
+            )
+
+
+def _read_mending(args: argparse.Namespace, settings: Settings) -> Corrections:
+    mask = KeyMask(settings.secrets())
+    # Hidden before it is written: writing adds a layer of escapes.
+    values = {name: mask.hide(value) for name, value in args.values}
+    return Corrections(dict(args.renames), values, mask, forces=args.force)
+
+
+def _choose_output(
+    args: argparse.Namespace, terms: BookingOptions
+) -> tuple[Callable[[list[Replayed]], None], Callable[[], None]]:
+    if args.totals:
+        return lambda batch: None, lambda: None
+    if args.json:
+        return lambda batch: output.print_json(_describe(one, terms) for one in batch), (
+            lambda: None
+        )
+    table = output.TablePrinter(COLUMNS, NOTHING)
+    return lambda batch: table.print([_build_cells(one, terms) for one in batch]), table.close
+
+
+def _tell(args: argparse.Namespace, tally: Counter[Effect], *, is_stopped: bool) -> None:
+    if args.totals and args.json:
+        output.print_json([{effect.value: tally[effect] for effect in Effect}])
+    elif args.totals or (output.is_terminal() and not args.json and tally):
+        would_be = "would be " if args.dry_run else ""
+        counts = ", ".join(f"{tally[effect]} {would_be}{effect}" for effect in Effect)
+        output.print_line(f"{tally.total()} postbacks: {counts}.")
+    if is_stopped:
+        output.print_error("stopped; what is told above is done, the same command does the rest")
+
+
+def _describe(replayed: Replayed, terms: BookingOptions) -> dict[str, Any]:
+    incoming = parse_stored(replayed.query, terms).incoming
+    return {
+        "id": replayed.original.id,
+        "received_at": replayed.original.received_at,
+        "query": replayed.query,
+        "subid": incoming.subid,
+        "tid": incoming.tid,
+        "original_status": incoming.word,
+        "amount": None if incoming.amount is None else describe_amount(replayed.query, terms),
+        "was": replayed.was,
+        "verdict": replayed.verdict,
+        "what": replayed.effect,
+        "conversion_id": _find_real_id(replayed),
+        "reason": replayed.reason,
+    }
+
+
+def _build_cells(replayed: Replayed, terms: BookingOptions) -> list[str]:
+    incoming = parse_stored(replayed.query, terms).incoming
+    conversion_id = _find_real_id(replayed)
+    is_new = conversion_id is None and replayed.conversion_id is not None
+    return [
+        str(replayed.original.id),
+        replayed.original.received_at,
+        incoming.subid or "",
+        incoming.word or "",
+        describe_amount(replayed.query, terms),
+        replayed.was or "",
+        replayed.verdict or "",
+        replayed.effect,
+        "new" if is_new else str(conversion_id or ""),
+        replayed.reason,
+    ]
+
+
+def _find_real_id(replayed: Replayed) -> int | None:
+    """Tell the conversion, where it is not one that the dry run made up."""
+    conversion_id = replayed.conversion_id
+    return None if conversion_id is None or conversion_id > LAST_REAL_ID else conversion_id
+
+
+def _read_id(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"{text!r} is no id; write a number such as 17")
+    return int(text)
+
+
+def _read_value(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE; write sale_status=approved")
+    return _check_name(name), value
+
+
+def _read_rename(text: str) -> tuple[str, str]:
+    old, _, new = text.partition("=")
+    if not old or not new:
+        raise argparse.ArgumentTypeError(f"{text!r} is no OLD=NEW; write aff_sub=subid")
+    return old, _check_name(new)
+
+
+def _check_name(name: str) -> str:
+    if name not in KNOWN_NAMES:
+        [nearest] = difflib.get_close_matches(name, KNOWN_NAMES, 1, 0)
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is no parameter of ours; the nearest is {nearest!r}"
+        )
+    return name

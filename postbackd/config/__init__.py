@@ -1,0 +1,1 @@
+"""config.ini.php: read as PHP reads it, watched, edited."""

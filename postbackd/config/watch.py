@@ -1,0 +1,130 @@
+"""The settings in force, while the config file may change at any time."""
+
+import logging
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from postbackd.config.entries import ConfigError
+from postbackd.config.settings import Settings, absolute, judge_settings, name_reason, read_file
+
+log = logging.getLogger("postback.config")
+
+# File systems stamp changes in steps of up to two seconds (FAT); within that time an unchanged
+# stamp does not prove an unchanged file.
+STAMP_SECONDS = 2.0
+
+# Long enough for an editor that truncates and then writes in place, short enough for a request
+# to wait. A file that still differs after it is left for the next check.
+SETTLE_SECONDS = 0.01
+
+
+class ConfigWatch:
+    """The settings in force: the last good ones of a file that may change at any time."""
+
+    def __init__(
+        self, path: Path, *, started_with: Settings | None = None, check_every_seconds: float = 0.25
+    ) -> None:
+        """Remember the path; nothing is opened before the first call of current().
+
+        What needs a restart stays as in `started_with`, else as it is read first.
+        """
+        self.problem: str | None = None
+        self._path = absolute(path)
+        self._check_every = check_every_seconds
+        self._next_check = float("-inf")
+        self._checking = threading.Lock()
+        self._settings: Settings | None = None
+        self._started_with = started_with
+        self._content: bytes | None = None
+        self._stamp: tuple[int, ...] | None = None
+        self._settled = False
+        self._warned: frozenset[str] = frozenset()
+
+    def current(self, now: float) -> Settings | None:
+        """Return the settings in force at a time.monotonic(); None: no usable key since start."""
+        if now < self._next_check:
+            return self._settings
+        # Only the very first caller's parse is waited for: without it there is nothing to return.
+        if self._checking.acquire(blocking=self._next_check == float("-inf")):
+            try:
+                if now >= self._next_check:
+                    self._check()
+                    # Not before: who comes during the very first check must see that it is due.
+                    self._next_check = now + self._check_every
+            finally:
+                self._checking.release()
+        return self._settings
+
+    def _check(self) -> None:
+        try:
+            stamp, is_young = _stamp_of(self._path)
+            if stamp != self._stamp or not self._settled or self.problem:
+                self._settled = False
+                self._read(is_young=is_young)
+                self._stamp, self._settled = stamp, not is_young
+        except ConfigError as problem:
+            self._report(str(problem))
+
+    def _read(self, *, is_young: bool) -> None:
+        content = read_file(self._path)
+        if content == self._content and not self.problem:
+            return
+        # Caught in the middle of a write, most likely; the next check sees the end of it.
+        if is_young and not self._holds_still(content):
+            return
+        self._take_over(judge_settings(self._path, content))
+        self._content = content
+
+    def _holds_still(self, content: bytes) -> bool:
+        time.sleep(SETTLE_SECONDS)
+        return read_file(self._path) == content
+
+    def _take_over(self, settings: Settings) -> None:
+        if self._settings is not None:
+            log.info("%s was read anew and is in force", self._path)
+        if self._started_with is None:
+            self._started_with = settings
+        settings = _keep_what_needs_a_restart(settings, self._started_with)
+        for warning in settings.warnings:
+            if warning not in self._warned:
+                log.warning("%s, %s", self._path, warning)
+        self._warned = frozenset(settings.warnings)
+        self._settings = settings
+        self.problem = None
+
+    def _report(self, problem: str) -> None:
+        if problem != self.problem:
+            kept = "" if self._settings is None else " The last good settings stay in force."
+            log.error("%s%s", problem, kept)
+        self.problem = problem
+
+
+def _stamp_of(path: Path) -> tuple[tuple[int, ...], bool]:
+    """Return what changes when the file does, and whether that was just now."""
+    try:
+        now = os.stat(path)
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"{path} cannot be read: {name_reason(problem)}.") from None
+    # ctime too: a program may set mtime back after a write, and ctime it cannot set.
+    is_young = any(abs(time.time() - at) < STAMP_SECONDS for at in (now.st_mtime, now.st_ctime))
+    return (now.st_mtime_ns, now.st_ctime_ns, now.st_size, now.st_ino, now.st_mode), is_young
+
+
+def _keep_what_needs_a_restart(settings: Settings, first: Settings) -> Settings:
+    warnings = [
+        f"[{section}] {key} has changed; restart the service to bring it into force."
+        for section, key, new, old in (
+            ("system", "currency", settings.currency, first.currency),
+            ("db", "path", settings.db_path, first.db_path),
+        )
+        if new != old
+    ]
+    return replace(
+        settings,
+        currency=first.currency,
+        db_path=first.db_path,
+        warnings=(*settings.warnings, *warnings),
+    )

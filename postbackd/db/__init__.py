@@ -1,0 +1,1 @@
+"""The database: rows, durable commits, backup, integrity."""

@@ -1,0 +1,1 @@
+"""Daily exchange rates: fetched, doubted, stored."""

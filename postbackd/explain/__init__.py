@@ -1,0 +1,1 @@
+"""What a postback would do, tried on a throw-away copy."""

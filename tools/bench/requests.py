@@ -1,0 +1,20 @@
+"""The request that the benches without a server hand to the receiver: a new sale."""
+
+import io
+from typing import Any
+
+from tools.bench.build import subid_of
+from tools.bench.generator import KEY
+
+
+def make_environ(number: int) -> dict[str, Any]:
+    """Make the WSGI environ of a GET with the sale of the click of this number."""
+    return {
+        "REQUEST_METHOD": "GET",
+        "PATH_INFO": f"/{KEY}/postback",
+        "QUERY_STRING": f"subid={subid_of(number)}&status=sale&payout=12.50&currency=usd"
+        f"&tid=t{number}",
+        "REMOTE_ADDR": "127.0.0.1",
+        "wsgi.input": io.BytesIO(),
+        "HTTP_HOST": "h",
+    }
