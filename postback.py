@@ -2,10 +2,10 @@
 
 Requests are answered in batches, since a sync of the disk costs as much for one as for a hundred:
 
-    read      `_read`: the environ becomes an `Answer`, or a `DatabaseWork`: a job for the database and
-              the answer to make of its outcome (`query` and `clicks` read what was sent)
-    judge     `booking.keep`, one job after the other in one transaction (`statuses` decides)
-    commit    `writer.Committer`: the rows of all of them, one sync
+    read      `_read`: the environ becomes an `Answer`, or a `DatabaseWork`: a job for the database
+              and the answer to make of its outcome (`query` and `click` read what was sent)
+    judge     `booking.record`, one job after the other in one transaction (`statuses` decides)
+    commit    `group_commit.Committer`: the rows of all of them, one sync
     answer    `_finish`: each `DatabaseWork` makes its answer of what came of its job, a 503 where
               nothing was committed
 

@@ -93,7 +93,7 @@ class Committer:
         try:
             if self._storage is None:
                 self._storage = self._open_storage()
-                self._carry_over_log(self._storage)
+                self._checkpoint_wal(self._storage)
             written_before = self._storage.db.total_changes
             outcomes = do_all(self._storage, jobs)
             has_written = self._storage.db.total_changes > written_before
@@ -111,7 +111,7 @@ class Committer:
             self._trouble = None
         return outcomes
 
-    def _carry_over_log(self, storage: Storage) -> None:
+    def _checkpoint_wal(self, storage: Storage) -> None:
         # An earlier process may have seen a sync fail, so this is tried at every start; somebody
         # who reads for hours must not stop the service for it, unless we have seen it fail.
         is_done = storage.checkpoint_wal()
