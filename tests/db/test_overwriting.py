@@ -315,7 +315,7 @@ for commit in range(40):
         db.db.executemany("INSERT INTO clicks (subid) VALUES (?)",
             ((f"k-{commit}-{row}",) for row in range(20)))
     if commit == 20:
-        assert db.carry_over_log()
+        assert db.checkpoint_wal()
 {behind}
 os.kill(os.getpid(), signal.SIGKILL)
 """
