@@ -146,7 +146,7 @@ def load_keyless(path: Path) -> Settings:
     """Read the file for commands that need no key; without a usable key the settings have none."""
     path = absolute(path)
     content = read_file(path)
-    reader = _read_sheet(path, content)
+    reader = _build_reader(path, content)
     key: bytes = b""
     old_keys: tuple[OldKey, ...] = ()
     try:
@@ -211,13 +211,13 @@ def name_reason(problem: OSError | ValueError) -> str:
 
 def judge_settings(path: Path, content: bytes) -> Settings:
     """Read the settings and their warnings from a file's content."""
-    reader = _read_sheet(path, content)
+    reader = _build_reader(path, content)
     return _finish_settings(
         reader, _read_settings(reader, _postback_key(reader), read_old_keys(reader))
     )
 
 
-def _read_sheet(path: Path, content: bytes) -> ConfigReader:
+def _build_reader(path: Path, content: bytes) -> ConfigReader:
     text = decode_text(path, content)
     reader = ConfigReader(path, parse_text(path, text), text)
     if not _GUARD.match(content.decode("latin-1").removeprefix("\xef\xbb\xbf")):

@@ -384,7 +384,7 @@ def test_three_days_in_a_row_that_say_the_same_are_believed(fetch: Fetch) -> Non
 
     assert fetch.in_force("EUR") == "2.2 ecb 2026-03-09"
     assert fetch.in_force("EUR", in_days(6)) == "1.08 ecb 2026-03-02"
-    assert any("believed, as it says so for 3 days" in said for said in fetch.said)
+    assert any("accepted after 3 days of the same" in said for said in fetch.said)
     assert fetch.db.db.execute(
         "SELECT day, days_in_row, accepted_at FROM refused_rates ORDER BY day"
     ).fetchall() == [
