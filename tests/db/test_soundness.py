@@ -19,7 +19,7 @@ INDEX = "postbacks_without_conversion"
 
 
 def set_root(path: Path, root: int) -> int:
-    """Let an index begin at another page, by SQLite itself; gives where it began."""
+    """Let an index begin at another page, by SQLite itself; returns where it began."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         # Opens what is damaged, too.
         db.execute("PRAGMA writable_schema = ON")

@@ -109,7 +109,7 @@ class Fetch:
         return self.on(day)
 
     def in_force(self, currency: str, day: date = MONDAY + timedelta(365)) -> str | None:
-        """Give the rate that a postback of the day would get."""
+        """Return the rate that a postback of the day would get."""
         rate = self.db.find_rate(currency, day)
         return None if rate is None else f"{decimal_text(rate.value)} {rate.source} {rate.day}"
 
