@@ -179,5 +179,5 @@ def _give_new_name(path: Path, target: Path) -> None:
     except OSError:
         # A file system without hard links.
         if os.path.lexists(target):
-            raise FileExistsError(f"{str(target)!r} has come meanwhile") from None
+            raise FileExistsError(f"{str(target)!r} was created meanwhile") from None
         os.rename(path, target)

@@ -313,7 +313,7 @@ def _postback_key(reader: ConfigReader) -> bytes:
 
 
 def find_old_keys_entry(reader: ConfigReader) -> Entry | None:
-    """Find the old keys: in [system], else where the key itself stands."""
+    """Find the old keys: in [system], else beside the key itself."""
     return reader.entry("system", "postback_key_old") or reader.entry(
         find_key_entry(reader).section, "postback_key_old"
     )

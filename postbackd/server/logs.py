@@ -134,7 +134,7 @@ def describe_start(cfg: Any) -> str:
 
 
 def mask_keys(text: str) -> str:
-    """Mask keys, and text that looks like one, in a line of a log."""
+    """Mask keys, and text that looks like one, in a line of a log file."""
     return _read_known().mask.hide_in_message(text)
 
 

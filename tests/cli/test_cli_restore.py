@@ -12,6 +12,7 @@ import pytest
 from cli_calls import Ran, call_process
 from conftest import Client, ReceiverWith
 from test_overwriting import run_and_kill
+from tree import find_data
 
 from postbackd.cli import entry as cli
 from postbackd.db.sqlite import restore as restoring
@@ -19,7 +20,7 @@ from postbackd.db.sqlite import schema
 from postbackd.db.sqlite.connection import DatabaseError, name_beside
 from storage import open_database
 
-DATABASES = Path(__file__).parent / "databases"
+DATABASES = find_data("databases")
 
 
 @pytest.fixture
@@ -434,7 +435,7 @@ def test_one_that_is_killed_amid_it_mixes_no_two_databases(
 
     # The copy has its place, and the log of the former database lies beside it.
     if not is_sound:
-        with pytest.raises(DatabaseError, match="belongs to the file that was there before"):
+        with pytest.raises(DatabaseError, match="belongs to the former file"):
             open_database(tracker.database, "USD")
         assert restore(str(tracker.directory / "copy.db")).status == 0
     with open_database(tracker.database, "USD"):

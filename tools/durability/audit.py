@@ -105,7 +105,7 @@ def _find_lost(books: Books, acks: Iterable[Ack]) -> Iterator[str]:
         key = (postback.subid, postback.tid)
         kept = sum(row.verdict == verdict for row in books.rows.get(key, ()))
         if kept < count:
-            yield f"{key} was answered {verdict!r} {count} times, the log has it {kept} times"
+            yield f"{key} was answered {verdict!r} {count} times, {kept} times in the postback log"
         if verdict in BOOKED:
             yield from _find_missing_conversion(books, postback)
 
@@ -128,7 +128,7 @@ def _find_doubled(books: Books) -> Iterator[str]:
         if any(conversion.recordings != 1 for conversion in conversions):
             yield f"{(subid, tid)} has a history of {conversions}"
         if (subid, tid) not in books.rows:
-            yield f"{(subid, tid)} is a conversion that no postback in the log has made"
+            yield f"{(subid, tid)} is a conversion of no postback in the postback log"
     for subid, count in per_click.items():
         # Every click of the harness has postbacks of one transaction id only.
         if count > 1:

@@ -95,7 +95,7 @@ class Verdict(NamedTuple):
         answers = ", ".join(f"{status}: {count}" for status, count in sorted(self.statuses.items()))
         lines = [
             f"{self.requests} requests in {self.seconds:.0f} s; answers {answers}",
-            f"{self.acknowledged} acknowledged, {self.rows} rows in the log;"
+            f"{self.acknowledged} acknowledged, {self.rows} rows in the postback log;"
             f" the largest worker grew by {self.growth_mib:.0f} MiB",
             f"{len(self.flaws)} flaws",
         ]
@@ -304,7 +304,7 @@ def _look_at_server(server: Server, workers: Sequence[int]) -> Iterator[str]:
     for word in ("Traceback", "Error handling", "broke off", *(key.decode() for key in KEYS)):
         if word in log:
             place = log.index(word)
-            yield f"the log says {log[max(0, place - 200) : place + 500]!r}"
+            yield f"the service log has {log[max(0, place - 200) : place + 500]!r}"
 
 
 def _read_marks(path: Path) -> Iterator[str | None]:
@@ -319,10 +319,10 @@ def _compare(pieces: Sequence[Piece], rows: Sequence[str | None]) -> Iterator[st
     told = Counter(mark for piece in pieces for mark in piece.acknowledged)
     for mark, count in told.items():
         if kept[mark] < count:
-            yield f"{mark} was answered 200 and is not in the log"
+            yield f"{mark} was answered 200 and is not in the postback log"
     answered = told.total() + sum(piece.unmarked for piece in pieces)
     if len(rows) < answered:
-        yield f"{answered} were answered 200, the log has {len(rows)} rows"
+        yield f"{answered} were answered 200, the postback log has {len(rows)} rows"
 
 
 if __name__ == "__main__":

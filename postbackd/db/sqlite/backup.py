@@ -149,7 +149,7 @@ def _refuse_full_disk(read: sqlite3.Connection, part: Path) -> None:
     if free < pages * page_bytes:
         raise CopyError(
             f"the copy takes {pages * page_bytes / 1e6:.1f} MB, and {str(part.parent)!r} has"
-            f" {free / 1e6:.1f} MB free: make room, or choose another disk"
+            f" {free / 1e6:.1f} MB free: free some space, or choose another disk"
         )
 
 
@@ -204,4 +204,4 @@ def _give_name(part: Part, target: Path, *, replaces: bool) -> None:
     try:
         give_name(part, target, replaces=replaces)
     except FileExistsError:
-        raise CopyError(f"{str(target)!r} has come meanwhile: --force replaces it") from None
+        raise CopyError(f"{str(target)!r} was created meanwhile: --force replaces it") from None

@@ -187,7 +187,7 @@ def _refuse_unopened(lock: int, path: Path) -> None:
         return
     if record.verdict:
         # The WAL was removed by hand, so the file is to be used as it is now.
-        record = record.doubt("its log was removed after it was overwritten")
+        record = record.doubt("its write-ahead log was removed after it was overwritten")
         overwriting.save_verdict(lock, record)
     if record.damage:
         _refuse(overwriting.DAMAGED, lock, path)
@@ -258,7 +258,7 @@ def _doubt(error: sqlite3.Error, lock: int, path: Path) -> DoubtedError:
 def describe_damage(record: Record, path: Path) -> str:
     """Return a sentence about damage that was found, and its consequence."""
     sentence = describe_flaws(record, path, [record.damage])
-    return f"{sentence}. Nothing is taken until a check of the whole file has passed"
+    return f"{sentence}. Nothing is accepted until a check of the whole file has passed"
 
 
 def describe_flaws(record: Record, path: Path, flaws: Sequence[str]) -> str:
@@ -442,7 +442,7 @@ class Database:
             raise
 
     def __enter__(self) -> Self:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __exit__(

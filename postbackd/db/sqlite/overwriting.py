@@ -47,25 +47,25 @@ DAMAGED = "damaged"
 _SENTENCES = {
     OVERWRITTEN: (
         "database {path!r} was overwritten while in use (`cp`, `rsync --inplace`, `dd`, `truncate`,"
-        " or a `touch`); what it held is lost but for what is in {log!r}. Nothing is taken until"
-        " `postback restore FILE` has put a copy in its place (the service may run, what is there"
-        " is kept). FILE may be the database itself, to go on with what was put there"
+        " or a `touch`); its former content is lost, except for the commits in {log!r}. Nothing is"
+        " accepted until `postback restore FILE` has put a copy in its place (the service may run,"
+        " the present file is kept). FILE may be the database itself, to go on with its new content"
     ),
     LOG_OVERWRITTEN: (
         "{log!r}, the write-ahead log of database {path!r}, was overwritten or truncated while in"
-        " use; what was committed since the last checkpoint is lost. Nothing is taken until"
+        " use; commits since the last checkpoint are lost. Nothing is accepted until"
         " `postback restore FILE` has put a copy in the database's place (FILE may be the database"
-        " itself, to go on with what is left)"
+        " itself, to go on with the rest)"
     ),
     LOG_LEFT: (
         "database {path!r} is missing or empty, and its write-ahead log {log!r} is not: put the"
-        " database back, or a copy in its place with `postback restore FILE`; to begin a new one,"
-        " move that log away"
+        " database back, or a copy in its place with `postback restore FILE`; for a new database,"
+        " move the write-ahead log to another directory"
     ),
     LOG_OF_ANOTHER: (
-        "database {path!r} was replaced, and {log!r} belongs to the file that was there before: a"
-        " service that runs clears that up within seconds, try again; else move that log away, or"
-        " put the copy in place with `postback restore FILE`"
+        "database {path!r} was replaced, and the write-ahead log {log!r} belongs to the former"
+        " file: a running service removes it within seconds, try again; else move it to another"
+        " directory, or put the copy in place with `postback restore FILE`"
     ),
 }
 
