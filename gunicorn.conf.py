@@ -1,6 +1,6 @@
-"""gunicorn's settings, which it finds here by itself: `gunicorn postback:application` suffices.
+"""gunicorn's settings, found here by gunicorn itself: `gunicorn postback:application` suffices.
 
-`postback serve` uses the same ones, from wherever it is run. They stand, each with its reason, in
+`postback serve` uses the same ones, from any directory. They are written, each with its reason, in
 `server/gunicorn_conf.py`: an installed program has no file beside it.
 """
 

@@ -1,4 +1,4 @@
-"""Money and exchange rates: read, hold and convert exactly.
+"""Money and exchange rates: read, store and convert exactly.
 
 Money is `Decimal` in memory and whole micros (10^-6) in the database; a float never touches it.
 A rate is what one unit of a currency is worth in the tracker's currency.
@@ -19,23 +19,22 @@ AMOUNT_LIMIT = 10**9
 # the default context of 28 digits would round twice.
 EXACT = Context(prec=120, rounding=ROUND_HALF_EVEN)
 
-# What an amount may be worth in the tracker's currency: its micros (10^18) still fit in SQLite's
-# 64-bit integers, one by one; sums of them go in halves (`sum_of_halves`). Only a slip in a rate
-# leads beyond.
+# Limit of an amount in the tracker's currency: its micros (10^18) fit in SQLite's 64-bit integers
+# one by one; sums are computed in halves (`sum_of_halves`). Only a wrong rate leads to more.
 WORTH_LIMIT = 10**12
 
-# A rate outside of these is a slip of the keyboard or a broken feed: between the dearest and the
-# cheapest currency unit lie about six orders of magnitude, coins add five more.
+# A rate outside of these is a typing error or a broken feed: the most and the least valuable
+# currency unit are about six orders of magnitude apart, coins add five more.
 RATE_RANGE = (Decimal("1e-12"), Decimal("1e12"))
 
-# Where a rate and its inverse lie closer than this, as those of a coin tied to the dollar do, a
-# slip from one to the other cannot be told from the rate of another day.
+# If a rate and its inverse are closer than this, as those of a coin tied to the dollar, an inverted
+# rate cannot be told from the rate of another day.
 PAR_WITHIN = Decimal("1.02")
 
 REMEMBERED_AMOUNTS = 1024
 
-# In one way only: where digits could belong to either side of a point that is not there, as many
-# ways are tried as there are digits, and each takes as long.
+# Matches in one way only: a pattern that could give digits to either side of a missing point would
+# try as many ways as there are digits, each taking as long.
 _AMOUNT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
 _COMMA_AMOUNT = re.compile(r"([+-]?[0-9]*),([0-9]{1,2})")
 _THOUSANDS_OR_DECIMALS = re.compile(r"\.[0-9]{3}$")
@@ -44,7 +43,7 @@ _CODE = re.compile(r"[A-Z0-9]{3,10}")
 
 
 class Rate(NamedTuple):
-    """What one unit of a currency was worth on a day, and who said so."""
+    """The worth of one unit of a currency on a day, and the source."""
 
     value: Decimal
     day: date
@@ -52,7 +51,7 @@ class Rate(NamedTuple):
 
 
 class Priced(NamedTuple):
-    """An amount as it was sent, and in the tracker's currency where a rate was at hand.
+    """An amount as it was sent, and in the tracker's currency if a rate was known.
 
     `day` is the day it was received, whose rate applies, or None where its currency is unknown;
     `worth` and `rate` are None together.
@@ -69,10 +68,10 @@ class UnreadableRateError(ValueError):
     """A rate that is no positive decimal number in range; the message quotes it."""
 
 
-# Offers pay the same over and over. What decides is in the arguments, so remembering is safe.
+# Offers pay the same amounts again and again; the result depends on the arguments only.
 @lru_cache(REMEMBERED_AMOUNTS)
 def read_amount(text: str, *, decimal_comma: bool = False) -> Decimal | None:
-    """Read a decimal amount, rounded half even to the micro; None where it is unreadable.
+    """Read a decimal amount, rounded half even to the micro; None if it is unreadable.
 
     Readable: a sign, ASCII digits, a point and digits (`.5` and `5.` too), below 10^9. With
     `decimal_comma`, `12,50` reads as 12.50: one comma, no dot, one or two digits after it; and
@@ -92,20 +91,20 @@ def read_amount(text: str, *, decimal_comma: bool = False) -> Decimal | None:
 
 
 def read_currency(text: str) -> str | None:
-    """Read a currency code, upper case, RUR as RUB; None where it can be none.
+    """Read a currency code, upper case, RUR as RUB; None if it is no code.
 
-    Longer than ISO 4217's three letters, because networks pay in USDT too and `rates set` can
-    price it; whether anything names the code is for those to ask who know the rates.
+    More than ISO 4217's three letters are allowed, because networks pay in USDT too and `rates set`
+    can price it; callers that know the rates check whether the code has one.
     """
     code = text.upper()
-    # Not `643`: ISO's numbers are for machines of banks, and could be the number of anything.
+    # Not `643`: ISO's numbers are used by banks' machines, and could be any other number.
     if not _CODE.fullmatch(code) or code.isdigit():
         return None
     return _FORMER_CODES.get(code, code)
 
 
 def read_rate(text: str) -> Decimal:
-    """Read a rate by hand or from a feed: a positive plain decimal, kept to the last digit."""
+    """Read a rate set by hand or fetched: a positive plain decimal, with all its digits."""
     try:
         rate = Decimal(text) if _AMOUNT.fullmatch(text) else Decimal("NaN")
     except DecimalException:
@@ -121,12 +120,12 @@ def round_to_micro(amount: Decimal) -> Decimal:
 
 
 def convert(amount: Decimal, rate: Decimal) -> Decimal:
-    """Give the amount in the tracker's currency: exact product, one rounding to the micro."""
+    """Return the amount in the tracker's currency: exact product, one rounding to the micro."""
     return round_to_micro(EXACT.multiply(amount, rate))
 
 
 def price_at(priced: Priced, rate: Rate) -> Priced:
-    """Give an amount its worth at a rate; one too large to keep stays without, and waits."""
+    """Return an amount with its worth at a rate; without, if it is too large, and so waiting."""
     worth = convert(priced.amount, rate.value)
     if not -WORTH_LIMIT < worth < WORTH_LIMIT:
         return priced
@@ -134,12 +133,12 @@ def price_at(priced: Priced, rate: Rate) -> Priced:
 
 
 def find_factor(one: Decimal, other: Decimal) -> Decimal:
-    """Give by how much two positive rates differ, as a factor of one or more."""
+    """Return the ratio of two positive rates, as a factor of one or more."""
     return EXACT.divide(max(one, other), min(one, other))
 
 
 def find_slip(value: Decimal, standing: Decimal, max_change: Decimal) -> str | None:
-    """Say in what way a rate by hand looks like a slip beside another; None where it does not."""
+    """Return how a manual rate looks like a typing error beside another one, or None."""
     inverse = EXACT.divide(1, standing)
     is_upside_down = find_factor(value, inverse) < find_factor(value, standing)
     if is_upside_down and find_factor(standing, inverse) > PAR_WITHIN:
@@ -150,19 +149,19 @@ def find_slip(value: Decimal, standing: Decimal, max_change: Decimal) -> str | N
 
 
 def find_convertible_below(rate: Decimal) -> int:
-    """Give the micros below which an amount may be converted at a rate."""
+    """Return the micros below which an amount can be converted at a rate."""
     below = min(EXACT.divide(WORTH_LIMIT, rate), Decimal(AMOUNT_LIMIT))
     return int(EXACT.scaleb(below, 6)) + 1
 
 
 @lru_cache(REMEMBERED_AMOUNTS)
 def to_micros(amount: Decimal) -> int:
-    """Give an amount, already rounded to the micro, as whole micros."""
+    """Return an amount, rounded to the micro already, as whole micros."""
     return int(EXACT.scaleb(amount, 6))
 
 
 def from_micros(micros: int) -> Decimal:
-    """Give whole micros as an amount."""
+    """Return whole micros as an amount."""
     return EXACT.scaleb(Decimal(micros), -6).normalize(EXACT)
 
 
@@ -176,7 +175,7 @@ def micros_text(micros: int) -> str:
 
 
 def sum_of_halves(units: int | None, micros: int | None) -> int:
-    """Give the sum that `schema.sum_sql` asks for, exactly, in micros; of no rows it is 0."""
+    """Return the sum of `schema.sum_sql`'s two columns, exactly, in micros; without rows 0."""
     return (units or 0) * 1_000_000 + (micros or 0)
 
 

@@ -1,9 +1,9 @@
-"""What may happen to a conversion: the network's word, the moves we accept, the verdict and why.
+"""The rules of conversions: the network's word, the accepted moves, the verdict and its reason.
 
 Everything here is a pure function of its arguments: no clock, no file, no database. Call `judge`;
-the rules stand in words in `Rule`, in code in `TRANSITIONS` and `_ROWS`. They are those of
-Keitaro's classic generation (versions 8 and 9) as its public documentation states them; where ours
-goes further, the comment says so.
+`Rule` has the rules in words, `TRANSITIONS` and `_ROWS` have them in code. They are the rules of
+Keitaro's classic generation (versions 8 and 9) as its public documentation states them; comments
+mark where ours go further.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Status(StrEnum):
-    """What a conversion is worth: a promise, money, money taken back, money again."""
+    """The state of a conversion: a promise, money, money taken back, further money."""
 
     LEAD = "lead"
     SALE = "sale"
@@ -23,27 +23,27 @@ class Status(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What came of one postback."""
+    """The result of one postback."""
 
     RECORDED = "recorded"  # a new conversion
-    UPDATED = "updated"  # a conversion moved, or what was unknown of it was filled in
-    REPEATED = "repeated"  # nothing new: the same was known already
+    UPDATED = "updated"  # a conversion moved, or an unknown value of it was filled in
+    REPEATED = "repeated"  # nothing new: the same is stored already
     REFUSED = "refused"  # understood, and against the rules
     IGNORED = "ignored"  # its word is in the URL's ignore list
     PARKED = "parked"  # its click is not known yet; applied when the click comes
-    UNMAPPED = "unmapped"  # nobody said what the network's word means
+    UNMAPPED = "unmapped"  # the network's word has no meaning here
     INVALID = "invalid"  # no usable click id or transaction id
 
 
 class Reason(NamedTuple):
-    """Why: `summary` for the answer (printable ASCII, no stored value), `detail` for the log."""
+    """Why: `summary` for the answer (printable ASCII, no stored value), `detail` is stored."""
 
     summary: str
     detail: str
 
 
 class WordLists(NamedTuple):
-    """The URL's comma lists of the network's words, case-folded, in the order they are asked."""
+    """The URL's comma lists of the network's words, case-folded, in the order of look-up."""
 
     sale: frozenset[str] = frozenset()
     lead: frozenset[str] = frozenset()
@@ -53,9 +53,9 @@ class WordLists(NamedTuple):
 
 
 class Incoming(NamedTuple):
-    """What one postback says. Amounts are in `currency`; None is 'not known' throughout.
+    """The values of one postback. Amounts are in `currency`; None is 'not known' throughout.
 
-    `lacks_question_mark`: it came without the `?` between path and query, and may be cut anywhere.
+    `lacks_question_mark`: the `?` between path and query was missing, so any value may be cut.
     """
 
     subid: str | None
@@ -72,7 +72,7 @@ class Incoming(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """A conversion as it stands. `id` is the storage's own and plays no part in the rules."""
+    """A stored conversion. `id` is the storage's and plays no part in the rules."""
 
     id: int
     tid: str
@@ -86,9 +86,9 @@ class Conversion(NamedTuple):
 
 
 class Click(NamedTuple):
-    """What is known about a click: its offer, its cost model, its conversions.
+    """A known click: its offer, its cost model, its conversions.
 
-    `allows_rebills` is what was set for the offer; None where there is no offer or nothing was set.
+    `allows_rebills` is the offer's setting; None if there is no offer or it was never set.
     """
 
     offer: str | None = None
@@ -98,9 +98,9 @@ class Click(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """The settings that the rules turn on; the defaults are the contract's.
+    """The settings that the rules depend on; the defaults are the contract's.
 
-    `allows_rebills` counts where the click does not say; `forces`: an operator overrules the rules.
+    `allows_rebills` is used if the click has no setting; `forces`: an operator overrules the rules.
     """
 
     accepts_unknown_subid: bool = False
@@ -111,11 +111,11 @@ class Policy(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What the log says of earlier postbacks of the click; asked where a decision hinges on it.
+    """Facts about the click's earlier postbacks; read from the postback log if a decision needs it.
 
     `was_sent`: this very query was judged before. `was_overtaken`: that was before the conversion
-    in question became what it is (was rejected; was money of this amount), or where a new one is to
-    be made, before one of the click was rejected. `took_back`: a postback with this query, or with
+    in question became what it is (was rejected; was money of this amount), or, for a new one,
+    before a conversion of the click was rejected. `took_back`: a postback with this query, or with
     this transaction id, has taken a conversion back, which is rejected still.
     """
 
@@ -125,10 +125,10 @@ class Past(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What to do to the conversions: `conversion` None makes a new one, else that one changes.
+    """The change to make: a new conversion if `conversion` is None, else in that one.
 
-    `sub_ids` replace the conversion's. `fills`: only what was unknown changes, so that whatever
-    else the postback says (its network, sub ids that its click has) is left out.
+    `sub_ids` replace the conversion's. `fills`: only unknown values are filled in; the postback's
+    network, and sub ids that the click has, are left out.
     """
 
     conversion: Conversion | None
@@ -141,7 +141,7 @@ class Change(NamedTuple):
 
 
 class Rule(StrEnum):
-    """The rows of the rules in words, in the order in which they are asked: the first decides."""
+    """The rules in words, in the order of decision: the first that fits decides."""
 
     UNUSABLE = "no usable click id, or an id that is too long: invalid"
     IGNORED = "the word is in the URL's ignore list: ignored"
@@ -205,7 +205,7 @@ class Rule(StrEnum):
 
 
 class Decision(NamedTuple):
-    """A verdict, why, by which rule, the conversion it is about, the change to make (or None).
+    """A verdict, its reason and rule, the conversion in question, the change to make (or None).
 
     `hinges_on_past`: judge again with the `Past` before the change is made.
     """
@@ -221,26 +221,26 @@ class Decision(NamedTuple):
 
 # How a postback is decided
 #
-# `judge` first asks what needs no conversions: is the click id usable, what does the network's word
-# mean, is the click known. Then `decide` takes the first row of `Rule` that fits. A click without
-# conversions has two rows of its own; for any other click `_ROWS` has one function for each row.
-# "This conversion" is the one with the postback's tid; a postback without tid on a click with
+# `judge` first checks what needs no conversions: is the click id usable, what does the network's
+# word mean, is the click known. Then `decide` takes the first row of `Rule` that fits. A click
+# without conversions has two rows of its own; for any other click `_ROWS` has one function for each
+# row. "This conversion" is the one with the postback's tid; a postback without tid on a click with
 # exactly one conversion is about that one. Rows about this conversion read TRANSITIONS (what it may
 # become) and REPEATS (what it is already). The decision is a value; the caller makes its change.
 #
 # A postback that is sent again must change nothing. Mostly the conversions show that it came
-# before. But a refund leaves no conversion of its own, and what was refused beside a sale would be
-# a first sale once that sale is rejected. There the decision says `hinges_on_past`: the caller asks
-# its log for the `Past` and judges again. The promise ends where a setting or an offer changes
-# (that is what they are changed for), with `repeats = update`, and for a rejection that comes again
-# after `unreject` or an operator has undone it: it rejects again.
+# before. But a refund has no conversion of its own, and a postback refused beside a sale would be a
+# first sale once that sale is rejected. Such a decision has `hinges_on_past`: the caller reads the
+# `Past` from the postback log and judges again. The promise ends where a setting or an offer
+# changes (that is the purpose of the change), with `repeats = update`, and for a rejection sent
+# again after `unreject` or an operator has undone it: it rejects again.
 #
 # An operator's postback (`Policy.forces`) is decided by the same rows, then `_force` overrules.
 
-# Every move we accept of a network, and no other: what is missing here is refused (or, where
-# nothing would change, repeated). `unreject = yes` adds the way back from rejected.
-# Source: Keitaro docs, "Postback", on statuses: a lead may become a sale or be rejected, a sale or
-# a rebill may be rejected, nothing comes back.
+# All moves that a network's postback may make: any other is refused (or, if it would change
+# nothing, repeated). `unreject = yes` adds the way back from rejected. Source: Keitaro docs,
+# "Postback", on statuses: a lead may become a sale or be rejected, a sale or a rebill may be
+# rejected, nothing comes back.
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     Status.LEAD: frozenset({Status.SALE, Status.REJECTED}),
     Status.SALE: frozenset({Status.REJECTED}),
@@ -248,8 +248,8 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     Status.REJECTED: frozenset(),
 }
 
-# What already is so, and changes nothing. A further sale on a click is booked as a rebill, so the
-# network's word for it stays "sale" when it sends that one again.
+# Statuses that a conversion has already, so that nothing changes. A further sale on a click is
+# booked as a rebill; its network still sends the word "sale" for it.
 REPEATS: Mapping[Status, frozenset[Status]] = {
     Status.LEAD: frozenset({Status.LEAD}),
     Status.SALE: frozenset({Status.SALE}),
@@ -260,15 +260,15 @@ REPEATS: Mapping[Status, frozenset[Status]] = {
 # The statuses that are money. Source: the contract's section on statuses, on revenue.
 MONEY = frozenset({Status.SALE, Status.REBILL})
 
-# The order in which the URL's lists are asked, that of `WordLists`; a list beats the built-in
-# meaning of a word, since networks do send `sale_status=lead`. Source: Keitaro docs, "Postback",
-# on status parameters.
+# The order in which the URL's lists are searched, that of `WordLists`; a list overrides the
+# built-in meaning of a word, since networks do send `sale_status=lead`. Source: Keitaro docs,
+# "Postback", on status parameters.
 LIST_ORDER = (Status.SALE, Status.LEAD, Status.REJECTED, Status.REBILL)
 
 # The words that need no list. Source: Keitaro docs, "Postback", on statuses.
 BUILT_IN_WORDS: Mapping[str, Status] = {status.value: status for status in Status}
 
-# Source: Keitaro docs, "Campaign", on cost models: with the others the cost is known by the click.
+# Source: Keitaro docs, "Campaign", on cost models: with the other models the click has the cost.
 COST_MODELS = ("cpc", "cpm", "cpa", "revshare", "none")
 COST_MODELS_PAID_BY_CONVERSION = frozenset({"cpa", "revshare", None})
 
@@ -279,7 +279,7 @@ ID_MAX_CHARACTERS = 255
 def judge(
     incoming: Incoming, click: Click | None, policy: Policy, past: Past | None = None
 ) -> Decision:
-    """Decide what a postback does; `click` is None where its subid is not known. Never raises."""
+    """Decide what a postback does; `click` is None if its subid is not known. Never raises."""
     warnings = tuple(_list_warnings(incoming.lists)) if any(incoming.lists) else ()
     flaw = find_flaw(incoming)
     if flaw is not None:
@@ -300,7 +300,7 @@ def judge(
 
 
 def find_flaw(incoming: Incoming) -> Reason | None:
-    """Say why the postback is about nothing we could find again, or None."""
+    """Return why the postback cannot be booked or found again, or None."""
     if incoming.lacks_question_mark:
         return _NO_QUESTION_MARK
     if not incoming.subid:
@@ -313,7 +313,7 @@ def find_flaw(incoming: Incoming) -> Reason | None:
 
 
 def read_word(incoming: Incoming) -> Status | tuple[Verdict, Reason]:
-    """Map the network's word to a status; no word is a sale and no list is asked (Keitaro)."""
+    """Map the network's word to a status; no word is a sale, and no list is searched (Keitaro)."""
     if incoming.word_is_macro:
         return Verdict.UNMAPPED, _MACRO_STATUS
     if incoming.word is None:
@@ -331,7 +331,7 @@ def read_word(incoming: Incoming) -> Status | tuple[Verdict, Reason]:
 
 
 class _Case(NamedTuple):
-    """A postback with a status, and what it meets; `this` is the conversion that it is about."""
+    """A postback with a status, and its click; `this` is the conversion that it is about."""
 
     incoming: Incoming
     status: Status
@@ -342,23 +342,23 @@ class _Case(NamedTuple):
 
     @property
     def is_negative(self) -> bool:
-        """Whether money is to go back."""
+        """Whether the amount is negative: money is to go back."""
         return self.incoming.amount is not None and self.incoming.amount < 0
 
     @property
     def may_be_refund(self) -> bool:
-        """Whether it may be the one that took a conversion back before."""
+        """Whether this postback may have taken a conversion back before."""
         return self.status is Status.REJECTED or (self.status in MONEY and self.is_negative)
 
     @property
     def allows_rebills(self) -> bool:
-        """What the offer says, else the setting."""
+        """The offer's setting, else that of the config."""
         said = self.click.allows_rebills
         return self.policy.allows_rebills if said is None else said
 
     @property
     def has_money(self) -> bool:
-        """Whether a sale or a rebill stands on the click."""
+        """Whether the click has a sale or a rebill."""
         return any(c.status in MONEY for c in self.click.conversions)
 
     @property
@@ -368,7 +368,7 @@ class _Case(NamedTuple):
 
     @property
     def takes_cost(self) -> bool:
-        """Whether a cost came that counts."""
+        """Whether a cost was sent that counts."""
         is_paid = self.click.cost_model in COST_MODELS_PAID_BY_CONVERSION
         return self.incoming.cost is not None and is_paid
 
@@ -376,11 +376,11 @@ class _Case(NamedTuple):
 def decide(
     incoming: Incoming, status: Status, click: Click, policy: Policy, past: Past | None = None
 ) -> Decision:
-    """Take the first row that fits a postback whose word is mapped and whose click is known."""
+    """Return the decision of the first row that fits; the word is mapped, the click known."""
     this = find_conversion(incoming.tid, click.conversions)
     past = _NO_PAST if past is None else past
     if policy.forces:
-        # An operator means it; but a refund that was taken back is not taken back twice.
+        # An operator overrules the past; but a refund taken back before is not taken back twice.
         past = Past(took_back=past.took_back)
     case = _Case(incoming, status, click, policy, past, this)
     if not click.conversions:
@@ -405,7 +405,7 @@ def _take_first_row(case: _Case) -> Decision:
 
 
 def find_bare_lead(incoming: Incoming, click: Click) -> Conversion | None:
-    """Find the lead without tid that a postback with one completes: the click's only conversion.
+    """Find the lead without tid that a postback with a tid completes: the click's only conversion.
 
     Ours: many networks send the transaction id with the sale only.
     """
@@ -416,7 +416,7 @@ def find_bare_lead(incoming: Incoming, click: Click) -> Conversion | None:
 
 
 def find_conversion(tid: str, conversions: tuple[Conversion, ...]) -> Conversion | None:
-    """Find the conversion a postback is about: by tid, or the only one where no tid was sent."""
+    """Find the conversion of a postback: by tid, or the only one if no tid was sent."""
     for conversion in conversions:
         if conversion.tid == tid:
             return conversion
@@ -435,7 +435,7 @@ def _decide_first(case: _Case) -> Decision:
     return _record(case, case.status, _FIRST, rule)
 
 
-# The rows for a click that has conversions: a decision where the row fits, else None.
+# The rows for a click that has conversions: a decision if the row fits, else None.
 
 
 def _row_late_tid(case: _Case) -> Decision | None:
@@ -454,7 +454,7 @@ def _row_first_sale(case: _Case) -> Decision | None:
     if case.past.was_overtaken:
         return Decision(Verdict.REFUSED, _REFUSED_AGAIN, Rule.FIRST_SALE)
     decision = _record(case, Status.SALE, "the first sale of the click", Rule.FIRST_SALE)
-    # Among leads alone nothing can have been refused that would be recorded now.
+    # If all are leads no earlier postback can have been refused that would be recorded now.
     return decision._replace(hinges_on_past=case.has_rejected)
 
 
@@ -503,12 +503,12 @@ def _row_unrejected(case: _Case) -> Decision | None:
     this = case.this
     if this is None or this.status is not Status.REJECTED or not case.policy.unrejects:
         return None
-    # A negative amount takes back; on what was taken back already it would be taken twice.
+    # A negative amount takes money back: from a rejected conversion it would be taken twice.
     if case.status not in MONEY or case.is_negative:
         return None
     if case.past.was_overtaken:
         return Decision(Verdict.REFUSED, _OVERTAKEN, Rule.UNREJECTED, this)
-    # A click has one sale; what comes back beside another one is a further one.
+    # A click has one sale; a conversion that comes back beside another sale is a rebill.
     has_sale = any(c.status is Status.SALE for c in case.click.conversions)
     is_rebill = has_sale or this.previous_status is Status.REBILL
     status = Status.REBILL if is_rebill else Status.SALE
@@ -526,7 +526,7 @@ def _row_rebill(case: _Case) -> Decision | None:
     if case.status not in MONEY or _find_rebill_obstacle(case) is not None:
         return None
     if not case.allows_rebills:
-        # As a rebill it may have been refused while nothing stood on the click.
+        # As a rebill it may have been refused while the click had no conversion.
         is_rebill = case.status is Status.REBILL
         if is_rebill and case.past.was_sent:
             return Decision(Verdict.REFUSED, _REFUSED_AGAIN, Rule.CORRECTION)
@@ -540,7 +540,7 @@ def _row_rebill(case: _Case) -> Decision | None:
 def _row_rejected_first(case: _Case) -> Decision | None:
     if case.status is not Status.REJECTED or not case.incoming.tid:
         return None
-    # Ours: its sale may come late and must find it.
+    # Ours: the conversion's sale may come late, and must find it.
     why = "rejected before its sale was seen"
     decision = _record(case, case.status, why, Rule.REJECTED_FIRST)
     warnings = (_idle_refund_warning(case.incoming),) if case.is_negative else ()
@@ -557,7 +557,7 @@ def _refuse_anything_else(case: _Case) -> Decision:
     return Decision(Verdict.REFUSED, obstacle, Rule.ANYTHING_ELSE)
 
 
-# In the order of the contract's table, but for the refund that comes again.
+# In the order of the contract's table, except for the refund that is sent again.
 _ROWS = (
     _row_late_tid,
     _row_refund_again,
@@ -582,13 +582,13 @@ def _find_opposite(case: _Case) -> Conversion | None:
         c for c in case.click.conversions if c.status in MONEY and (c.amount, c.currency) == sent
     ]
     if case.this is not None:
-        # A tid says which one, even where others have the same amount.
+        # A tid names the conversion, even if others have the same amount.
         return case.this if case.this in equal else None
     return equal[0] if len(equal) == 1 else None
 
 
 def _find_rebill_obstacle(case: _Case) -> Reason | None:
-    """Say which condition of a further conversion fails; a correction needs no permission."""
+    """Return the condition of a further conversion that fails; a correction needs none."""
     is_correction = case.is_negative and bool(case.click.conversions)
     if not case.allows_rebills and not is_correction:
         return _no_rebills_reason(case.click)
@@ -610,12 +610,12 @@ def _record(case: _Case, status: Status, why: str, rule: Rule) -> Decision:
 
 def _move(case: _Case, this: Conversion, status: Status, rule: Rule) -> Decision:
     incoming = case.incoming
-    # A rejected conversion keeps its amount whatever was sent: it no longer counts as revenue.
+    # A rejected conversion keeps its amount, whatever was sent: it no longer counts as revenue.
     wants_amount = status in MONEY and incoming.amount is not None
-    # Without a known currency nothing could be booked in the place of what stands.
+    # An amount without a known currency cannot replace a stored one.
     is_usable = incoming.currency is not None
     takes_amount, takes_cost = wants_amount and is_usable, case.takes_cost and is_usable
-    # What has a tid keeps it: that of a refund is another one.
+    # A conversion with a tid keeps it: a refund has another one.
     tid = this.tid or (incoming.tid if rule is Rule.LATE_TID else "")
     change = Change(this, status, tid, takes_amount, takes_cost, incoming.sub_ids)
     reason = Reason(f"the conversion is {status} now", f"from {this.status} to {status}")
@@ -624,7 +624,7 @@ def _move(case: _Case, this: Conversion, status: Status, rule: Rule) -> Decision
 
 
 class _Sum(NamedTuple):
-    """An amount or a cost as it was sent, beside what stands; each with its currency."""
+    """An amount or a cost as it was sent, and the stored one; each with its currency."""
 
     name: str
     sent: tuple[Decimal | None, str | None]
@@ -632,38 +632,38 @@ class _Sum(NamedTuple):
 
     @classmethod
     def of_amount(cls, incoming: Incoming, this: Conversion) -> "_Sum":
-        """Give the amount that was sent beside the conversion's."""
+        """Return the sent amount and the conversion's."""
         return cls("amount", (incoming.amount, incoming.currency), (this.amount, this.currency))
 
     @classmethod
     def of_cost(cls, incoming: Incoming, this: Conversion) -> "_Sum":
-        """Give the cost that was sent beside the conversion's."""
+        """Return the sent cost and the conversion's."""
         return cls("cost", (incoming.cost, incoming.currency), (this.cost, this.cost_currency))
 
     @property
     def differs(self) -> bool:
-        """Whether something was sent that does not stand so."""
+        """Whether a sent value differs from the stored one."""
         return self.sent[0] is not None and self.sent != self.known
 
     @property
     def is_news(self) -> bool:
-        """Whether it does, and could be booked: without a known currency it replaces nothing."""
+        """Whether it differs and can be booked: without a known currency it replaces nothing."""
         return self.differs and self.sent[1] is not None
 
     @property
     def fills(self) -> bool:
-        """Whether it says what was unknown: all of it, or the currency of the same amount."""
+        """Whether it fills in an unknown value: all of it, or the currency of the same amount."""
         amount, currency = self.known
         return self.is_news and (amount is None or (currency is None and amount == self.sent[0]))
 
     def describe(self) -> str:
-        """Write it for people."""
+        """Write both for people."""
         sent, known = _describe_money(*self.sent), _describe_money(*self.known)
         return f"{self.name} {sent} was {known}"
 
 
 class _Repeat(NamedTuple):
-    """What a repeat says that does not stand: what fills a gap, what replaces, what neither."""
+    """The differing values of a repeat: those that fill a gap, those that replace, the rest."""
 
     filled: tuple[_Sum, ...]
     replaced: tuple[_Sum, ...]
@@ -689,11 +689,11 @@ def _may_replace(each: _Sum, this: Conversion) -> bool:
 
 
 def _is_misplaced(each: _Sum, this: Conversion) -> bool:
-    """Tell a negative amount that is about what stands, and is not what stands itself."""
+    """Return whether a negative amount was sent as a refund of the stored one, not in its place."""
     sent, known = each.sent[0], each.known[0]
     if each.name != "amount" or sent is None or sent >= 0:
         return False
-    # A correction is a rebill of its own; where its amount could not be read, it may be negative.
+    # A correction is a rebill of its own; if its amount could not be read, it may be negative.
     return this.status is not Status.REBILL if known is None else known >= 0
 
 
@@ -718,14 +718,14 @@ def _repeat(case: _Case, this: Conversion) -> Decision:
 
 
 def _was_passed_over(case: _Case, this: Conversion) -> bool:
-    """Tell whether the same came before, and what it says was not taken then."""
-    # A rejection leaves the amount that came with it.
+    """Return whether the same postback came before, and its values were not booked then."""
+    # A rejection does not book the amount that comes with it.
     was_rejection = this.status is Status.REJECTED and case.past.was_sent
     return case.past.was_overtaken or was_rejection
 
 
 def _force(case: _Case, planned: Decision) -> Decision:
-    """Overrule for an operator: a move that is refused, an amount or a cost that is left alone."""
+    """Overrule the rules for an operator: a refused move, an amount or a cost left alone."""
     this, incoming = case.this, case.incoming
     if this is None or planned.rule not in _OVERRULED:
         return planned
@@ -746,7 +746,7 @@ def _force(case: _Case, planned: Decision) -> Decision:
 
 
 def _goes_further(change: Change, planned: Change | None, this: Conversion) -> bool:
-    """Tell whether a forced change does more than the rules would."""
+    """Return whether a forced change does more than the rules would."""
     if planned is None:
         return change.status is not this.status or change.takes_amount or change.takes_cost
     return (
@@ -756,14 +756,14 @@ def _goes_further(change: Change, planned: Change | None, this: Conversion) -> b
     )
 
 
-# Where there is no conversion to move, there is nothing to force: rebills have their own switch.
+# Without a conversion to move there is nothing to force: rebills have their own switch.
 _OVERRULED = frozenset(
     {Rule.LEAD_MOVES, Rule.TAKEN_BACK, Rule.REPEATED, Rule.UNREJECTED, Rule.FORBIDDEN}
 )
 
 
 def _read_forced_status(case: _Case, this: Conversion) -> Status:
-    # The network's word for a rebill stays "sale"; it is meant where the click has no other sale.
+    # The network's word for a rebill is "sale" still; it means a sale if the click has no other.
     if case.status is Status.SALE and this.status is Status.REBILL:
         has_sale = any(c.status is Status.SALE for c in case.click.conversions)
         return Status.REBILL if has_sale else Status.SALE
@@ -789,7 +789,7 @@ def _list_warnings(lists: WordLists) -> Iterator[str]:
 
 
 # --- Sentences ------------------------------------------------------------------------------------
-# Of each `Reason` the first is what the sender reads, the second what the log says.
+# Of each `Reason` the first text is the sender's answer, the second is for the postback log.
 
 _NO_SUBID = Reason(
     "The click id is missing: add subid= to the Postback URL with the click id macro of your"
@@ -820,7 +820,7 @@ _MACRO_STATUS = Reason(
     " own name for it, or no status= at all where all are sales",
 )
 
-# How a reason begins whose postback names another amount than stands; `import` asks for it.
+# The beginning of the reason of a repeat with another amount; `import` compares it.
 OTHER_AMOUNT = "known already with another amount"
 
 _FIRST = "the first conversion of the click"
@@ -859,7 +859,7 @@ _OVERTAKEN = Reason(
 )
 
 
-# A handful of sentences, one of them said with most postbacks.
+# Few different sentences, one of them with most postbacks.
 @cache
 def _recorded_reason(why: str, status: Status) -> Reason:
     return Reason(why, f"{why}, as {status}")

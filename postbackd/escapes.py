@@ -1,8 +1,9 @@
-"""Anybody's text, shown so that it moves no cursor and hides no letter: all escaping is here.
+"""Escapes control characters and invisible ones in text that is shown: all escaping is here.
 
 Stored values come from anyone who knows a key. A terminal would obey a control character, and two
-click ids that differ by a letter without a shape look alike. Both are shown as an escape
-(`\\x1b`, `\\u200b`) in every form of output, and in the log. What is no UTF-8 is shown as U+FFFD.
+click ids that differ only by an invisible character look alike. Both are shown as an escape
+(`\\x1b`, `\\u200b`) in every form of output, and in the service log. Bytes that are no UTF-8 are
+shown as U+FFFD.
 """
 
 import json
@@ -10,10 +11,10 @@ import re
 
 from postbackd.raw_text import STAND_INS, show_text
 
-# What is shown as an escape wherever it stands. Sources: the general categories Cc, Cf, Zl, Zp and
-# Cs and the property Default_Ignorable_Code_Point of the Unicode Character Database; the rest is
-# what fonts draw as nothing at all. The signs of category Cf that have a shape (U+0600 to 0605,
-# 06DD, 070F, 0890, 0891, 08E2, 110BD, 110CD) stay, and so do marks that combine: they are seen.
+# Characters that are always escaped. Sources: the general categories Cc, Cf, Zl, Zp and Cs and the
+# property Default_Ignorable_Code_Point of the Unicode Character Database; and characters that fonts
+# draw as nothing. The characters of category Cf that are visible (U+0600 to 0605, 06DD, 070F, 0890,
+# 0891, 08E2, 110BD, 110CD) stay, and so do combining marks.
 _HIDDEN = "".join(
     (
         r"\x7f-\x9f",  # DEL, C1
@@ -39,42 +40,43 @@ _HIDDEN = "".join(
     )
 )
 
-# Emoji, and letters that are joined: Arabic and its kin, those of India and around it, Mongolian.
+# Emoji, and letters that are joined: Arabic and related scripts, those of and around India,
+# Mongolian.
 _EMOJI = (
     r"\xa9\xae\u203c\u2049\u2122\u2139\u2190-\u27ff\u2900-\u2bff\u3030\u303d\u3297\u3299"
     r"\U0001f000-\U0001faff"
 )
 _JOINED = r"\u0600-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc"
 
-# Joiners stay between those: Persian words and pictures of families need them.
+# Joiners between those stay: Persian words and pictures of families need them.
 _JOINER = rf"(?<![{_JOINED}{_EMOJI}\ufe0f])[\u200c\u200d]|[\u200c\u200d](?![{_JOINED}{_EMOJI}])"
-# The selectors of text and emoji style stay behind what they select for, and in keycaps.
+# The selectors of text and emoji style stay after a character they apply to, and in keycaps.
 _STYLE = rf"(?<![{_EMOJI}#*0-9])[\ufe0e\ufe0f]|(?<=[#*0-9])[\ufe0e\ufe0f](?!\u20e3)"
-# A blank that is no U+0020 looks like one between words, and like nothing at either end.
+# A blank other than U+0020 looks like one between words, and is invisible at either end.
 _BLANKS = r"\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"
 _AT_AN_END = rf"\A[{_BLANKS}]+|[{_BLANKS}]+\Z"
 
 _UNSAFE_IN_JSON = re.compile(rf"[\x00-\x1f{_HIDDEN}]|{_JOINER}|{_STYLE}")
 _UNSAFE_IN_LINES = re.compile(rf"[\x00-\x08\x0b-\x1f{_HIDDEN}]|{_JOINER}|{_STYLE}")
 _UNSAFE = re.compile(rf"{_UNSAFE_IN_JSON.pattern}|{_AT_AN_END}")
-# Without it nothing is unsafe; ten times as quick.
+# A text without a match is safe; this is ten times as fast.
 _SUSPECT = re.compile(
     rf"[\x00-\x1f{_HIDDEN}\u200c\u200d\ufe0e\ufe0f{_BLANKS}{STAND_INS}]|\\U0010fe"
 )
 
 
 def escape_controls(text: str) -> str:
-    """Show what a terminal obeys or nobody sees as an escape such as `\\x1b`."""
+    """Escape control characters and invisible ones, such as `\\x1b`."""
     return _UNSAFE.sub(_escape, show_text(text)) if _SUSPECT.search(text) else text
 
 
 def visible_lines(text: str) -> str:
-    """Show the same of a text whose line ends and tabs are ours."""
+    """Escape the same in a text whose line ends and tabs are ours."""
     return _UNSAFE_IN_LINES.sub(_escape, show_text(text)) if _SUSPECT.search(text) else text
 
 
 def escape_controls_in_json(line: str) -> str:
-    """Show the same as the escapes of JSON, in a line of it."""
+    """Escape the same in a line of JSON, with JSON's escapes."""
     return _UNSAFE_IN_JSON.sub(_escape_for_json, show_text(line)) if _SUSPECT.search(line) else line
 
 
@@ -83,5 +85,5 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _escape_for_json(found: re.Match[str]) -> str:
-    # json.dumps has escaped C0 already; the rest is within strings only.
+    # json.dumps has escaped C0 already; the others are inside strings only.
     return json.dumps(found[0])[1:-1] if found[0] != "\x7f" else "\\u007f"

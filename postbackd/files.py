@@ -1,4 +1,4 @@
-"""Files put on disk whole: written under a name of their own beside the target, synced, renamed."""
+"""Writes files atomically: under a temporary name beside the target, synced, renamed."""
 
 import errno
 import fcntl
@@ -11,21 +11,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-# The end of every temporary name of ours. What a killed command leaves is known by it, so it is
-# one that no other program gives.
+# The suffix of all our temporary files. Files left by a killed command are found by it, so no other
+# program may use it.
 PART_SUFFIX = ".postback.part"
 
 
 class Part(NamedTuple):
-    """A temporary file: its name, and an open descriptor that also holds the lock on it."""
+    """A temporary file: its path, and an open descriptor with a lock on it."""
 
     path: Path
     handle: int
 
 
 def sync_directory(directory: Path) -> None:
-    """Put the names in a directory on disk."""
-    # Without it, a power cut may take a new file's name away, and with it all that it holds.
+    """Sync the names in a directory."""
+    # Without it a power cut may remove a new file's name, and the file with it.
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -34,21 +34,21 @@ def sync_directory(directory: Path) -> None:
 
 
 def open_or_make(path: Path) -> tuple[int, bool]:
-    """Open a file to read and write; made, for its owner only, where it is missing: then True.
+    """Open a file to read and write; True if it was created, for its owner only.
 
-    A link is not followed, whoever put it there: an OSError says so.
+    A link is not followed, whoever made it: OSError.
     """
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
         try:
-            # EXCL: what this call made is known to be nobody else's.
+            # EXCL: a file created by this call is nobody else's.
             return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600), True
         except FileExistsError:
             pass
         try:
             return os.open(path, flags), False
         except FileNotFoundError:
-            # Removed in between.
+            # Removed between the two calls.
             continue
         except OSError as error:
             if error.errno != errno.ELOOP:
@@ -61,9 +61,10 @@ _IS_LINK = "is a link, which is not followed: remove it"
 
 @contextmanager
 def part_beside(target: Path) -> Iterator[Part]:
-    """Make an empty file beside the target, readable for its owner only; removed in the end.
+    """Create an empty file beside the target, readable for its owner only; removed at the end.
 
-    `give_name` makes it the target. Parts that killed commands left in the directory are removed.
+    `give_name` renames it to the target. Parts left in the directory by killed commands are
+    removed.
     """
     remove_abandoned(target.parent)
     part = _make_part(target)
@@ -76,7 +77,7 @@ def part_beside(target: Path) -> Iterator[Part]:
 
 
 def give_name(part: Part, target: Path, *, replaces: bool) -> None:
-    """Sync the part and make it the target; FileExistsError where it may not replace one."""
+    """Sync the part and rename it to the target; FileExistsError if it may not replace one."""
     os.fsync(part.handle)
     if replaces:
         os.replace(part.path, target)
@@ -87,9 +88,9 @@ def give_name(part: Part, target: Path, *, replaces: bool) -> None:
 
 @contextmanager
 def private_directory(name: str) -> Iterator[Path]:
-    """Make a directory for temporary files, for this user only; removed in the end.
+    """Create a directory for temporary files, for this user only; removed at the end.
 
-    Such directories of the same user that killed commands left are removed.
+    Such directories of the same user left by killed commands are removed.
     """
     place = Path(tempfile.gettempdir())
     remove_abandoned(place)
@@ -102,7 +103,7 @@ def private_directory(name: str) -> Iterator[Path]:
 
 
 def find_abandoned(directory: Path) -> Iterator[Path]:
-    """Find this user's parts and private directories that no living process holds."""
+    """Find this user's parts and private directories that no living process has locked."""
     try:
         names = [name for name in os.listdir(directory) if name.endswith(PART_SUFFIX)]
     except OSError:
@@ -113,7 +114,7 @@ def find_abandoned(directory: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(directory: Path) -> None:
-    """Remove what `find_abandoned` finds, as far as this user may."""
+    """Remove the files that `find_abandoned` finds, as far as this user may."""
     for path in find_abandoned(directory):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -142,9 +143,9 @@ def _make_directory(place: Path, name: str) -> tuple[Path, int]:
 
 
 def _hold(handle: int, path: Path) -> bool:
-    """Lock a new part; False, and closed, where another command took it for an abandoned one."""
-    # The kernel lets the lock go with its process, however that ends. A process id in the name
-    # would say nothing in another container, and another process gets it later.
+    """Lock a new part; False, and closed, if another command has removed it as abandoned."""
+    # The kernel releases the lock when its process ends, however it ends. A process id in the name
+    # would mean nothing in another container, and is used again later.
     fcntl.flock(handle, fcntl.LOCK_EX)
     with suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(handle), os.lstat(path)):
@@ -155,8 +156,8 @@ def _hold(handle: int, path: Path) -> bool:
 
 @contextmanager
 def _holding(path: Path) -> Iterator[None]:
-    """Lock what lies at a path; OSError where a process holds it, or it is not this user's."""
-    # NONBLOCK: opening a pipe that somebody put there would wait for its other end.
+    """Lock the file at a path; OSError if a process has locked it, or it is not this user's."""
+    # NONBLOCK: opening a pipe at this path would wait for its other end.
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(handle)
@@ -171,12 +172,12 @@ def _holding(path: Path) -> Iterator[None]:
 
 def _give_new_name(path: Path, target: Path) -> None:
     try:
-        # Unlike a rename, this replaces nothing that has come meanwhile.
+        # Unlike a rename, a link replaces no file that was created meanwhile.
         os.link(path, target)
     except FileExistsError:
         raise
     except OSError:
         # A file system without hard links.
         if os.path.lexists(target):
-            raise FileExistsError(f"{str(target)!r} has come meanwhile") from None
+            raise FileExistsError(f"{str(target)!r} was created meanwhile") from None
         os.rename(path, target)

@@ -4,10 +4,10 @@ How it works:
 
 1. *Readings.* A key may be written with escapes: `%2F`, `\x2f`, `\u002f`, `\/`. The text is read
    as it is, with one layer of escapes undone and with two, percent escapes and backslash escapes
-   in any order, and behind a layer of backslashes with one more. Text beyond ASCII is read as
+   in any order, and after a layer of backslashes with one more. Text beyond ASCII is read as
    characters, and as the bytes of UTF-8.
-2. *Stretches.* In each reading every stretch is taken that is as long as a key and has a border of
-   a word at both ends; in a message of a log a border at one end is enough.
+2. *Stretches.* In each reading every stretch is taken that is as long as a key and has a word
+   border at both ends; in a log message a border at one end is enough.
 3. *Hashes.* The hash of each stretch is looked up in the set of the hashes of the keys.
 4. *Places.* Only where a key was found, its place is followed back through the layers to the text
    as it came. Those characters become `***`; every other character stays as it is.
@@ -17,10 +17,10 @@ how many letters of a key are right: a stretch is hashed as a whole, and hashes 
 is Python's own: SipHash for text, under a random key that each process draws when it starts
 (https://peps.python.org/pep-0456/).
 
-Where it is used: on what is stored of a request (`postback`, `intake.runtime`), of an imported line
-and of a replay; on every line of a log (`server.logs`); on all that a command writes
-(`cli.output`); on messages about the config (`config.entries`); on messages of the sources of rates
-(`exchange.fetch`, `exchange.runner`); on tracebacks (`hide_in_tracebacks`).
+Where it is used: on the stored parts of a request (`postback`, `intake.runtime`), of an imported
+line and of a replay; on every line of gunicorn's logs and the service log (`server.logs`); on all
+output of a command (`cli.output`); on messages about the config (`config.entries`); on messages of
+the sources of rates (`exchange.fetch`, `exchange.runner`); on tracebacks (`hide_in_tracebacks`).
 `tests/contract/test_no_key_leaves.py` lists every way out and walks it.
 """
 
@@ -34,30 +34,30 @@ from functools import cached_property
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-# What a key becomes.
+# Written in place of a key.
 HIDDEN = "***"
 
-# A shorter key could be a word of the trade ("sale"): hiding it would change what was said.
+# A shorter key could be a word of the trade ("sale"): hiding it would change the text.
 HIDEABLE_KEY_BYTES = 6
 
-# A network escapes the address that it was given, and a page or a log escapes that once more. Where
-# the outermost escapes are backslashes, they may be of a log or of JSON around both.
+# A network escapes the address that it was given, and a page or a log escapes that once more. If
+# the outermost escapes are backslashes, they may be a log's or JSON's, around both.
 LAYERS = 2
 
-# Patterns are compiled where they are used first: a command shall start without them.
+# Patterns are compiled at first use: a command must start without them.
 
-# Letters and digits of folded text, and all else: a key that stands between two of the first is a
-# part of a longer word.
+# Letters and digits of folded text, and all else: a key between two letters or digits is a part of
+# a longer word.
 _WORD = "[a-z0-9]"
 _BORDER = "[^a-z0-9]"
 
-# Put at both ends of a text, so that it begins and ends with a border. No key holds it: PHP reads
-# no further than a NUL byte.
+# Put at both ends of a text, so that it starts and ends with a border. No key contains it: PHP
+# reads no further than a NUL byte.
 _END = "\0"
 
 # The part of an address that holds a key, known or not: rotated keys leave the config file. The
-# directory of a postback.db holds none, nor do those that a service has by its name, such as
-# /var/lib/postback, and errors are to name them.
+# directory of a postback.db is no key, nor are directories named like the service, such as
+# /var/lib/postback: error messages must be able to name them.
 _KEY_IN_ADDRESS = (
     r"/(?!(?:lib|log|opt|run)/postback/)([^/\s\"']*[^/\s\"'\\])"
     r"(?=\\?/(?:postback|click)\b(?!\.(?!gif)))"
@@ -68,10 +68,10 @@ Patterns = Sequence[re.Pattern[str]]
 
 
 class KeyMask:
-    """Hides some keys; holds their hashes and lengths, and no key."""
+    """Hides keys in text; stores their hashes and lengths, and no key."""
 
     def __init__(self, keys: Iterable[bytes]) -> None:
-        """Take the keys; those shorter than HIDEABLE_KEY_BYTES are not hidden."""
+        """Use the keys; those shorter than HIDEABLE_KEY_BYTES are not hidden."""
         folded = {_fold(key.decode("latin-1")) for key in keys if len(key) >= HIDEABLE_KEY_BYTES}
         self._hashes = frozenset(map(hash, folded))
         self._between_borders = _compile(_list_patterns_between_borders(folded))
@@ -82,18 +82,18 @@ class KeyMask:
         return _compile(self._written_at_a_border)
 
     def hide(self, text: str) -> str:
-        """Hide keys that stand by themselves in text that is kept, read or shown."""
+        """Hide keys between word borders in text that is stored, read or shown."""
         patterns = self._between_borders
         if not patterns:
             return text
         is_plain = text.isascii() and "%" not in text and "\\" not in text
         if is_plain and not self._is_in(text, patterns):
-            # Nearly every query ends here.
+            # Nearly every query returns here.
             return text
         return self._hide_in_readings(text, _list_readings(text))
 
     def hide_in_bytes(self, content: bytes) -> bytes:
-        """Hide keys likewise in bytes, which are read as nothing else."""
+        """Hide keys in bytes, which are read as bytes only."""
         text = content.decode("latin-1")
         return self._hide_in_readings(text, _undo_layers([(text, ())])).encode("latin-1")
 
@@ -110,7 +110,7 @@ class KeyMask:
         )
 
     def hide_in_message(self, text: str) -> str:
-        """Hide keys in a message of a log, glued to a word too, and what is a key in an address."""
+        """Hide keys in a log message, also inside a longer word, and keys in addresses."""
         spans: list[Span] = []
         for reading, layers in _list_readings(text):
             found = [match.span(1) for match in re.finditer(_KEY_IN_ADDRESS, reading)]
@@ -137,11 +137,11 @@ class KeyMask:
 
 
 def _fold(text: str) -> str:
-    """Make equal what gives a key away equally: letters of both cases, a blank and its plus."""
+    """Make texts equal that give a key away equally: upper and lower case, a blank and its plus."""
     return text.lower().replace("+", " ")
 
 
-# The patterns know how long a key is, whether it is one word, and whether its ends are letters.
+# The patterns depend on a key's length, whether it is one word, and whether its ends are letters.
 
 
 def _compile(patterns: Iterable[str]) -> Patterns:
@@ -151,11 +151,11 @@ def _compile(patterns: Iterable[str]) -> Patterns:
 def _list_patterns_between_borders(keys: Iterable[str]) -> Iterator[str]:
     lengths = [len(key) for key in keys if _is_word(key)]
     if lengths:
-        # All at once: the time of a postback would grow with the number of the keys' lengths.
+        # One pattern for all lengths: else a postback's time would grow with the number of lengths.
         yield f"{_BORDER}({_WORD}{{{min(lengths)},{max(lengths)}}}+)(?={_BORDER})"
     for key in keys:
         if not _is_word(key):
-            # An end that is a border itself needs no other.
+            # A key that starts or ends with a border character needs no other border there.
             before = _BORDER if _is_word(key[0]) else ""
             behind = f"(?={_BORDER})" if _is_word(key[-1]) else ""
             stretch = f"{_kind(key[0])}.{{{len(key) - 2}}}{_kind(key[-1])}"
@@ -171,7 +171,7 @@ def _list_patterns_at_a_border(keys: Iterable[str]) -> Iterator[str]:
 
 
 def _kind(part: str) -> str:
-    """Give what any character of a part of a key matches."""
+    """Return the pattern of any character in a part of a key."""
     if _is_word(part):
         return _WORD
     return _BORDER if len(part) == 1 else "."
@@ -185,9 +185,9 @@ def _is_word(part: str) -> bool:
 
 
 class _Layer(NamedTuple):
-    """One kind of escape: a sign without which there is none, how it looks, how it is read.
+    """One kind of escape: a sign that all of them contain, their pattern, their meaning.
 
-    `undo` reads all of them in a text; `escape` and `read` say where each one stands.
+    `undo` reads all of them in a text; `escape` and `read` find and read a single one.
     """
 
     sign: str
@@ -219,9 +219,9 @@ def _read_backslash(escape: re.Match[str]) -> str:
 
 
 def _to_bytes(text: str) -> str:
-    """Write text as the bytes of its UTF-8, each one character."""
+    """Write text as the bytes of its UTF-8, one character each."""
     try:
-        # What was read as a byte that is no UTF-8 becomes that byte.
+        # A character that was read from a byte that is no UTF-8 becomes that byte.
         encoded = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         encoded = text.encode("utf-8", "replace")
@@ -240,18 +240,18 @@ _LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v
 
 _PERCENT = _Layer("%", _undo_percent, "%[0-9A-Fa-f]{2}", lambda _: "?")
 _BACKSLASH = _Layer("\\", _undo_backslash, _BACKSLASH_ESCAPE, _read_backslash)
-# In this order: what can be reached through a layer of backslashes is, and goes on from there.
+# In this order: readings through a layer of backslashes come first, and are read further.
 _ESCAPES = (_BACKSLASH, _PERCENT)
-# No escapes; but what is to be read as bytes may be characters yet, or characters for bytes.
+# Not an escape: characters beyond ASCII are read as the bytes of their UTF-8.
 _UTF_8 = _Layer("", _to_bytes, r"[^\x00-\x7f]", lambda match: _to_bytes(match[0]))
 _NO_BYTE = r"[^\x00-\xff]"
 _LATIN_1 = _Layer("", lambda text: re.sub(_NO_BYTE, "?", text), _NO_BYTE, lambda _: "?")
 
 
 def _list_readings(text: str) -> list[Reading]:
-    """List the text with no layer of escapes undone, with one, with two; each reading once.
+    """List the text with no layer of escapes undone, with one, and with two; each reading once.
 
-    Each character of a reading is one byte. Beside it stand the layers that were undone for it.
+    Each character of a reading is one byte. A reading comes with the layers that were undone.
     """
     if text.isascii():
         return _undo_layers([(text, ())])
@@ -259,10 +259,10 @@ def _list_readings(text: str) -> list[Reading]:
 
 
 def _undo_layers(readings: list[Reading]) -> list[Reading]:
-    """Add to readings those with one layer of escapes undone, and with two."""
+    """Add the readings with one more layer of escapes undone, and with two more."""
     outermost = len(readings[0][1])
     seen = {reading for reading, _ in readings}
-    # The list grows meanwhile.
+    # The list grows in this loop.
     for reading, layers in readings:
         is_in_backslashes = len(layers) > outermost and layers[outermost] is _BACKSLASH
         if len(layers) < outermost + LAYERS + is_in_backslashes:
@@ -277,14 +277,14 @@ def _undo_layers(readings: list[Reading]) -> list[Reading]:
 
 
 class _Escapes(NamedTuple):
-    """Where the escapes of a layer stand in a text, and where what they mean in its reading."""
+    """The places of a layer's escapes in a text, and of their meanings in its reading."""
 
     written: list[Span]
     begins: list[int]
     ends: list[int]
 
     def find_written(self, place: int) -> Span:
-        """Find what one character of the reading was written as."""
+        """Find the text that one character of the reading was written as."""
         number = bisect_right(self.begins, place) - 1
         if number < 0:
             return place, place + 1
@@ -308,7 +308,7 @@ def _find_escapes(text: str, layer: _Layer) -> _Escapes:
 
 
 def _follow_back(text: str, layers: Layers, spans: Iterable[Span]) -> list[Span]:
-    """Give the places in the text of what stands at these places of a reading of it."""
+    """Return the places in the text of the given places in a reading of it."""
     found = list(spans)
     if not found:
         return []
@@ -325,7 +325,7 @@ def _follow_back(text: str, layers: Layers, spans: Iterable[Span]) -> list[Span]
 
 
 def _replace(text: str, spans: Iterable[Span]) -> str:
-    """Put HIDDEN in the place of each key; of places that overlap there is one."""
+    """Replace each key by HIDDEN; overlapping places are replaced once."""
     parts: list[str] = []
     done = 0
     for begin, end in sorted(spans):
@@ -338,11 +338,11 @@ def _replace(text: str, spans: Iterable[Span]) -> str:
 NO_KEYS = KeyMask(())
 
 
-# What Python itself writes.
+# Python's own tracebacks.
 
 
 def hide_in_tracebacks(hide: Callable[[str], str]) -> None:
-    """Have Python write what nobody caught, in any thread, without keys."""
+    """Make Python write uncaught exceptions, in any thread, without keys."""
 
     def write(error: BaseException | None, before: str = "") -> None:
         told = "" if error is None else "".join(traceback.format_exception(error))

@@ -1,8 +1,8 @@
-"""Text out of bytes of anybody's: UTF-8, else a fallback, else bytes that stay what they were.
+"""Reads text from any bytes: as UTF-8, else in a fallback encoding, else byte by byte.
 
-A byte that is no UTF-8 is held as a character of its own, of a private plane of Unicode: SQLite and
-PostgreSQL store it, two words never become one, and the bytes can be had back. It is shown as
-U+FFFD. Whoever sends such a character itself has it taken for its four bytes.
+A byte that is no UTF-8 is stored as a character of a private plane of Unicode: SQLite and
+PostgreSQL store it, two words never become equal, and the bytes can be read back. It is shown as
+U+FFFD. If a sender sends such a character, it is read as its four bytes.
 """
 
 import codecs
@@ -14,7 +14,7 @@ _TO_STAND_INS = {0xDC80 + place: _FIRST + place for place in range(_LAST - _FIRS
 _FROM_STAND_INS = {stand_in: surrogate for surrogate, stand_in in _TO_STAND_INS.items()}
 STAND_INS = f"{chr(_FIRST)}-{chr(_LAST)}"
 _STAND_IN = re.compile(f"[{STAND_INS}]")
-# How `repr` writes one, in a sentence that quotes a value; in JSON the backslash is two.
+# How `repr` writes such a character, in a sentence that quotes a value; JSON doubles the backslash.
 _WRITTEN_STAND_IN = re.compile(r"\\{1,2}U0010fe[89a-f][0-9a-f]")
 
 # ISO 8859-6 has 83 characters beyond ASCII, fewer than any other set of one byte a character.
@@ -35,7 +35,7 @@ def _read_otherwise(raw: bytes, fallback: str) -> str:
         try:
             return raw.decode(fallback)
         except UnicodeDecodeError:
-            # A byte that stands for nothing there, such as 0x98 of windows-1251.
+            # A byte without a meaning there, such as 0x98 of windows-1251.
             pass
     text = _STAND_IN.sub(_read_bytes, raw.decode("utf-8", "surrogateescape"))
     return text.translate(_TO_STAND_INS)
@@ -46,30 +46,30 @@ def _read_bytes(found: re.Match[str]) -> str:
 
 
 def has_stand_ins(text: str) -> bool:
-    """Tell whether a text holds bytes that are no UTF-8."""
+    """Return whether a text holds bytes that are no UTF-8."""
     return not text.isascii() and _STAND_IN.search(text) is not None
 
 
 def give_bytes(text: str) -> bytes:
-    """Give the bytes that a text without fallback was read from."""
+    """Return the bytes that a text without fallback was read from."""
     return text.translate(_FROM_STAND_INS).encode("utf-8", "surrogateescape")
 
 
 def show_text(text: str) -> str:
-    """Show what is no UTF-8 as U+FFFD, in a value or in a sentence that quotes one."""
+    """Show bytes that are no UTF-8 as U+FFFD, in a value or in a sentence that quotes one."""
     if _STAND_IN.search(text):
         text = give_bytes(text).decode("utf-8", "replace")
     return _WRITTEN_STAND_IN.sub("\ufffd", text) if "U0010fe" in text else text
 
 
 def is_single_byte(encoding: str) -> bool:
-    """Tell whether an encoding has ASCII and beyond it one byte a character.
+    """Return whether an encoding is ASCII, and beyond it one byte a character.
 
-    With more than one, a cut or broken value could swallow what stands behind it.
+    With more bytes, a cut or broken value could swallow the characters after it.
     """
     try:
         codecs.lookup(encoding)
-        # Each for itself; the last is what Python's own escapes are written in.
+        # Each by itself; the last is the form of Python's own escapes.
         for text in (*map(chr, range(128)), r"\u0041"):
             if text.encode().decode(encoding) != text:
                 return False

@@ -110,21 +110,21 @@ def wait_until(holds: Callable[[], bool], what: str, seconds: float = PATIENCE_S
 
 # The service with a housekeeping that tests need not wait for.
 BUSY_HOUSEKEEPING = """\
-from postbackd.exchange import schedule
+from postbackd.exchange import runner
 from postbackd.intake import group_commit
-group_commit.TICK_SECONDS, schedule.LOOK_SECONDS = 0.1, 0.05
+group_commit.TICK_SECONDS, runner.LOOK_SECONDS = 0.1, 0.05
 from postback import application
 """
 
 
 @contextmanager
 def live_server(
-    directory: Path, *options: str, prefix: Sequence[str] = (), keeps_house_often: bool = False
+    directory: Path, *options: str, prefix: Sequence[str] = (), housekeeps_often: bool = False
 ) -> Iterator[LiveServer]:
     """Run a server for the time of a test."""
     server = LiveServer(directory, *options)
     server.prefix = tuple(prefix)
-    if keeps_house_often:
+    if housekeeps_often:
         (directory / "busy_housekeeping.py").write_text(BUSY_HOUSEKEEPING)
         server.application = "busy_housekeeping:application"
     try:

@@ -13,7 +13,7 @@ import pytest
 from tree import ROOT, read_distribution
 
 # The rows of the code map, from the lowest on: what is in a row imports rows of lower numbers only.
-FLOORS = {
+LEVELS = {
     "statuses.py": 1,
     "rates.py": 1,
     "postbackd/files.py": 1,
@@ -134,15 +134,15 @@ def test_every_module_is_installed() -> None:
 
 
 def test_every_module_is_in_a_row() -> None:
-    assert {row_of(module) for module in modules() if module != "postbackd"} == set(FLOORS)
+    assert {row_of(module) for module in modules() if module != "postbackd"} == set(LEVELS)
 
 
 def test_the_code_map_has_these_rows_in_this_order() -> None:
     table = (ROOT / "README.md").read_text().partition("## Code map")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `([\w/.]+)` \|", table, re.MULTILINE)
 
-    assert sorted(listed) == sorted(FLOORS)
-    assert [FLOORS[row] for row in listed] == sorted(FLOORS[row] for row in listed)
+    assert sorted(listed) == sorted(LEVELS)
+    assert [LEVELS[row] for row in listed] == sorted(LEVELS[row] for row in listed)
 
 
 def test_the_code_map_names_functions_that_exist() -> None:
@@ -157,7 +157,7 @@ def test_the_code_map_names_functions_that_exist() -> None:
 
 
 def test_arrows_point_down_only() -> None:
-    upward = [arrow for arrow in arrows() if FLOORS[arrow[1]] >= FLOORS[arrow[0]]]
+    upward = [arrow for arrow in arrows() if LEVELS[arrow[1]] >= LEVELS[arrow[0]]]
 
     assert sorted(set(upward) - STARTS) == []
     # What is gone is no exception any more.

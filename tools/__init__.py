@@ -1,1 +1,1 @@
-"""What only maintainers run, by hand: none of it is installed."""
+"""Programs for maintainers, run by hand and not installed."""

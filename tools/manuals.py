@@ -1,7 +1,7 @@
-"""Writes what `postback completion` and `postback man` print: `python -m tools.manuals`.
+"""Writes the output of `postback completion` and `postback man`: `python -m tools.manuals`.
 
-Made from the parsers of all subcommands, and shipped as files: the libraries that make them are
-needed here and nowhere else. Run it whenever a command or an option changes; a test says so.
+It is built from the parsers of all subcommands, and shipped as files: the libraries that build it
+are needed here only. Run it whenever a command or an option changes; a test fails otherwise.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from argparse_manpage.manpage import Manpage
 from postbackd.cli.commands import manuals
 from postbackd.cli.main import build_parser
 
-# The width that argparse breaks lines at must not be that of somebody's terminal.
+# argparse must break lines at this width, not at that of somebody's terminal.
 COLUMNS = "80"
 
-# What stands for a file's name in our usage lines.
+# The word for a file's name in our usage lines.
 FILE_METAVAR = "FILE"
 
 
@@ -42,7 +42,7 @@ def _build_all() -> dict[str, str]:
 
 def _build_page(parser: argparse.ArgumentParser) -> str:
     page = Manpage(parser)
-    # The day on which it was made says nothing, and would make a new file of the same text.
+    # Without the day of the build, which would change the file with the same text.
     page.date = ""
     page.source = f"postback {metadata.version('postback')}"
     page.manual = "Postback"
@@ -51,7 +51,7 @@ def _build_page(parser: argparse.ArgumentParser) -> str:
 
 
 def _name_files(parser: argparse.ArgumentParser) -> None:
-    """Mark what takes a file's name, in a parser and in those of its subcommands."""
+    """Mark the arguments that are file names, in a parser and in those of its subcommands."""
     for action in parser._actions:  # argparse has no other way to them
         if action.metavar == FILE_METAVAR:
             action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own attribute

@@ -1,4 +1,4 @@
-"""config.ini.php written and edited: a new one, and a new key in an old one, atomically."""
+"""Writes config.ini.php: a new file, or a new key in an existing one, atomically."""
 
 import contextlib
 import os
@@ -51,15 +51,15 @@ def write_new(path: Path, *, postback_key: str | None = None) -> Settings:
 def rotate_key(
     path: Path, *, new_key: str, keep_old_until: date | Literal["drop"] | None
 ) -> Settings:
-    """Put a new postback_key in the file's place for it and leave all else as it stands.
+    """Replace the postback_key in the file, and change nothing else.
 
-    The present key becomes an old one, good through keep_old_until (None: for good), or is
-    dropped. Where the outcome would not hold exactly the wanted keys, nothing is changed.
+    The present key becomes an old one, valid through keep_old_until (None: for good), or is
+    dropped. If the new file would not hold exactly the wanted keys, nothing is changed.
     """
     path = absolute(path)
     target = Path(os.path.realpath(path))
-    # Not through a link that takes the file's place now: what root may read would be given to the
-    # link's owner.
+    # Without following a link that now takes the file's place: the link's owner would be given a
+    # file that only root may read.
     before, state = read_file_of(target, os.O_NOFOLLOW)
     text = decode_text(path, before)
     reader = ConfigReader(path, parse_text(path, text))
@@ -77,7 +77,7 @@ def rotate_key(
 def _old_keys_after(
     reader: ConfigReader, new_key: str, keep_old_until: date | Literal["drop"] | None
 ) -> tuple[OldKey, ...]:
-    """Return the old keys as they are to be: the new key is no old one, the present one may be."""
+    """Return the old keys to write: without the new key, with the present one if it is kept."""
     present = find_key_entry(reader).value.encode("utf-8", "surrogateescape")
     moved = (present, new_key.encode("utf-8", "surrogateescape"))
     others = tuple(old for old in read_old_keys(reader) if old.key not in moved)
@@ -95,7 +95,7 @@ def _rotated(path: Path, text: str, new_key: str, old_keys: tuple[OldKey, ...]) 
     reader = ConfigReader(path, parse_text(path, text))
     if read_old_keys(reader) != old_keys:
         text = _with_old_keys(reader, text, old_keys)
-        reader = ConfigReader(path, parse_text(path, text))  # the key may stand elsewhere now
+        reader = ConfigReader(path, parse_text(path, text))  # the key may be on another line now
     return _with_key(reader, text, new_key)
 
 
@@ -126,7 +126,7 @@ def _with_key(reader: ConfigReader, text: str, key: str) -> str:
 
 
 def _with_value(text: str, entry: Entry, value: str) -> str:
-    """Replace the value where it stands, in the quotes it stood in where they can hold it."""
+    """Replace the value in place, in its own quotes if they can hold the new value."""
     written = text[entry.start : entry.end]
     before, after = text[: entry.start], text[entry.end :]
     if written.startswith("'") and value and "'" not in value:
@@ -159,7 +159,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _checked(path: Path, content: bytes, key: str, old_keys: tuple[OldKey, ...]) -> Settings:
-    """Read what is about to be written as load() would, and compare the keys."""
+    """Read the new content as load() would, and compare the keys."""
     settings = judge_settings(path, content)
     if (settings.postback_key, settings.old_keys) != (_encoded(key), old_keys):
         raise ConfigError(
@@ -181,7 +181,7 @@ def _edge_errors(path: Path, done: str) -> Iterator[None]:
 def _written_beside(
     path: Path, content: bytes, mode: int, owner: os.stat_result | None = None
 ) -> Iterator[Part]:
-    """Give a file with the content in the same directory; it is gone afterwards."""
+    """Yield a file with the content in the same directory, which is removed afterwards."""
     with part_beside(path) as part:
         with open(part.handle, "wb", closefd=False) as file:
             file.write(content)
@@ -192,14 +192,14 @@ def _written_beside(
 
 
 def _give_back(handle: int, owner: os.stat_result, path: Path) -> None:
-    """Give a new file to the owner and the group of the old one."""
+    """Give a new file the owner and the group of the old one."""
     try:
         os.fchown(handle, owner.st_uid, owner.st_gid)
     except PermissionError:
         made = os.fstat(handle)
         is_others = made.st_gid != owner.st_gid and owner.st_mode & stat.S_IRWXG
         if made.st_uid != owner.st_uid or is_others:
-            # A service that may not read the new file would not start again.
+            # A service that may not read the new file could not start again.
             raise ConfigError(
                 f"{path} belongs to another user or group and would not stay theirs: do this as"
                 " its owner, or as root."

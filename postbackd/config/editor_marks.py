@@ -1,18 +1,18 @@
-"""What editors, word processors and chats make of the text of a config file, called by its name."""
+"""Names the marks that editors, word processors and chats leave in the text of a config file."""
 
 import codecs
 import re
 import unicodedata
 from collections.abc import Iterator
 
-# The longer mark first: UTF-32's begins with UTF-16's.
+# The longer mark first: UTF-32's starts with UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-# What files of other programs begin with. Source: the formats' own descriptions.
+# First bytes of other programs' files. Source: the formats' own descriptions.
 _FORMATS = (
     (b"PK\x03\x04", "a document of a word processor, or an archive"),
     (b"\xd0\xcf\x11\xe0", "a document of an old word processor"),
@@ -42,11 +42,11 @@ _ALL_DASHES = re.compile(f"[{_DASHES}]")
 
 
 def name_encoding(content: bytes) -> str | None:
-    """Say what a file is whose bytes are no UTF-8 text; None where they may be."""
+    """Name the encoding of a file that is not UTF-8 text; None if it may be UTF-8."""
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return encoding
-    # Without a mark: letters of ASCII have one zero byte each, or three.
+    # Without a byte order mark: each ASCII letter has one zero byte, or three.
     start = content[:64]
     zeros = start.count(0)
     if zeros * 4 >= len(start) * 3 - 4 and zeros > len(start) // 2 and len(start) > 4:
@@ -58,19 +58,19 @@ def name_encoding(content: bytes) -> str | None:
 
 
 def name_format(content: bytes) -> str | None:
-    """Say of which other program a file is; None where it may be text."""
+    """Name the program that a file belongs to; None if it may be text."""
     head = content[:64].lstrip().lower()
     return next((name for begin, name in _FORMATS if head.startswith(begin.lower())), None)
 
 
 def plain_name(name: str) -> str:
-    """Give the name of a key as it was before an editor changed its signs."""
+    """Return a key's name as it was before an editor changed its characters."""
     name = _ODD.sub("", _ALL_DASHES.sub("-", unicodedata.normalize("NFKC", name)))
     return name.strip(f" {_QUOTES}\"'`").lower().replace("-", "_")
 
 
 def find_marks(line: str) -> str:
-    """Name what an editor did to a line of the file; empty where nothing is seen."""
+    """Name what an editor did to a line of the file; empty if nothing is seen."""
     head = line.partition("=")[0]
     said = [
         f"{_list_signs(found)}, {sentence}"
@@ -83,7 +83,7 @@ def find_marks(line: str) -> str:
 
 
 def find_marks_of_value(value: str) -> str:
-    """Name what an editor put around or into a value; empty where it may be meant."""
+    """Name what an editor put around or into a value; empty if it may be meant."""
     if _WRAPPED.search(value):
         signs = sorted({value[0], value[-1]} & set(f"{_QUOTES}`"))
         shown = f" ({' '.join(signs)})" if signs else ""

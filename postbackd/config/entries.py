@@ -1,4 +1,4 @@
-"""The entries of one config file while they become settings: found, refused, warned of."""
+"""ConfigReader: reads the entries of one config file, and collects refusals and warnings."""
 
 import difflib
 import os
@@ -50,8 +50,8 @@ KNOWN_KEYS: Mapping[str, tuple[str, ...]] = {
     "log": ("postbacks", "anonymize_ip"),
 }
 
-# What config files of the original hold, for people who bring theirs along: a warning about each
-# of these would bury the one that matters.
+# Keys of the original's config files, for people who bring theirs along: a warning about each of
+# these would hide the one that matters.
 KEITARO_KEYS: Mapping[str, frozenset[str]] = {
     "system": frozenset(
         {
@@ -93,7 +93,7 @@ KEITARO_KEYS: Mapping[str, frozenset[str]] = {
 }
 KEITARO_SECTIONS = frozenset({"redis", "clickhouse", "ch", "olap", "mysql", "memcached", "cache"})
 
-# Keys for which a bare no, none or yes says what it seems to say; PHP's reading does no harm.
+# Keys for which a bare no, none or yes means what it says; PHP's reading does no harm.
 _TAKES_WORDS = frozenset(
     {
         "decimal_comma",
@@ -111,14 +111,15 @@ _TAKES_WORDS = frozenset(
 )
 _KEYS_FOUND_ANYWHERE = frozenset({"postback_key", "postback_key_old"})
 
-# What a sentence about the file must not repeat, wherever in the file it stands; the passwords of
-# the original's databases too. Sources of rates have theirs in their addresses.
+# Values that no sentence about the file may repeat, wherever they are in the file; the passwords of
+# the original's databases too. Sources of rates have keys in their addresses.
 _HIDDEN_ENTRIES = (
     *("postback_key", "postback_key_old", "pixel_key", "click_key", "app_id"),
     *("salt", "password", "clickhouse_password"),
 )
 
-# What a URL cannot hold in its path as it is (RFC 3986, 2.2 and 3.3), or holds as something else.
+# Characters that a URL's path cannot hold as they are (RFC 3986, 2.2 and 3.3), or that have another
+# meaning there.
 _BREAKS_A_URL = (
     (rb"/", "a slash"),
     (rb"[?#]", "'?' or '#'"),
@@ -136,7 +137,7 @@ class ConfigError(Exception):
 
 
 def decode_text(path: Path, content: bytes) -> str:
-    """Decode a file's bytes; ConfigError where they are those of another encoding or format."""
+    """Decode a file's bytes; ConfigError if they are in another encoding or format."""
     if encoding := name_encoding(content):
         raise ConfigError(f"{path}: the file is {encoding}: save it as UTF-8.")
     if other := name_format(content):
@@ -145,7 +146,7 @@ def decode_text(path: Path, content: bytes) -> str:
 
 
 def parse_text(path: Path, text: str) -> Ini:
-    """Read INI text; ConfigError with the line where PHP refuses it."""
+    """Read INI text; ConfigError with the line that PHP refuses."""
     try:
         return parse_ini(text, os.environ)
     except IniError as refusal:
@@ -156,15 +157,15 @@ def parse_text(path: Path, text: str) -> Ini:
 
 
 def split_lines(text: str) -> list[str]:
-    """Split a file's text at the ends of lines that PHP knows."""
+    """Split a file's text at the line ends that PHP knows."""
     return re.split(r"\r\n|\r|\n", text)
 
 
 class ConfigReader:
-    """The entries of one file while they become settings, and what there is to say about them."""
+    """The entries of one file, read one by one into settings, and the warnings about them."""
 
     def __init__(self, path: Path, ini: Ini, text: str = "") -> None:
-        """Take a file that was parsed, and its text to look for what was lost."""
+        """Use a parsed file; `text` is searched for keys that PHP did not read."""
         self.path = path
         self.ini = ini
         self.text_of_file = text
@@ -173,7 +174,7 @@ class ConfigReader:
         self._mask = KeyMask(_split_secrets(secrets))
 
     def hide(self, sentence: str) -> str:
-        """Hide the file's keys in a sentence: somebody may have put one on the wrong line."""
+        """Mask the file's keys in a sentence: a key may be on the wrong line."""
         return self._mask.hide(sentence)
 
     def refuse(self, entry: Entry, sentence: str) -> NoReturn:
@@ -184,7 +185,7 @@ class ConfigReader:
         raise ConfigError(f"{self.path}, line {entry.line}: {told}")
 
     def warn(self, line: int, sentence: str) -> None:
-        """Keep a warning about a line."""
+        """Add a warning about a line."""
         self._warnings.append((line, sentence))
 
     def all_warnings(self) -> tuple[str, ...]:
@@ -194,12 +195,12 @@ class ConfigReader:
         return tuple(dict.fromkeys(told))
 
     def entry(self, section: str | None, key: str) -> Entry | None:
-        """Find an entry that is a plain value."""
+        """Find an entry, which must be a plain value."""
         entry = self.ini.entry(section, key)
         if entry and entry.in_list:
             self.refuse(entry, "is written as a list; write one value, without brackets.")
         if entry and (marks := find_marks_of_value(entry.value)):
-            # Not refused: a key works with them, escaped, and may be in use.
+            # Not refused: such a key works in its escaped form, and may be in use.
             self.warn(entry.line, f"{_place(entry)} {marks}.")
         return entry
 
@@ -233,7 +234,7 @@ class ConfigReader:
         self.refuse(entry, f"is {entry.word or entry.value!r}; {advice}.")
 
     def words(self, section: str, key: str, default: str) -> list[str] | None:
-        """Return the parts of a comma list, lower case; None where it says none."""
+        """Return the parts of a comma list, lower case; None if the value is none."""
         entry = self.entry(section, key)
         value = (entry.word or entry.value if entry else "").strip().lower() or default
         if value == "none" or (entry and entry.word and not entry.value):
@@ -241,14 +242,14 @@ class ConfigReader:
         return [part.strip() for part in value.split(",") if part.strip()]
 
     def secret(self, key: str) -> bytes:
-        """Read a key of [system] that may be left out."""
+        """Read an optional key of [system]."""
         entry = self.entry("system", key)
         if not entry or not entry.value:
             return b""
         return self.key_bytes(entry)
 
     def key_bytes(self, entry: Entry) -> bytes:
-        """Give a key as the bytes that a path is compared with."""
+        """Return a key as the bytes that a request's path is compared with."""
         if entry.word and entry.key in _TAKES_WORDS:
             self.warn(entry.line, f'{_place(entry)} is a bare word that PHP reads as "1".')
         key = entry.value.encode("utf-8", "surrogateescape")
@@ -267,7 +268,7 @@ class ConfigReader:
 
 
 def _split_secrets(values: Iterable[str]) -> Iterator[bytes]:
-    """Give each value, and each part of it: old keys are a comma list, a day behind each."""
+    """Yield each value and each part of it: old keys are a comma list with a day after each."""
     for value in values:
         parts = (part.split() for part in value.split(","))
         for secret in (value, *(words[0] for words in parts if words)):
@@ -287,12 +288,12 @@ def _place(entry: Entry) -> str:
 
 
 def either(ways: tuple[str, ...]) -> str:
-    """Name some words of which one is to be written."""
+    """Name the words of which one is to be written."""
     return ", ".join(repr(way) for way in ways[:-1]) + f" or {ways[-1]!r}"
 
 
 def warn_of_strangers(reader: ConfigReader) -> None:
-    """Warn of keys and sections that nobody knows, with the nearest that is known."""
+    """Warn of unknown keys and sections, with the nearest known name."""
     strange_sections = set()
     for entry in reader.ini.entries:
         if entry.key in _KEYS_FOUND_ANYWHERE or entry.section in KEITARO_SECTIONS:
@@ -326,8 +327,8 @@ def _warn_of_a_strange_key(reader: ConfigReader, entry: Entry) -> None:
         reader.warn(entry.line, f"{_place(entry)} is unknown{_key_hint(entry)}.")
 
 
-# A tenth of the letters may differ, or a word be missing: `pixelkey`, `park_day`, `decimal`. What
-# is farther off than that is a key of some other program, and no slip.
+# A tenth of the letters may differ, or a word be missing: `pixelkey`, `park_day`, `decimal`. A name
+# that differs more is another program's key, not a typing error.
 _NEARNESS = 0.7
 
 

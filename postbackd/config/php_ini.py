@@ -14,8 +14,8 @@ from typing import Literal, NoReturn, TypeAlias, cast
 Value: TypeAlias = "str | list[str] | dict[str, str]"
 Values: TypeAlias = "dict[str, Value | dict[str, Value]]"
 
-# "word": yes, no, none, null and their kin stood there. "mangled": the text PHP hands out is not
-# the text in the file. "structure": lines that PHP drops or leaves out.
+# "word": a bare yes, no, none, null or the like was in the file. "mangled": the value that PHP
+# returns is not the text in the file. "structure": PHP drops or skips lines.
 NoteKind: TypeAlias = Literal["word", "mangled", "structure"]
 
 # PHP compares these without regard to case.
@@ -60,7 +60,7 @@ CONSTANTS: Mapping[str, str] = {
 }
 LOOKS_LIKE_A_CONSTANT = re.compile(r"(?:PHP|E|M|INI|SORT|LOG|LC|SEEK|LOCK|UPLOAD_ERR)_[A-Z0-9_]+")
 
-# Deeper brackets mean no settings file; without a bound, a line of "(" exhausts the stack.
+# A settings file has no deeper brackets; without a limit, a line of "(" exhausts the stack.
 MAX_BRACKETS = 100
 
 _LABEL = r"[^=\n\r\t;&|^$~(){}!\"\[]+"
@@ -110,7 +110,7 @@ class IniError(Exception):
     """PHP refuses the text: the line, and a sentence without any value of the file."""
 
     def __init__(self, line: int, sentence: str) -> None:
-        """Keep the line beside the sentence."""
+        """Set the line and the sentence."""
         super().__init__(f"line {line}: {sentence}")
         self.line = line
         self.sentence = sentence
@@ -118,7 +118,7 @@ class IniError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something PHP does with the text that its writer may not expect."""
+    """Something PHP does with the text that its author may not expect."""
 
     line: int
     sentence: str
@@ -129,7 +129,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One `key = value` that counts, and where its value stands in the text."""
+    """One `key = value` that PHP reads, and the place of its value in the text."""
 
     section: str | None  # None: above the first section
     key: str
@@ -143,14 +143,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Ini:
-    """What PHP reads, where it stands, and what is odd about it."""
+    """The values that PHP reads, their places, and notes about what is odd."""
 
     values: Values = field(repr=False)
     entries: tuple[Entry, ...]
     warnings: tuple[Note, ...]
 
     def entry(self, section: str | None, key: str) -> Entry | None:
-        """Return the entry that gives the key its value, None where there is none."""
+        """Return the entry that sets the key, or None."""
         found = [e for e in self.entries if e.section == section and e.key == key]
         return found[-1] if found else None
 
@@ -163,13 +163,13 @@ class Ini:
 def parse_ini(text: str, environ: Mapping[str, str]) -> Ini:
     """Read INI text as PHP does; raise IniError with the line where PHP refuses it.
 
-    `${NAME}` is looked up in environ alone; PHP would ask its own settings first.
+    `${NAME}` is looked up in environ only; PHP would look in its own settings first.
     """
     return _Reader(text, environ).read()
 
 
 def is_plain(text: str) -> bool:
-    """Tell whether PHP reads this text, unquoted, as it stands and as nothing else."""
+    """Return whether PHP reads this text, unquoted, unchanged."""
     return (
         re.fullmatch(r"[A-Za-z0-9._/:@+-]+", text) is not None
         and text.lower() not in WORDS
@@ -180,7 +180,7 @@ def is_plain(text: str) -> bool:
 
 @dataclass(slots=True)
 class _Piece:
-    """A value while it is read: its text so far, and what the next token is."""
+    """A value being read: its text so far, and the next token."""
 
     start: int
     end: int
@@ -234,7 +234,7 @@ class _Reader:
             self._read_entry()
 
     def _name_is_longer(self, blank_end: int) -> bool:
-        """PHP takes the longer match: spaces in front of a name belong to the name."""
+        """Return whether PHP's longest match takes the spaces before a name into the name."""
         name = _OPENED_NAME.match(self.text, self.at) or _NAME.match(self.text, self.at)
         equals = _EQUALS.match(self.text, self.at)
         return max(m.end() if m else 0 for m in (name, equals)) > blank_end
@@ -523,7 +523,7 @@ class _Reader:
 
 
 def _with_lists(value: Value | dict[str, Value]) -> Value:
-    """Show an array as a list where its keys are 0, 1, 2 and so on."""
+    """Return an array as a list if its keys are 0, 1, 2 and so on."""
     if isinstance(value, dict) and list(value) == [str(index) for index in range(len(value))]:
         return cast("list[str]", list(value.values()))
     return cast("Value", value)
@@ -537,7 +537,7 @@ def _put(home: dict[str, Value], name: str, offset: str, value: str) -> None:
     if not offset:
         indexes = [int(key) for key in array if _is_index(key)]
         offset = str(max(indexes) + 1 if indexes else 0)
-        if not _is_index(offset):  # PHP stores nothing beyond its largest number
+        if not _is_index(offset):  # PHP stores no index above its largest number
             return
     array[offset] = value
 
@@ -560,7 +560,7 @@ def _constant_or_word(fragment: str) -> str:
 
 
 def _describe(token: re.Match[str]) -> str:
-    """Name what stands there without a word of the value: it could be a key."""
+    """Describe a token without quoting the value: it could be a key."""
     if token.lastgroup in ("sign", "other"):
         return repr(token[0].strip())
     return {

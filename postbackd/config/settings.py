@@ -1,4 +1,4 @@
-"""What config.ini.php means: from the text of the file to the settings."""
+"""Reads config.ini.php into Settings, with defaults, checks and warnings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEFAULT_TRUSTED_PROXIES = "127.0.0.1, ::1"
 DEFAULT_DB_PATH = "postback.db"
 DEFAULT_PARK_DAYS = 90
 DEFAULT_RATE_SOURCES = "ecb,cbr"
-# Beyond the wildest days of freely traded currencies (a third), far below a lost decimal point;
+# Above the wildest days of freely traded currencies (a third), far below a lost decimal point;
 # docs/rates.md has the cases.
 DEFAULT_MAX_CHANGE = Decimal("1.5")
 
@@ -47,17 +47,17 @@ KNOWN_RATE_SOURCES = ("ecb", "cbr", "er-api", "openexchangerates")
 UNKNOWN_SUBID_WAYS = ("park", "accept")
 REPEATS_WAYS = ("ignore", "update")
 
-# A hundred years: whoever writes more has mistyped, and dates must stay within the calendar.
+# A hundred years: a larger number is a typing error, and dates must stay within the calendar.
 MAX_PARK_DAYS = 36500
 
-# A real file has a few kilobytes. The bound keeps a path such as /dev/zero from filling memory.
+# A real file has a few kilobytes. The limit keeps a path such as /dev/zero from filling memory.
 MAX_FILE_BYTES = 1024 * 1024
 
 _GUARD = re.compile(r"\ufeff?[ \t]*;?[ \t]*<\?php\b")
 _OLD_KEY = re.compile(r"(\S+)(?:\s+until\s+(\S+))?")
-# Fields in the address of a source, such as app_id, access_key, token.
+# Names of fields in a source's address that hold a key, such as app_id, access_key, token.
 _NAMES_OF_KEYS = "(?i)key|token|secret|pass|auth|app_?id"
-# Only what looks like a date is quoted in an error: anything else could be a key.
+# Only text that looks like a date is quoted in an error: any other could be a key.
 _LIKE_A_DATE = re.compile(r"[0-9]{1,4}[-./][0-9]{1,2}[-./][0-9]{1,4}")
 
 
@@ -69,13 +69,13 @@ class OldKey:
     until: date | None  # that day included, UTC
 
     def is_good_on(self, today: date) -> bool:
-        """Tell whether the key is accepted on that UTC day."""
+        """Return whether the key is accepted on that UTC day."""
         return self.until is None or today <= self.until
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything config.ini.php says, defaults filled in; its repr holds no key."""
+    """The values of config.ini.php, defaults filled in; its repr holds no key."""
 
     path: Path
     postback_key: bytes = field(repr=False)
@@ -107,7 +107,7 @@ class Settings:
         return (self.postback_key, *(old.key for old in self.old_keys if old.is_good_on(today)))
 
     def secrets(self) -> tuple[bytes, ...]:
-        """Return all that no text may show, expired keys too. Whatever has repr=False adds here."""
+        """Return the values that no text may show (fields with repr=False), expired ones too."""
         keys = (
             self.postback_key,
             *(old.key for old in self.old_keys),
@@ -119,7 +119,7 @@ class Settings:
 
 
 def find_rate_secrets(app_id: str, urls: Mapping[str, str]) -> Iterator[bytes]:
-    """Give what is secret in what the sources of rates are asked: keys, users, passwords."""
+    """Yield the secrets in the addresses of the rate sources: keys, users, passwords."""
     yield app_id.encode("utf-8", "surrogateescape")
     for url in urls.values():
         parts = urlsplit(url)
@@ -137,24 +137,24 @@ def find_config(environ: Mapping[str, str]) -> Path:
 
 
 def load(path: Path) -> Settings:
-    """Read the file; raise ConfigError where it cannot be read, is refused, or has no key."""
+    """Read the file; ConfigError if it cannot be read, is refused, or has no key."""
     path = absolute(path)
     return judge_settings(path, read_file(path))
 
 
 def load_keyless(path: Path) -> Settings:
-    """Read the file for what needs no key: where none can be used, the settings have none."""
+    """Read the file for commands that need no key; without a usable key the settings have none."""
     path = absolute(path)
     content = read_file(path)
-    reader = _read_sheet(path, content)
+    reader = _build_reader(path, content)
     key: bytes = b""
     old_keys: tuple[OldKey, ...] = ()
     try:
         key = _postback_key(reader)
         old_keys = read_old_keys(reader)
     except ConfigError:
-        # Whoever asks what came in is not helped by a refusal; `postback check` tells of it. But
-        # PHP reads no further than a NUL byte, and [db] path may stand behind it.
+        # A command that lists what came in is not helped by a refusal; `postback check` reports it.
+        # But PHP reads no further than a NUL byte, and [db] path may come after it.
         if b"\0" in content:
             raise ConfigError(f"{path} holds NUL bytes: save it as UTF-8.") from None
     return _finish_settings(reader, _read_settings(reader, key, old_keys))
@@ -165,7 +165,7 @@ def example_text() -> str:
     beside = Path(__file__).parents[2] / "config.ini.php.example"
     if beside.is_file():
         return beside.read_text("utf-8")
-    # Here, for it takes longer to import than all of the rest, and is hardly ever needed.
+    # Imported here: it takes longer than all other imports, and is hardly ever needed.
     from importlib import metadata  # noqa: PLC0415
 
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -181,14 +181,14 @@ def absolute(path: Path) -> Path:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a config file whole; ConfigError where it is none or cannot be read."""
+    """Read a config file; ConfigError if it is no file or cannot be read."""
     return read_file_of(path)[0]
 
 
 def read_file_of(path: Path, flags: int = 0) -> tuple[bytes, os.stat_result]:
-    """Read it likewise and tell whose the file is that was read; `flags` may be O_NOFOLLOW."""
+    """Read a config file; return its state too, for its owner. `flags` may be O_NOFOLLOW."""
     try:
-        # Opening a pipe would wait for its writer.
+        # Opening a pipe would wait for a writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ConfigError(f"{path} is not a file; point POSTBACK_CONFIG at config.ini.php.")
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags), "rb") as file:
@@ -202,7 +202,7 @@ def read_file_of(path: Path, flags: int = 0) -> tuple[bytes, os.stat_result]:
 
 
 def name_reason(problem: OSError | ValueError) -> str:
-    """Say why, without the path that the sentence around it names."""
+    """Return the reason without the path, which the sentence around it names."""
     return str(getattr(problem, "strerror", None) or problem)
 
 
@@ -210,14 +210,14 @@ def name_reason(problem: OSError | ValueError) -> str:
 
 
 def judge_settings(path: Path, content: bytes) -> Settings:
-    """Read the settings out of a file's content, its warnings with them."""
-    reader = _read_sheet(path, content)
+    """Read the settings and their warnings from a file's content."""
+    reader = _build_reader(path, content)
     return _finish_settings(
         reader, _read_settings(reader, _postback_key(reader), read_old_keys(reader))
     )
 
 
-def _read_sheet(path: Path, content: bytes) -> ConfigReader:
+def _build_reader(path: Path, content: bytes) -> ConfigReader:
     text = decode_text(path, content)
     reader = ConfigReader(path, parse_text(path, text), text)
     if not _GUARD.match(content.decode("latin-1").removeprefix("\xef\xbb\xbf")):
@@ -289,7 +289,7 @@ def find_key_entry(reader: ConfigReader) -> Entry:
 
 
 def _find_marked_key(reader: ConfigReader) -> str:
-    """Say on which line the key stands, in a way that an editor spoilt."""
+    """Name the line that holds the key in a form that an editor spoilt."""
     for number, line in enumerate(split_lines(reader.text_of_file), 1):
         if plain_name(line).startswith("postback_key") and (marks := find_marks(line)):
             return f" Line {number} is not read as that key: {marks}"
@@ -313,7 +313,7 @@ def _postback_key(reader: ConfigReader) -> bytes:
 
 
 def find_old_keys_entry(reader: ConfigReader) -> Entry | None:
-    """Find the old keys: in [system], else where the key itself stands."""
+    """Find the old keys: in [system], else beside the key itself."""
     return reader.entry("system", "postback_key_old") or reader.entry(
         find_key_entry(reader).section, "postback_key_old"
     )
@@ -347,7 +347,7 @@ def _old_key(reader: ConfigReader, entry: Entry, part: str) -> OldKey:
 
 
 def _refuse_shared_keys(reader: ConfigReader, settings: Settings) -> None:
-    """Keep the keys apart: a pixel shows its key, and networks know the postback keys."""
+    """Refuse a key used for two purposes: a pixel shows its key, and networks know theirs."""
     booking = {settings.postback_key, *(old.key for old in settings.old_keys)}
     for name in ("pixel_key", "click_key"):
         key = settings.pixel_key if name == "pixel_key" else settings.click_key
@@ -371,14 +371,14 @@ def _currency(reader: ConfigReader) -> str:
 
 
 def _url(reader: ConfigReader, section: str, key: str) -> str:
-    """Return a http or https address without trailing slash, empty where there is none."""
+    """Return an http or https address without trailing slash, or an empty text."""
     value = reader.optional(section, key) if section == "rates" else reader.text(section, key, "")
     if value and not _is_url(value, may_have_query=section == "rates"):
         entry = reader.ini.entry(section, key)
         assert entry is not None  # a value came from it
         shown = value.partition("?")[0]
         if section == "rates":
-            # Neither the query nor the user: a mirror's address may carry keys there.
+            # Neither the query nor the user name: a mirror's address may have keys there.
             shown = re.sub("//.*@", f"//{HIDDEN}@", shown)
         reader.refuse(entry, f"is {shown!r}; write an address such as 'https://example.com'.")
     return value if section == "rates" else value.rstrip("/")

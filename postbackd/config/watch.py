@@ -1,4 +1,4 @@
-"""The settings in force, while the config file may change at any time."""
+"""ConfigWatch: the settings in force, read again when the config file changes."""
 
 import logging
 import os
@@ -12,24 +12,24 @@ from postbackd.config.settings import Settings, absolute, judge_settings, name_r
 
 log = logging.getLogger("postback.config")
 
-# File systems stamp changes in steps of up to two seconds (FAT); within that time an unchanged
+# File systems round the times of changes to up to two seconds (FAT); within that time an unchanged
 # stamp does not prove an unchanged file.
 STAMP_SECONDS = 2.0
 
-# Long enough for an editor that truncates and then writes in place, short enough for a request
-# to wait. A file that still differs after it is left for the next check.
+# Long enough for an editor that truncates and then writes in place, short enough for a request to
+# wait. If the file still changes after it, the next check reads it.
 SETTLE_SECONDS = 0.01
 
 
 class ConfigWatch:
-    """The settings in force: the last good ones of a file that may change at any time."""
+    """The settings in force: the last valid ones of a file that may change at any time."""
 
     def __init__(
         self, path: Path, *, started_with: Settings | None = None, check_every_seconds: float = 0.25
     ) -> None:
-        """Remember the path; nothing is opened before the first call of current().
+        """Set the path; the file is not opened before the first call of current().
 
-        What needs a restart stays as in `started_with`, else as it is read first.
+        Settings that need a restart stay as in `started_with`, or else as they are first read.
         """
         self.problem: str | None = None
         self._path = absolute(path)
@@ -47,12 +47,12 @@ class ConfigWatch:
         """Return the settings in force at a time.monotonic(); None: no usable key since start."""
         if now < self._next_check:
             return self._settings
-        # Only the very first caller's parse is waited for: without it there is nothing to return.
+        # Only the first check is waited for: before it there is nothing to return.
         if self._checking.acquire(blocking=self._next_check == float("-inf")):
             try:
                 if now >= self._next_check:
                     self._check()
-                    # Not before: who comes during the very first check must see that it is due.
+                    # Not earlier: a caller during the first check must see that a check is due.
                     self._next_check = now + self._check_every
             finally:
                 self._checking.release()
@@ -72,7 +72,7 @@ class ConfigWatch:
         content = read_file(self._path)
         if content == self._content and not self.problem:
             return
-        # Caught in the middle of a write, most likely; the next check sees the end of it.
+        # Probably read in the middle of a write; the next check reads the whole.
         if is_young and not self._holds_still(content):
             return
         self._take_over(judge_settings(self._path, content))
@@ -103,12 +103,12 @@ class ConfigWatch:
 
 
 def _stamp_of(path: Path) -> tuple[tuple[int, ...], bool]:
-    """Return what changes when the file does, and whether that was just now."""
+    """Return a value that changes when the file does, and whether that was just now."""
     try:
         now = os.stat(path)
     except (OSError, ValueError) as problem:
         raise ConfigError(f"{path} cannot be read: {name_reason(problem)}.") from None
-    # ctime too: a program may set mtime back after a write, and ctime it cannot set.
+    # ctime too: a program can set mtime back after a write, but not ctime.
     is_young = any(abs(time.time() - at) < STAMP_SECONDS for at in (now.st_mtime, now.st_ctime))
     return (now.st_mtime_ns, now.st_ctime_ns, now.st_size, now.st_ino, now.st_mode), is_young
 

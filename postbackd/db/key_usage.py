@@ -1,6 +1,6 @@
-"""When each key was last used, kept without the key: a hash with the database's salt stands for it.
+"""When each key was last used, stored without the key: as a hash with the database's salt.
 
-Workers remember in memory and write now and then: the hot path pays for one entry of a dict.
+Workers collect uses in memory and write them now and then: a request sets one entry of a dict.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 
 from postbackd.db.rows import utc_text
 
-# How much older than the truth what stands in the database may be: a key is dropped after days.
+# How far the times in the database may lag behind: keys are dropped after days.
 PRECISION = timedelta(minutes=1)
 
 
 class KeyUses:
-    """One process's part: requests write to `seen`, the housekeeping calls `write`."""
+    """The uses that one process has seen: requests set `seen`, the housekeeping calls `write`."""
 
     def __init__(self) -> None:
         """Have seen nothing."""
@@ -24,20 +24,20 @@ class KeyUses:
         self._written: dict[bytes, datetime] = {}
 
     def list_news(self, precision: timedelta = PRECISION) -> dict[bytes, datetime]:
-        """Give what is not written yet, or was so long before that it is worth a write."""
+        """Return the uses that are not written, or are newer by at least `precision`."""
         return {
             key: at
-            # A copy: another thread may serve meanwhile.
+            # A copy: another thread may add uses meanwhile.
             for key, at in self.seen.copy().items()
             if key not in self._written or at - self._written[key] >= precision
         }
 
     def forget_written(self) -> None:
-        """Take nothing for written: the transaction that was to bring it may have failed."""
+        """Consider no use as written: the transaction that wrote them may have failed."""
         self._written.clear()
 
     def write(self, db: sqlite3.Connection, news: dict[bytes, datetime]) -> None:
-        """Write down; the caller holds the transaction."""
+        """Write the uses; the caller opens the transaction."""
         if not news:
             return
         salt = _read_salt(db)
@@ -47,14 +47,14 @@ class KeyUses:
 
 
 def find_uses(db: sqlite3.Connection, keys: Iterable[bytes]) -> dict[bytes, str | None]:
-    """Tell when each of these keys was last used; None: never, since that has been written down."""
+    """Return when each of these keys was last used; None: no use has been recorded."""
     salt = _read_salt(db)
     uses: dict[str, str] = dict(db.execute("SELECT fingerprint, last_used_at FROM key_uses"))
     return {key: uses.get(key_hash(salt, key)) for key in keys}
 
 
 def key_hash(salt: str, key: bytes) -> str:
-    """Give what stands for a key; a key that can be guessed can be guessed from it too."""
+    """Return the salted hash of a key; a key that can be guessed can be found from it too."""
     return hmac.new(salt.encode(), key, hashlib.sha256).hexdigest()
 
 
@@ -63,7 +63,7 @@ def _read_salt(db: sqlite3.Connection) -> str:
     return salt
 
 
-# Of several workers the latest counts.
+# The latest use counts, whichever worker saw it.
 _NOTE_USE = """
     INSERT INTO key_uses (fingerprint, last_used_at) VALUES (?, ?)
     ON CONFLICT (fingerprint) DO UPDATE SET last_used_at = max(last_used_at, excluded.last_used_at)

@@ -1,6 +1,6 @@
-"""The book of fetched rates: what came, what was refused, who fetches now: its SQL.
+"""SQL of the fetched rates: accepted ones, refused ones, the state of the fetch.
 
-Like `storage`, it decides nothing; the caller holds the transaction.
+Like `storage`, this module decides nothing; the caller opens the transaction.
 """
 
 import sqlite3
@@ -13,7 +13,7 @@ from rates import Rate, decimal_text
 
 
 class FetchState(NamedTuple):
-    """Who fetches now, and when it is due again; times as text, None: nobody, at once."""
+    """Which process fetches, and when the next fetch is due; times as text, None: none, at once."""
 
     holder: str | None
     held_until: str | None
@@ -23,7 +23,7 @@ class FetchState(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A rate that was refused; the fields are the columns. `rate` is '' where it is no number."""
+    """A refused rate; the fields are the columns. `rate` is '' if the source sent no number."""
 
     currency: str
     day: str
@@ -35,14 +35,14 @@ class Refusal(NamedTuple):
 
 
 class RefusedRate(NamedTuple):
-    """A rate that a source published for a day and that was not believed."""
+    """A rate that a source published for a day and that was rejected as implausible."""
 
     value: Decimal
     day: date
 
 
 class SourceState(NamedTuple):
-    """How it went when a source was last asked; the fields are the columns."""
+    """How the last request to a source went; the fields are the columns."""
 
     source: str
     asked_at: str
@@ -51,11 +51,11 @@ class SourceState(NamedTuple):
     trouble: str | None
 
 
-# Rates
+# Rates.
 
 
 def find_standing_rate(db: sqlite3.Connection, currency: str, day: date) -> Rate | None:
-    """Find what a new rate is measured against: the fetched one before it, else any at hand."""
+    """Find the rate that a new one is compared with: the last fetched one before it, else any."""
     for statement in (_FETCHED_BY_THEN, _FETCHED_AFTER, _BY_HAND):
         row = db.execute(statement, {"currency": currency, "day": str(day)}).fetchone()
         if row is not None:
@@ -64,7 +64,7 @@ def find_standing_rate(db: sqlite3.Connection, currency: str, day: date) -> Rate
 
 
 def list_rates_by_hand(db: sqlite3.Connection, day: date) -> list[tuple[str, Rate, Rate | None]]:
-    """List each rate by hand in force, and the fetched one that it beats on a day."""
+    """List the manual rates in force, each with the fetched rate that it overrides on a day."""
     by_hand = db.execute(
         "SELECT currency, rate, day FROM rates WHERE source = 'hand' AND ended_at IS NULL"
         " ORDER BY currency"
@@ -78,7 +78,7 @@ def list_rates_by_hand(db: sqlite3.Connection, day: date) -> list[tuple[str, Rat
 
 
 def has_rate(db: sqlite3.Connection, currency: str, day: date, source: str) -> bool:
-    """Tell whether the source's rate of the day is in the book already."""
+    """Return whether the source's rate of the day is stored."""
     row = db.execute(
         "SELECT 1 FROM rates WHERE currency = ? AND day = ? AND source = ?",
         (currency, str(day), source),
@@ -87,7 +87,7 @@ def has_rate(db: sqlite3.Connection, currency: str, day: date, source: str) -> b
 
 
 def add_rate(db: sqlite3.Connection, currency: str, rate: Rate, now: datetime) -> None:
-    """Write a fetched rate down; the day's first of a source stays, for ever."""
+    """Store a fetched rate; the first one of a day and source is never replaced."""
     db.execute(
         "INSERT OR IGNORE INTO rates (currency, day, source, rate, created_at)"
         " VALUES (?, ?, ?, ?, ?)",
@@ -95,11 +95,11 @@ def add_rate(db: sqlite3.Connection, currency: str, rate: Rate, now: datetime) -
     )
 
 
-# Refusals
+# Refusals.
 
 
 def add_refusal(db: sqlite3.Connection, refusal: Refusal) -> bool:
-    """Write a refused rate down; False where the very same is in the book already."""
+    """Store a refused rate; False if the same one is stored already."""
     cursor = db.execute(
         "INSERT OR IGNORE INTO refused_rates"
         " (currency, day, source, rate, reason, days_in_row, created_at)"
@@ -112,7 +112,7 @@ def add_refusal(db: sqlite3.Connection, refusal: Refusal) -> bool:
 def list_refused_before(
     db: sqlite3.Connection, currency: str, source: str, day: date, since: date
 ) -> list[RefusedRate]:
-    """List a source's refused rates of the days between, newest first, without what is none."""
+    """List a source's refused rates between two days, newest first, without those of no number."""
     rows = db.execute(
         "SELECT rate, day FROM refused_rates WHERE currency = ? AND source = ? AND day < ?"
         " AND day > ? AND rate <> '' AND accepted_at IS NULL ORDER BY day DESC, id DESC",
@@ -122,7 +122,7 @@ def list_refused_before(
 
 
 def count_flawed_days(db: sqlite3.Connection, currency: str, source: str, since: date) -> int:
-    """Count the days after one for which a source quoted what is no rate."""
+    """Count the days after `since` for which a source published something that is no rate."""
     row = db.execute(
         "SELECT count(DISTINCT day) FROM refused_rates WHERE currency = ? AND source = ?"
         " AND day > ? AND rate = '' AND accepted_at IS NULL",
@@ -133,12 +133,12 @@ def count_flawed_days(db: sqlite3.Connection, currency: str, source: str, since:
 
 
 def list_standing_refusals(db: sqlite3.Connection) -> list[Refusal]:
-    """List the newest refusal of each currency that no accepted rate has overtaken since."""
+    """List each currency's newest refusal that has no accepted rate after it."""
     return [Refusal(*row) for row in db.execute(_STANDING_REFUSALS)]
 
 
 def find_acceptable(db: sqlite3.Connection, currency: str) -> Refusal | None:
-    """Find the newest refused rate of a currency that a person may take after all."""
+    """Find the newest refused rate of a currency that a person may accept."""
     rows = [r for r in list_standing_refusals(db) if r.currency == currency and r.rate]
     return rows[0] if rows else None
 
@@ -146,7 +146,7 @@ def find_acceptable(db: sqlite3.Connection, currency: str) -> Refusal | None:
 def end_refusals(
     db: sqlite3.Connection, currency: str, source: str, day: date, now: datetime
 ) -> None:
-    """Note that what a source says has been taken after all."""
+    """Mark the refusals of a source up to a day as accepted."""
     db.execute(
         "UPDATE refused_rates SET accepted_at = ? WHERE currency = ? AND source = ? AND day <= ?"
         " AND accepted_at IS NULL",
@@ -154,11 +154,11 @@ def end_refusals(
     )
 
 
-# Sources
+# Sources.
 
 
 def save_answer(db: sqlite3.Connection, source: str, day: date, now: datetime) -> None:
-    """Write down that a source gave a good document."""
+    """Store that a source sent a valid document."""
     at = utc_text(now)
     db.execute(
         "INSERT INTO rate_sources (source, asked_at, answered_at, day, trouble)"
@@ -169,7 +169,7 @@ def save_answer(db: sqlite3.Connection, source: str, day: date, now: datetime) -
 
 
 def save_trouble(db: sqlite3.Connection, source: str, trouble: str, now: datetime) -> None:
-    """Write down why a source gave none."""
+    """Store why a source sent no valid document."""
     db.execute(
         "INSERT INTO rate_sources (source, asked_at, trouble) VALUES (?, ?, ?)"
         " ON CONFLICT (source) DO UPDATE SET asked_at = ?2, trouble = ?3",
@@ -178,16 +178,16 @@ def save_trouble(db: sqlite3.Connection, source: str, trouble: str, now: datetim
 
 
 def list_sources(db: sqlite3.Connection) -> list[SourceState]:
-    """List how asking each source went last."""
+    """List how the last request to each source went."""
     rows = db.execute("SELECT source, asked_at, answered_at, day, trouble FROM rate_sources")
     return [SourceState(*row) for row in rows]
 
 
-# The lease
+# The lease.
 
 
 def read_fetch_state(db: sqlite3.Connection) -> FetchState:
-    """Read who fetches, and when it is due."""
+    """Read which process fetches, and when the next fetch is due."""
     row = db.execute("SELECT holder, held_until, due_at, asked, tries FROM rate_rounds")
     return FetchState(*row.fetchone())
 

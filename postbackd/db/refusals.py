@@ -1,7 +1,7 @@
 """Requests that were refused before the receiver saw them, counted by kind and hour.
 
-A server notes each in memory, and the housekeeping writes the counts: a stranger's nonsense costs
-no write of its own. `postback check` adds the last 24 hours up.
+A server counts them in memory, and the housekeeping writes the counts: a refused request causes
+no write of its own. `postback check` adds up the last 24 hours.
 """
 
 import secrets
@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from postbackd.db.rows import utc_text
 
-# How much older than the truth the counts in the database may be.
+# How far the counts in the database may lag behind.
 PRECISION = timedelta(minutes=1)
 
-# For so long a count is kept, and with it an address. Longer than a weekend nobody looked.
+# How long a count is stored, and an address with it: longer than a weekend without a look.
 KEPT = timedelta(days=7)
 
 # `2026-11-22T10`: the hour of a time as the tables write it.
@@ -25,7 +25,7 @@ _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 class Kind(NamedTuple):
-    """What was answered, and why."""
+    """The status of the answer, and the reason."""
 
     status: int
     reason: str
@@ -43,7 +43,7 @@ class Tally(NamedTuple):
 
 @dataclass(slots=True)
 class _Count:
-    """The requests of one kind in one hour, as this process has seen them."""
+    """The requests of one kind in one hour, as counted by this process."""
 
     requests: int = 0
     last_at: datetime = _NEVER
@@ -51,7 +51,7 @@ class _Count:
 
 
 class Refusals:
-    """One process's part: `note` is for the server, `write` for the housekeeping."""
+    """The counts of one process: the server calls `note`, the housekeeping calls `write`."""
 
     def __init__(self) -> None:
         """Have seen nothing."""
@@ -62,7 +62,7 @@ class Refusals:
 
     @property
     def has_any(self) -> bool:
-        """Tell whether anything was refused."""
+        """Return whether anything was refused."""
         return bool(self._counts)
 
     def note(self, kind: Kind, address: str, now: datetime) -> None:
@@ -75,7 +75,7 @@ class Refusals:
     def write(
         self, db: sqlite3.Connection, now: datetime, precision: timedelta = PRECISION
     ) -> None:
-        """Write what the database lacks, delete what is old; the caller holds the transaction."""
+        """Write changed counts and delete old ones; the caller opens the transaction."""
         if self._cleaned_hour != _hour_of(now):
             self._cleaned_hour = _hour_of(now)
             self._clean(db, _hour_of(now - KEPT))
@@ -84,10 +84,10 @@ class Refusals:
             self._write_counts(db)
 
     def _write_counts(self, db: sqlite3.Connection) -> None:
-        # Asked, not remembered: what was written last may have been rolled back, or the file
-        # replaced. Whole counts are written, so writing one twice changes nothing.
+        # Read, not remembered: the last write may have been rolled back, or the file replaced.
+        # Total counts are written, so a second write changes nothing.
         held = {(row[0], Kind(*row[1:3])): row[3] for row in db.execute(_FIND, (self._process,))}
-        # A copy: another thread may serve meanwhile.
+        # A copy: another thread may count meanwhile.
         for (hour, kind), count in self._counts.copy().items():
             if held.get((hour, kind)) != count.requests:
                 last = (utc_text(count.last_at), count.last_address)
@@ -101,13 +101,13 @@ class Refusals:
 
 
 def list_tallies(db: sqlite3.Connection, now: datetime) -> list[Tally]:
-    """List what was refused in the last 24 hours, the most frequent kind first."""
+    """List the refusals of the last 24 hours, the most frequent kind first."""
     tallies: dict[Kind, Tally] = {}
     for status, reason, *numbers in db.execute(_LIST, (_hour_of(now - timedelta(days=1)),)):
         kind = Kind(status, reason)
         tally = Tally(status, reason, *numbers)
         before = tallies[kind].requests if kind in tallies else 0
-        # In the order of time: the last one's address stays.
+        # Rows come in the order of time: the last one's address remains.
         tallies[kind] = tally._replace(requests=before + tally.requests)
     return sorted(tallies.values(), key=lambda tally: -tally.requests)
 

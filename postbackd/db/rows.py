@@ -1,4 +1,4 @@
-"""What the tables' rows are in Python, and how a value stands in one."""
+"""Rows of the tables as Python values, and the text forms of times, JSON and amounts."""
 
 import itertools
 import json
@@ -17,9 +17,9 @@ SUB_ID_NAMES = tuple(f"sub_id_{number}" for number in range(1, 31))
 
 
 class KnownClick(NamedTuple):
-    """A click as it stands: its ids, its sub ids as JSON, and what the engine asks about it.
+    """A stored click: its ids, its sub ids as JSON, and the columns that the engine reads.
 
-    `is_due`: postbacks that were parked for it still wait to be applied.
+    `is_due`: postbacks parked for it have not been applied yet.
     """
 
     id: int
@@ -31,7 +31,7 @@ class KnownClick(NamedTuple):
 
 
 class ClickRow(NamedTuple):
-    """A click on its way in; None changes nothing that stands. `currency` is that of the cost."""
+    """A click to store; None leaves a stored value as it is. `currency` is that of the cost."""
 
     subid: str
     campaign: str | None = None
@@ -46,9 +46,9 @@ class ClickRow(NamedTuple):
 
 
 class PostbackRow(NamedTuple):
-    """A postback on its way into the log; the fields are the columns.
+    """A postback to store in the postback log; the fields are the columns.
 
-    `body` is what came as a body and does not stand in the query.
+    `body` is the part of a body that is not in the query.
     """
 
     received_at: str
@@ -120,9 +120,9 @@ HISTORY_COLUMNS = (
 
 
 class Again(NamedTuple):
-    """What the log is asked about a postback that may have come before; the fields are parameters.
+    """Asks the postback log whether a postback came before; the fields are SQL parameters.
 
-    `conversion_id` is the conversion that it would change, `original_id` what it is a replay of.
+    `conversion_id` is the conversion that it would change, `original_id` the row that it replays.
     """
 
     click_id: int
@@ -134,10 +134,10 @@ class Again(NamedTuple):
 
 
 class ParkedPostback(NamedTuple):
-    """A postback that waits for its click, as it was received.
+    """A postback that waits for its click.
 
-    That of a replay is what it put through again, and was received when the original was.
-    `copies`: how many more of the very same query wait.
+    For a replay, the query is the replayed one and the time the original's. `copies`: how many more
+    of the very same query wait.
     """
 
     id: int
@@ -152,21 +152,21 @@ class ParkedPostback(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """What came of a parked postback in the end."""
+    """The outcome of a parked postback."""
 
     verdict: Verdict
     reason: str
     conversion_id: int | None = None
 
     def repeat(self) -> "Settled":
-        """Say what comes of another one that is the very same."""
+        """Return the outcome of another parked postback with the same query."""
         return Settled(Verdict.REPEATED, "the very same was parked before it", self.conversion_id)
 
 
 class LastTry(NamedTuple):
-    """How a postback was last put through: as which query, and what has come of it so far.
+    """How a postback was last booked: by which query, and the outcome so far.
 
-    `lacks_amount`: it is about a conversion whose amount, or its currency, is unknown.
+    `lacks_amount`: its conversion's amount, or the currency of that, is unknown.
     """
 
     query: str
@@ -183,9 +183,9 @@ class Waiting(NamedTuple):
 
 
 def leave_copies_out(parked: Iterable[ParkedPostback]) -> list[ParkedPostback]:
-    """Keep of equal queries that follow each other the first, and count how often each came.
+    """Return the first of equal queries that follow each other, with the number of copies.
 
-    One that comes back behind another query stands anew: with `repeats = update` the last counts.
+    An equal query after another one counts anew: with `repeats = update` the last one wins.
     """
     rows = list(parked)
     if len(rows) < 2:
@@ -199,22 +199,22 @@ def leave_copies_out(parked: Iterable[ParkedPostback]) -> list[ParkedPostback]:
 
 
 def to_json(value: object) -> str:
-    """Write JSON as the database keeps it: compact, readable in any language."""
+    """Write JSON as the database stores it: compact, letters of any language as they are."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-# An encoder made anew for every click took a tenth of the time of an import.
+# A new encoder for every click took a tenth of the time of an import.
 _encode_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def sub_ids_json(sub_ids: Mapping[str, str]) -> str:
-    """Write sub ids as `to_json` would: the names are ours and hold nothing to escape."""
+    """Write sub ids as `to_json` would: the names are ours and need no escapes."""
     members = [f'"{name}":{_encode_json(value)}' for name, value in sub_ids.items()]
     return f"{{{','.join(members)}}}"
 
 
 def utc_text(moment: datetime) -> str:
-    """Write an aware moment as the database keeps it: `2026-11-22T10:24:50.123Z`."""
+    """Write an aware time as the database stores it: `2026-11-22T10:24:50.123Z`."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:23] + "Z"
 
 
@@ -296,5 +296,5 @@ def cost_worth_columns(priced: Priced) -> dict[str, Any]:
     return dict(zip(COST_COLUMNS[_SENT:], money_values(priced)[_SENT:], strict=True))
 
 
-# A day has a handful of them.
+# A day has few different rates.
 _rate_text = lru_cache(maxsize=256)(decimal_text)

@@ -1,1 +1,1 @@
-"""Daily exchange rates: fetched, doubted, stored."""
+"""Daily exchange rates: fetched, checked for plausibility, stored."""

@@ -1,8 +1,8 @@
-"""One document from one address: bounded in time, size and redirects; a sentence where it fails.
+"""Downloads one document, with limits on time, size and redirects; an error is a sentence.
 
-A redirect is somebody else's word: it leads to the public internet, or back to the machine that the
-settings name, and nowhere else. What a name stands for is asked once for each request; that address
-is judged, and that address is connected to.
+A redirect is written by somebody else: it may lead to the public internet, or back to the machine
+that the settings name, and nowhere else. A host name is resolved once for each request; that
+address is checked, and that address is connected to.
 """
 
 import socket
@@ -27,12 +27,12 @@ from urllib3.util import Url, parse_url
 
 from postbackd.exchange.public_address import is_public
 
-# A service that lives answers within a second; a bad line gets the benefit of ten.
+# A working service answers within a second; a bad line may take ten.
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 
-# The largest document of a known service has some 20 KB; counted after unpacking, so that a
-# gzip bomb ends there too.
+# The largest document of a known service has some 20 KB; counted after unpacking, so that a gzip
+# bomb is stopped too.
 DOCUMENT_LIMIT_BYTES = 1024 * 1024
 BLOCK_BYTES = 64 * 1024
 
@@ -40,7 +40,7 @@ BLOCK_BYTES = 64 * 1024
 REDIRECTS_AT_MOST = 3
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-# Types that say nothing: mirrors and file stores give them to everything.
+# Types that tell nothing about the content: mirrors and file stores use them for everything.
 PLAIN_TYPES = ("", "text/plain", "application/octet-stream", "binary/octet-stream")
 
 HEADERS = {
@@ -50,30 +50,30 @@ HEADERS = {
 
 
 class DownloadError(Exception):
-    """No document came; the sentence says why, without what could be a key."""
+    """No document was received; the sentence says why, without anything that could be a key."""
 
 
 class _Place(NamedTuple):
-    """Where a document is asked for: the address as it is written, and what its host stands for."""
+    """The target of a request: the address as written, and the addresses of its host."""
 
     url: Url
     addresses: Sequence[str]
 
     @property
     def port(self) -> int:
-        """The port that is connected to."""
+        """The port to connect to."""
         return self.url.port or port_by_scheme[str(self.url.scheme)]
 
     @property
     def host(self) -> str:
-        """The host as the server knows itself by, without the brackets of IPv6."""
+        """The host name for the Host field and TLS, without the brackets of IPv6."""
         return (self.url.host or "").strip("[]")
 
 
 def download(url: str, content_types: tuple[str, ...]) -> bytes:
-    """Fetch a document of one of the types; raises DownloadError."""
+    """Download a document of one of the types; raises DownloadError."""
     place = _find(_read_address(url, "its address"))
-    # The user may have put a mirror into a network of one's own.
+    # The user may have set a mirror inside the own network.
     own = frozenset(place.addresses)
     for _ in range(REDIRECTS_AT_MOST + 1):
         response = _open(place)
@@ -89,7 +89,7 @@ def download(url: str, content_types: tuple[str, ...]) -> bytes:
 
 
 def _read_address(url: str, what: str) -> Url:
-    """Read an address as the connection does: a second reader could be led elsewhere."""
+    """Parse an address as the connection does: a second parser could understand another host."""
     try:
         parsed = parse_url(url)
     except ValueError:
@@ -100,12 +100,12 @@ def _read_address(url: str, what: str) -> Url:
 
 
 def _find(url: Url) -> _Place:
-    """Ask what a host stands for: once, so that what is judged is what is connected to."""
+    """Resolve a host once, so that the address that is checked is the one connected to."""
     place = _Place(url, ())
     try:
         found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
     except (OSError, ValueError):
-        # ValueError: what can be no name, such as one with a label of a hundred letters.
+        # ValueError: no possible name, such as one with a label of a hundred letters.
         raise DownloadError(_CANNOT_BE_FOUND.format(host=place.host)) from None
     return place._replace(addresses=list(dict.fromkeys(str(entry[4][0]) for entry in found)))
 
@@ -120,7 +120,7 @@ def _refuse_private(place: _Place, own: frozenset[str]) -> None:
 
 
 def _open(place: _Place) -> Any:
-    """Send the request to the first of the addresses that takes a connection."""
+    """Send the request to the first of the addresses that accepts a connection."""
     trouble: Exception | None = None
     for address in place.addresses:
         try:
@@ -135,7 +135,7 @@ def _open(place: _Place) -> Any:
 def _ask(place: _Place, address: str) -> Any:
     timeout = Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
     if place.url.scheme == "https":
-        # The certificate is that of the name.
+        # The certificate is checked for the host name.
         pool: HTTPConnectionPool = HTTPSConnectionPool(
             address, place.port, timeout=timeout, server_hostname=place.host
         )
@@ -146,7 +146,7 @@ def _ask(place: _Place, address: str) -> Any:
         place.url.request_uri,
         headers={**HEADERS, "Host": str(place.url.netloc)},
         redirect=False,
-        # Who asks again, and when, is decided once, by the schedule.
+        # The schedule alone decides whether and when to try again.
         retries=False,
         preload_content=False,
     )
@@ -185,18 +185,18 @@ def _read_document(response: Any, host: str, content_types: tuple[str, ...]) -> 
 
 
 def _stream(response: Any) -> Iterator[bytes]:
-    """Give the unpacked document in blocks."""
+    """Yield the unpacked document in blocks."""
     yield from response.stream(BLOCK_BYTES, decode_content=True)
 
 
 def shorten(url: str) -> str:
-    """Give an address without what may be a key: user, query, fragment."""
+    """Return an address without parts that may be a key: user, query, fragment."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))[:100]
 
 
 def _describe(error: Exception | None, host: str) -> str:
-    """Say what failed; urllib3's own sentences hold the whole address, with a key in it maybe."""
+    """Describe an error in our words; urllib3's contain the whole address, and so perhaps a key."""
     for kind, sentence in _SENTENCES.items():
         if isinstance(error, kind):
             return sentence.format(host=host)

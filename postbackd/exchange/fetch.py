@@ -1,6 +1,6 @@
-"""One fetch of the rates: the sources are asked side by side, and their rates written down.
+"""One fetch of the rates: all sources are asked at the same time, and their rates stored.
 
-`postback rates update` does it, at once or as the process that a worker has started.
+`postback rates update` runs it, for an operator or as the process that a worker has started.
 """
 
 import logging
@@ -24,41 +24,41 @@ from storage import Storage
 
 Say = Callable[[int, str], None]
 
-# How long all sources together may take; they are asked side by side. `download` bounds silence,
-# this bounds a source that drips.
+# Time limit for all sources together; they are asked at the same time. `download` limits silence,
+# this limits a source that sends slowly.
 ASKING_SECONDS = 30.0
 
-# Refusals told one by one; a document that is wrong altogether has hundreds, all alike.
+# Refusals named one by one; a document that is wrong altogether has hundreds of the same kind.
 REFUSALS_TOLD = 5
 
-# Below everything that answers postbacks: a document is parsed in a millisecond, in a minute too.
+# Below all processes that answer postbacks: a document takes a millisecond to parse, and may wait.
 NICENESS = 10
 
 
 class LostLeaseError(Exception):
-    """Somebody else fetches by now; nothing more may be written."""
+    """Another process has the lease now; nothing more may be written."""
 
 
 def bound_this_process() -> None:
-    """Let this process end itself in time, and step back behind the ones that answer postbacks."""
-    # Even a name lookup that hangs in the C library ends here.
+    """Limit this process's time, and give it a lower priority than the workers."""
+    # SIGALRM also ends a name lookup that hangs in the C library.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(ALARM_SECONDS)
     os.nice(NICENESS)
 
 
 def fetch_rates(db: Storage, settings: Settings, token: str, now: datetime, say: Say) -> bool:
-    """Ask all sources and write down what they say; True where nothing is to be tried again.
+    """Ask all sources and store their answers; True if no retry is needed.
 
-    Raises LostLeaseError where the lease of `token` has passed to somebody else.
+    Raises LostLeaseError if the lease of `token` has passed to another process.
     """
     answers = ask_all(settings, now)
-    yardstick = Plausibility(settings.currency, settings.max_change, now)
+    limits = Plausibility(settings.currency, settings.max_change, now)
     is_good = True
     for place, answer in enumerate(answers):
         with db.transaction():
             _refuse_lost_lease(db, token)
-            result = save_plausible(db.db, answers, place, yardstick)
+            result = save_plausible(db.db, answers, place, limits)
         is_good &= not (answer.trouble or result.refused)
         _tell(say, answer, result)
     with db.transaction():
@@ -68,7 +68,7 @@ def fetch_rates(db: Storage, settings: Settings, token: str, now: datetime, say:
 
 
 def ask_all(settings: Settings, now: datetime) -> list[SourceAnswer]:
-    """Ask the sources side by side; one that takes too long is left behind."""
+    """Ask the sources at the same time; one that takes too long is not waited for."""
     late = f"gave no whole answer within {ASKING_SECONDS:g} seconds"
     answers = {source: SourceAnswer(source, None, late) for source in settings.rate_sources}
 
@@ -88,7 +88,7 @@ def ask_all(settings: Settings, now: datetime) -> list[SourceAnswer]:
 
 
 def ask_source(settings: Settings, source: str, now: datetime) -> SourceAnswer:
-    """Ask one source for its newest document and read it; nothing it says repeats our keys."""
+    """Ask one source for its newest document and read it; our keys are masked in its words."""
     mask = KeyMask(settings.secrets())
     try:
         document = download(_address(settings, source), FEEDS[source].content_types)
@@ -110,13 +110,13 @@ def _address(settings: Settings, source: str) -> str:
 
 
 def _refuse_lost_lease(db: Storage, token: str) -> None:
-    # A process that slept through its lease (a suspended machine) must not write beside another.
+    # A process that slept past its lease (a suspended machine) must not write beside another one.
     if rate_book.read_fetch_state(db.db).holder != token:
         raise LostLeaseError("another process has taken over meanwhile")
 
 
 def give_up_lease(db: Storage, token: str) -> None:
-    """Give the lease back unused: whoever wants to fetch next need not wait until it runs out."""
+    """Release an unused lease: the next fetch need not wait until it runs out."""
     with db.transaction():
         _refuse_lost_lease(db, token)
         current = rate_book.read_fetch_state(db.db)
@@ -139,7 +139,7 @@ def _tell(say: Say, answer: SourceAnswer, result: FetchResult) -> None:
         )
         return
     say(logging.INFO, f"rates from {answer.source}: {_describe(answer.table, result)}")
-    for sentence in result.believed:
+    for sentence in result.accepted:
         say(logging.WARNING, f"rates from {sentence}")
     for sentence in result.refused[:REFUSALS_TOLD]:
         say(logging.WARNING, f"rates from {sentence}: the rate at hand stays in force")

@@ -1,33 +1,34 @@
-"""Which addresses are of the public internet: none of this machine, of its network, of nobody."""
+"""Tells public internet addresses from private, local, special and unassigned ones."""
 
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
-# The only part of IPv6 that is given out for the public internet so far.
+# The only part of IPv6 assigned to the public internet so far.
 # Source: IANA IPv6 Global Unicast Address Assignments.
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 
-# Addresses that lead to the IPv4 address in them, and the bit at which that ends, counted from the
-# right. Sources: RFC 4291 2.5.5.2 (mapped), RFC 6052 2.1 (NAT64), RFC 3056 (6to4).
+# Addresses that contain the IPv4 address they lead to, and the bit at which it ends, counted from
+# the right. Sources: RFC 4291 2.5.5.2 (mapped), RFC 6052 2.1 (NAT64), RFC 3056 (6to4).
 _LEADING_TO_IPV4 = (
     (IPv6Network("::ffff:0:0/96"), 0),
     (IPv6Network("64:ff9b::/96"), 0),
     (IPv6Network("2002::/16"), 80),
 )
 
-# What Python 3.11 takes for public. Sources: RFC 7526 (relays of 6to4), RFC 9637 (documentation).
+# Special addresses that Python 3.11 calls global. Sources: RFC 7526 (relays of 6to4), RFC 9637
+# (documentation).
 _RELAYS = IPv4Address("192.88.99.0"), IPv4Address("192.88.99.255")
 _DOCUMENTATION = IPv6Network("3fff::/20")
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an address, as `getaddrinfo` writes it, is one of the public internet."""
+    """Return whether an address, as written by `getaddrinfo`, belongs to the public internet."""
     parsed = ip_address(address)
     return _is_public_4(parsed) if isinstance(parsed, IPv4Address) else _is_public_6(parsed)
 
 
 def _is_public_4(address: IPv4Address) -> bool:
     # Not loopback, private, link-local, shared (CGNAT), reserved, unspecified: is_global knows the
-    # register of special addresses, in which multicast is not.
+    # register of special addresses, which does not include multicast.
     is_relay = _RELAYS[0] <= address <= _RELAYS[1]
     return address.is_global and not address.is_multicast and not is_relay
 

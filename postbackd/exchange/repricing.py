@@ -1,8 +1,8 @@
-"""Conversions priced later: at the rate they waited for, or anew at another day's rates.
+"""Prices conversions later: at the rate that they waited for, or again at another day's rates.
 
-Payouts never change because rates do; only `book_recomputed` changes them, on request, and each
-change is a row of the conversion's history. The caller holds the transaction; nothing here commits,
-but for `set_rate` and `unset_rate`.
+A new rate never changes payouts; only `book_recomputed` does, on request, and each change is a row
+of the conversion's history. The caller opens the transaction; only `set_rate` and `unset_rate`
+commit.
 """
 
 import sqlite3
@@ -15,16 +15,16 @@ from postbackd.db.rows import cost_worth_columns, payout_columns, utc_text
 from rates import Priced, Rate, decimal_text, find_convertible_below, from_micros, price_at
 from storage import Storage
 
-# How many ids a transaction looks at: some 20 ms of the write lock, where all of them change.
+# Ids per transaction: some 20 ms of the write lock if all of them change.
 IDS_AT_ONCE = 300
 
-# How many waiting amounts the housekeeping converts in one transaction: some ten milliseconds of
-# the write lock.
+# Waiting amounts that the housekeeping converts in one transaction: some ten milliseconds of the
+# write lock.
 WAITING_AT_ONCE = 500
 
 
 class DateRange(NamedTuple):
-    """The conversions in question, by creation, and the day whose rates count (None: their own)."""
+    """Selects conversions by creation; `day`: whose rates to use (None: the conversion's own)."""
 
     since: str
     until: str | None = None
@@ -32,7 +32,7 @@ class DateRange(NamedTuple):
 
 
 class Recomputed(NamedTuple):
-    """What one amount or cost was worth and would be, in the tracker's currency; decimals."""
+    """The old and the new value of an amount or cost, in the tracker's currency; decimals."""
 
     conversion_id: int
     subid: str
@@ -50,7 +50,7 @@ class Recomputed(NamedTuple):
 
 
 class _Amount(NamedTuple):
-    """An amount or a cost as it is booked; the fields are columns."""
+    """An amount or a cost as stored; the fields are columns."""
 
     micros: int
     currency: str
@@ -62,7 +62,7 @@ class _Amount(NamedTuple):
 
 
 class _Conversion(NamedTuple):
-    """What is converted of a conversion."""
+    """A conversion's amount and cost."""
 
     id: int
     subid: str
@@ -74,7 +74,7 @@ _COLUMNS = {"payout": payout_columns, "cost": cost_worth_columns}
 
 
 def fill_in_waiting(db: Storage, now: datetime, *, limit: int = WAITING_AT_ONCE) -> int:
-    """Convert amounts and costs whose rate has come at last; returns how many."""
+    """Convert amounts and costs whose rate is known now; returns how many."""
     filled = 0
     for currency in db.find_waiting_currencies():
         for kind in _COLUMNS:
@@ -91,7 +91,7 @@ def _fill_in_day(
     rate = db.find_rate(currency, day)
     assert rate is not None
     filled = 0
-    # What is too large for this rate waits for another one, and is in nobody's way.
+    # An amount too large for this rate waits for another one, and must not block the rest.
     below = find_convertible_below(rate.value)
     found = db.find_waiting(kind, currency, day, below, limit)
     db.take_conversions(waiting.conversion_id for waiting in found)
@@ -104,9 +104,9 @@ def _fill_in_day(
 
 
 def set_rate(db: Storage, currency: str, rate: Decimal, now: datetime) -> int:
-    """Put a rate by hand in force and convert a first batch of what waited; returns how many.
+    """Set a manual rate and convert a first batch of waiting amounts; returns how many.
 
-    One transaction of its own. What is left is for `fill_in_waiting`, here or in the service.
+    Commits a transaction of its own. `fill_in_waiting` converts the rest, here or in the service.
     """
     with db.transaction():
         db.add_rate_by_hand(currency, rate, now)
@@ -114,7 +114,7 @@ def set_rate(db: Storage, currency: str, rate: Decimal, now: datetime) -> int:
 
 
 def unset_rate(db: Storage, currency: str, now: datetime) -> bool:
-    """End the rate by hand in a transaction of its own; False where there was none."""
+    """End the manual rate in a transaction of its own; False if there was none."""
     with db.transaction():
         was_set = db.end_rate_by_hand(currency, now)
         fill_in_waiting(db, now)
@@ -127,7 +127,7 @@ def _convert_late(db: Storage, conversion_id: int, values: Mapping[str, Any], at
 
 
 def list_id_chunks(db: sqlite3.Connection, span: DateRange) -> Iterator[range]:
-    """Cut the ids of the conversions in question into stretches, a transaction each."""
+    """Split the ids of the selected conversions into chunks, one transaction each."""
     row = db.execute(
         "SELECT min(id), max(id) FROM conversions WHERE created_at >= ? AND created_at < ?",
         (span.since, span.until or _BEHIND_EVERY_TIME),
@@ -139,7 +139,7 @@ def list_id_chunks(db: sqlite3.Connection, span: DateRange) -> Iterator[range]:
 
 
 def recompute(db: Storage, span: DateRange, chunk: range) -> list[Recomputed]:
-    """Say what a stretch of conversions would be worth; writes nothing."""
+    """Return the new values of a chunk of conversions; writes nothing."""
     return [
         change
         for conversion in _list_converted(db.db, span, chunk)
@@ -148,7 +148,7 @@ def recompute(db: Storage, span: DateRange, chunk: range) -> list[Recomputed]:
 
 
 def book_recomputed(db: Storage, span: DateRange, chunk: range, now: datetime) -> list[Recomputed]:
-    """Do the same and book it, with a row of history for each conversion that changes."""
+    """Compute the new values and store them, with a row of history for each change."""
     at = utc_text(now)
     changes: list[Recomputed] = []
     found = list(_list_converted(db.db, span, chunk))
@@ -176,7 +176,7 @@ def _price_anew(
             continue
         unpriced = Priced(from_micros(booked.micros), booked.currency, own_day, None, None)
         priced = price_at(unpriced, rate)
-        # Too large to keep at the other rate: it stays as it is.
+        # Too large to store at the other rate: it stays as it is.
         if priced.worth is not None:
             yield _describe(conversion, kind, booked, rate, priced.worth), priced
 
@@ -213,7 +213,7 @@ def _list_converted(db: sqlite3.Connection, span: DateRange, chunk: range) -> It
         amounts = {
             kind: amount
             for kind, amount in halves.items()
-            # The tracker's own currency has no rates, and so never another.
+            # An amount in the tracker's own currency has no rate, so it never changes.
             if amount.worth_micros is not None
         }
         yield _Conversion(conversion_id, subid, tid, amounts)

@@ -1,7 +1,7 @@
-"""A worker's part in fetching rates: it looks at the lease, and starts a process where it has it.
+"""Runs the fetch from a worker: checks the lease, and starts a process if this worker has it.
 
 The process is the command `postback rates update --leased TOKEN`; a thread waits for it and logs
-what it wrote. Nothing here speaks to a network.
+its output. Nothing here opens a network connection.
 """
 
 import logging
@@ -21,39 +21,39 @@ from storage import Storage
 
 LOG = logging.getLogger("postback.rates")
 
-# How often at most a worker looks whether rates are due: one small read, in a transaction that is
-# there anyway.
+# How often at most a worker checks whether rates are due: one small read, in a transaction that is
+# open anyway.
 LOOK_SECONDS = 1.0
 
-# The output that is read at most; a line a source and a line a refused rate are far below.
+# Limit of the output that is read; a line a source and a line a refused rate are far below.
 OUTPUT_LIMIT_CHARACTERS = 100_000
 
-# Of a traceback: its end says what went wrong.
+# Characters of a traceback that are logged: its end has the error.
 CAUSE_LIMIT_CHARACTERS = 2000
 
-# What the command writes before each sentence on standard error.
+# The command's prefix of each sentence on standard error.
 PREFIX = "postback: "
 
 
 class Report(NamedTuple):
-    """The sentences that the process wrote, with their log levels."""
+    """The sentences written by the process, with their log levels."""
 
     lines: tuple[tuple[int, str], ...]
 
 
 def build_command(config_path: Path, token: str) -> list[str]:
-    """Build the command line of the process that fetches under a lease."""
-    # The interpreter that runs us, whatever PATH says; -P, so that no module in the working
-    # directory is taken for one of ours.
+    """Build the command line of the process that uses a lease."""
+    # The interpreter that runs us, whatever PATH says; -P, so that a module in the working
+    # directory cannot replace one of ours.
     command = [sys.executable, "-P", "-m", "postbackd.cli.entry", "rates", "update"]
     return [*command, "--leased", token, "--config", str(config_path)]
 
 
 class Runner:
-    """The process that fetches: started, read, and killed where it takes too long."""
+    """The fetch process: started, read, and killed if it takes too long."""
 
     def __init__(self, settings: Settings, token: str) -> None:
-        """Take the token of the lease; nothing is started yet."""
+        """Set the token of the lease; nothing is started yet."""
         self._command = build_command(settings.path, token)
         self._mask = KeyMask(settings.secrets())
         self._starting = threading.Lock()
@@ -61,7 +61,7 @@ class Runner:
         self._process: subprocess.Popen[str] | None = None
 
     def run(self) -> Report:
-        """Run it to its end and return its sentences."""
+        """Run the process to its end and return its sentences."""
         with self._starting:
             if self._is_stopped:
                 return Report(())
@@ -73,35 +73,35 @@ class Runner:
                 encoding="utf-8",
                 errors="replace",
                 env=_build_environment(),
-                # A ^C in the terminal is for the server, which ends this process itself.
+                # Ctrl-C in the terminal is for the server, which ends this process itself.
                 start_new_session=True,
             )
         try:
-            said, complained = process.communicate(timeout=CHILD_SECONDS)
+            output, errors = process.communicate(timeout=CHILD_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             return _fail(f"fetching rates was ended: it took more than {CHILD_SECONDS:g} seconds")
-        return self._read_report(process.returncode, said, complained)
+        return self._read_report(process.returncode, output, errors)
 
     def stop(self) -> None:
-        """End it, or keep it from starting."""
+        """Kill the process, or prevent its start."""
         with self._starting:
             self._is_stopped = True
             if self._process is not None:
                 self._process.kill()
 
-    def _read_report(self, status: int, said: str, complained: str) -> Report:
+    def _read_report(self, status: int, output: str, errors: str) -> Report:
         if self._is_stopped:
             return Report(())
-        # Hidden before it is cut: a part of a key would be no key.
-        said, complained = (
-            self._mask.hide(text)[:OUTPUT_LIMIT_CHARACTERS] for text in (said, complained)
+        # Masked before it is cut: a part of a key would not be recognized.
+        output, errors = (
+            self._mask.hide(text)[:OUTPUT_LIMIT_CHARACTERS] for text in (output, errors)
         )
-        sentences, rest = _split_sentences(complained)
-        lines = [(logging.INFO, line) for line in said.splitlines()]
+        sentences, rest = _split_sentences(errors)
+        lines = [(logging.INFO, line) for line in output.splitlines()]
         lines += [(logging.WARNING, sentence) for sentence in sentences]
-        # Status 1 is the command's for a source that failed, and Python's for a traceback.
+        # Status 1 is the command's when a source failed, and Python's with a traceback.
         if status not in (0, 1) or (status == 1 and rest):
             cause = rest.strip()[-CAUSE_LIMIT_CHARACTERS:] or f"status {status}"
             lines.append((logging.ERROR, f"fetching rates broke off: {cause}"))
@@ -109,15 +109,15 @@ class Runner:
 
 
 def _build_environment() -> dict[str, str]:
-    # Nothing that makes a terminal of a pipe: its lines would be wrapped and coloured.
+    # Without variables that make rich treat a pipe as a terminal: it would wrap and colour lines.
     terminal = {"FORCE_COLOR", "TTY_COMPATIBLE"}
     inherited = {name: value for name, value in os.environ.items() if name not in terminal}
     return {**inherited, "PYTHONUTF8": "1"}
 
 
-def _split_sentences(complained: str) -> tuple[list[str], str]:
-    """Split standard error into the command's sentences and all else, such as a traceback."""
-    lines = complained.splitlines()
+def _split_sentences(errors: str) -> tuple[list[str], str]:
+    """Split standard error into the command's sentences and the rest, such as a traceback."""
+    lines = errors.splitlines()
     sentences = [line.removeprefix(PREFIX) for line in lines if line.startswith(PREFIX)]
     return sentences, "\n".join(line for line in lines if not line.startswith(PREFIX))
 
@@ -127,18 +127,18 @@ def _fail(sentence: str) -> Report:
 
 
 class RateKeeper:
-    """One worker's part: looks at the lease, and runs the fetch when it is this worker's turn."""
+    """Checks the lease for one worker, and runs the fetch if this worker has it."""
 
     def __init__(self) -> None:
-        """Begin with nothing under way."""
+        """Start without a running fetch."""
         self._looked_at: datetime | None = None
         self._token = ""
         self._runner: Runner | None = None
         self._thread: threading.Thread | None = None
 
     def look(self, db: Storage, settings: Settings, now: datetime) -> None:
-        """Take the lease where rates are due; run where it is ours. Inside a transaction."""
-        # A clock that was set back is not waited for.
+        """Take the lease if rates are due; start the fetch if it is ours. Inside a transaction."""
+        # After a clock was set back the next check is at once.
         if self._looked_at and _is_within(now - self._looked_at, LOOK_SECONDS):
             return
         self._looked_at = now
@@ -146,7 +146,7 @@ class RateKeeper:
             return
         current = rate_book.read_fetch_state(db.db)
         if self._token and current.holder == self._token:
-            # Seen in a later transaction than the one that took it: so the lease is on disk.
+            # Read in a later transaction than the one that took it: so the lease is on disk.
             self._begin(Runner(settings, self._token))
             self._token = ""
         elif is_due(current, settings, now):
@@ -154,7 +154,7 @@ class RateKeeper:
             rate_book.write_fetch_state(db.db, take_lease(current, settings, now, self._token))
 
     def close(self) -> None:
-        """End what is under way: a stop does not wait for a fetch."""
+        """Kill a running fetch: a stop does not wait for it."""
         if self._runner is not None:
             self._runner.stop()
         if self._thread is not None:
@@ -162,7 +162,7 @@ class RateKeeper:
 
     def _begin(self, runner: Runner) -> None:
         self._runner = runner
-        # Starting a process takes milliseconds, and the write lock is held here.
+        # In a thread: starting a process takes milliseconds, and the write lock is held here.
         self._thread = threading.Thread(
             target=_run_and_log, args=(runner,), name="rates", daemon=True
         )

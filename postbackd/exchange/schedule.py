@@ -1,4 +1,4 @@
-"""When rates are fetched and by whom: the schedule and the lease. Reads and writes nothing."""
+"""When rates are fetched, and by which process: the schedule and the lease. No input or output."""
 
 import os
 import random
@@ -12,35 +12,35 @@ from postbackd.db.rate_book import FetchState
 from postbackd.db.rows import utc_text
 from postbackd.exchange.sources import FEEDS
 
-# The process that fetches ends itself after the first, whatever it hangs in; the worker that
-# started it kills it after the second, and the lease runs out after the third: then the process
-# holds nothing, dead or alive.
+# The process that fetches ends itself after the first, even if it hangs; the worker that started it
+# kills it after the second; the lease runs out after the third, when the process cannot hold
+# anything any more.
 ALARM_SECONDS = 50
 CHILD_SECONDS = 60.0
 LEASE_SECONDS = 90.0
 
-# A failed round is tried again after a minute, then after twice as long each time, up to an hour:
-# a service with an outage is asked a dozen times in its first half day, then at publication again.
+# A failed fetch is tried again after a minute, then after twice as long each time, up to an hour: a
+# service with an outage is asked a dozen times in its first half day, then at publication.
 FIRST_RETRY_SECONDS = 60.0
 LONGEST_RETRY_SECONDS = 3600.0
 TRIES_AT_MOST = 12
 
-# After a publication: later by up to this, so that receivers all over do not ask in one second.
+# A fetch is up to this later than the publication, so that receivers do not all ask in one second.
 PUBLICATION_JITTER_SECONDS = 1200.0
 RETRY_JITTER = 0.25
 
-# A due time farther off than the longest wait comes from a clock that was wrong.
+# A due time farther away than the longest wait was written by a wrong clock.
 LONGEST_WAIT = timedelta(days=2)
 
 
 def source_signature(settings: Settings) -> str:
-    """Give a short mark of what is asked and where; another mark is due at once."""
+    """Return a hash of the sources and their addresses; rates are due at once if it changes."""
     asked = (settings.rate_sources, sorted(settings.rate_urls.items()), settings.app_id)
     return sha256(repr(asked).encode()).hexdigest()[:16]
 
 
 def is_due(current: FetchState, settings: Settings, now: datetime) -> bool:
-    """Tell whether rates are to be fetched and nobody is at it."""
+    """Return whether rates are due and no process fetches them."""
     if not settings.rate_sources or is_under_way(current, now):
         return False
     if current.asked != source_signature(settings):
@@ -49,7 +49,7 @@ def is_due(current: FetchState, settings: Settings, now: datetime) -> bool:
 
 
 def is_under_way(current: FetchState, now: datetime) -> bool:
-    """Tell whether somebody fetches now."""
+    """Return whether a process fetches now."""
     return _is_ahead(current.held_until, now, LEASE_SECONDS)
 
 
@@ -60,7 +60,7 @@ def _is_ahead(moment: str | None, now: datetime, seconds_at_most: float) -> bool
 
 
 def take_lease(current: FetchState, settings: Settings, now: datetime, token: str) -> FetchState:
-    """Give the round with the lease taken, counted as a failed try until it ends well."""
+    """Return the state with the lease taken; it counts as a failed try until it succeeds."""
     mark = source_signature(settings)
     tries = 1 + (current.tries if current.asked == mark else 0)
     return FetchState(
@@ -73,7 +73,7 @@ def take_lease(current: FetchState, settings: Settings, now: datetime, token: st
 
 
 def find_retry(now: datetime, tries: int, sources: Sequence[str]) -> datetime:
-    """Give when to try again after so many tries without success."""
+    """Return the time of the next try after so many failed ones."""
     publication = find_next_publication(now, sources)
     if tries > TRIES_AT_MOST:
         return publication
@@ -83,7 +83,7 @@ def find_retry(now: datetime, tries: int, sources: Sequence[str]) -> datetime:
 
 
 def find_next_publication(now: datetime, sources: Sequence[str]) -> datetime:
-    """Give when one of the sources has news next."""
+    """Return the time of the next publication by one of the sources."""
     delay = timedelta(seconds=random.uniform(0, PUBLICATION_JITTER_SECONDS))  # noqa: S311
     return min(_next(now, at) for source in sources for at in FEEDS[source].published) + delay
 
@@ -94,5 +94,5 @@ def _next(now: datetime, at: time) -> datetime:
 
 
 def new_token() -> str:
-    """Give a name for a holder of the lease that nobody else has."""
+    """Return a random name for a holder of the lease."""
     return f"{os.getpid()}-{secrets.token_hex(8)}"

@@ -1,8 +1,8 @@
-"""Documents of the services that publish exchange rates, read into rates of the tracker's currency.
+"""Reads documents of services that publish exchange rates into rates of the tracker's currency.
 
-Each service says in its own shape what its base currency and the others are worth; a document
-becomes a `RateTable`, or a sentence that says why it is none. Nothing is fetched here (`download`),
-and nothing is compared with what was known before (`plausibility`).
+Each service has its own format and base currency; a document becomes a `RateTable`, or a sentence
+that says why it cannot. `download` fetches the documents, `plausibility` compares the rates with
+earlier ones.
 """
 
 import json
@@ -19,23 +19,23 @@ from defusedxml.ElementTree import fromstring
 
 from rates import RATE_RANGE, decimal_text, read_currency
 
-# The Bank of Russia sets tomorrow's rates this afternoon; nobody sets those of later days.
+# The Bank of Russia sets tomorrow's rates this afternoon; no service sets those of later days.
 DAYS_AHEAD = 1
 
-# The longest pause of a service that lives is the Russian New Year's, eleven days. What is older
-# is a mirror that somebody forgot.
+# The longest pause of a working service is the Russian New Year's, eleven days. An older document
+# is from a mirror that nobody updates.
 DAYS_OLD_AT_MOST = 14
 
 # The largest document has about two hundred currencies; a hostile one must not fill the table.
 CURRENCIES_AT_MOST = 1000
 
-# Rates are published with four to six significant digits, cross rates of two such have twelve.
-# Eighteen lose nothing of them, and products with amounts stay exact (`rates.EXACT`).
+# Rates are published with four to six significant digits; cross rates of two such have twelve.
+# Eighteen keep all of them, and products with amounts stay exact (`rates.EXACT`).
 KEPT = Context(prec=18)
-# The one division of a cross rate; what it cuts off lies far behind the digits that are kept.
+# For the one division of a cross rate; it cuts off far behind the digits that are stored.
 CROSSING = Context(prec=60)
 
-# The longest number any service writes has some twenty characters.
+# The longest number of any service has some twenty characters.
 LONGEST_NUMBER = 60
 
 ONE = Decimal(1)
@@ -45,18 +45,18 @@ _XML_TROUBLE = (ParseError, DefusedXmlException, ValueError, LookupError)
 
 
 class UnreadableDocumentError(Exception):
-    """The document gives no rates; the sentence says why and what it was."""
+    """The document has no rates; the sentence says why, and what the document is."""
 
 
 class Quote(NamedTuple):
-    """So many units of a currency are worth so much of the document's base currency."""
+    """`units` of a currency are worth `worth` in the document's base currency."""
 
     units: Decimal
     worth: Decimal
 
 
 class Reading(NamedTuple):
-    """What a document says in its own terms: a day, a base, quotes, and why others are none."""
+    """A document's own values: day, base currency, quotes, and flaws of unusable quotes."""
 
     day: date
     base: str
@@ -65,7 +65,7 @@ class Reading(NamedTuple):
 
 
 class RateTable(NamedTuple):
-    """A service's rates of a day in the tracker's currency, and what it quotes without sense."""
+    """A service's rates of a day in the tracker's currency, and the flaws of unusable quotes."""
 
     source: str
     day: date
@@ -74,7 +74,7 @@ class RateTable(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """A service: its address, how its document is read, and when it publishes (UTC)."""
+    """A service: its address, its reader, and its times of publication (UTC)."""
 
     url: str
     read: Callable[[bytes], Reading]
@@ -94,14 +94,14 @@ def read_rate_table(source: str, document: bytes, tracker: str, today: date) -> 
 
 
 def _cross(source: str, reading: Reading, tracker: str) -> RateTable:
-    """Give every currency's worth in the tracker's, through the document's base."""
+    """Convert the quotes to the tracker's currency, through the document's base."""
     quotes = {**reading.quotes, reading.base: Quote(ONE, ONE)}
     if tracker in reading.flaws:
         raise UnreadableDocumentError(
             f"its rate of {tracker}, the tracker's currency, is of no use: {reading.flaws[tracker]}"
         )
     if tracker not in quotes:
-        # No fault: the ECB has no RUB. Those behind it in the turn have it, or nobody.
+        # Not an error: the ECB has no RUB. A later source may have it.
         return RateTable(source, reading.day, MappingProxyType({}), MappingProxyType({}))
     rates, flaws = {}, dict(reading.flaws)
     for currency, quote in quotes.items():
@@ -116,17 +116,17 @@ def _cross(source: str, reading: Reading, tracker: str) -> RateTable:
 
 
 def _cross_rate(quote: Quote, tracker: Quote) -> Decimal:
-    # One division of exact products: what two services agree on comes out the same.
+    # One division of exact products: equal quotes of two services give equal rates.
     worth = CROSSING.multiply(quote.worth, tracker.units)
     return KEPT.plus(CROSSING.divide(worth, CROSSING.multiply(quote.units, tracker.worth)))
 
 
 def _collect(entries: Iterator[tuple[str, Decimal | str, Decimal | str]]) -> dict[str, Any]:
-    """Sort currencies (code, units, worth) into quotes and flaws; a text is what is no number."""
+    """Sort entries (code, units, worth) into quotes and flaws; a text is no number, so a flaw."""
     quotes: dict[str, Quote] = {}
     flaws: dict[str, str] = {}
     for code, units, worth in entries:
-        # In capitals as they come: ISO 4217 has no other, and "usd" beside "USD" would be two.
+        # Only codes in capitals: ISO 4217 has no others, and "usd" beside "USD" would be two.
         if read_currency(code) != code:
             continue
         if len(quotes) + len(flaws) >= CURRENCIES_AT_MOST:
@@ -154,14 +154,14 @@ def _find_flaw(number: Decimal | str) -> str | None:
         return f"{number[:LONGEST_NUMBER]!r} is no number"
     if not number.is_finite():
         return f"'{number}' is no number"
-    # Beyond these, products would leave the exponents that Decimal has.
+    # Outside of these, products would leave Decimal's range of exponents.
     if number <= 0 or not -30 <= number.adjusted() <= 30:
         return f"'{number:.6g}' can be no rate"
     return None
 
 
 def _read_number(text: str) -> Decimal | str:
-    """Read a plain decimal; what is none comes back as it was."""
+    """Read a plain decimal; any other text is returned as it is."""
     is_plain = len(text) <= LONGEST_NUMBER and _PLAIN_NUMBER.fullmatch(text)
     return Decimal(text) if is_plain else text
 
@@ -173,7 +173,7 @@ def _read_day(text: str, layout: str) -> date:
         raise UnreadableDocumentError(f"its document's day is {text[:40]!r}") from None
 
 
-# The European Central Bank: an envelope, in it a cube of cubes, the innermost a currency each.
+# The European Central Bank: an envelope with a cube of cubes, one innermost cube per currency.
 
 
 def _read_ecb(document: bytes) -> Reading:
@@ -192,7 +192,7 @@ def _read_ecb(document: bytes) -> Reading:
     return Reading(day, "EUR", **_collect(entries))
 
 
-# The Bank of Russia: so many units (Nominal) for so many roubles, with a decimal comma.
+# The Bank of Russia: `Nominal` units for so many roubles, with a decimal comma.
 
 
 def _read_cbr(document: bytes) -> Reading:
@@ -233,7 +233,7 @@ def _name(root: Element) -> str:
     return root.tag.rpartition("}")[2][:40]
 
 
-# The two that speak JSON: so many units of each currency for one of the base.
+# The two services with JSON: so many units of each currency for one of the base.
 
 
 def _read_er_api(document: bytes) -> Reading:
@@ -276,7 +276,7 @@ def _parse_json(document: bytes) -> dict[str, Any]:
         table = json.loads(
             document, parse_float=_json_number, parse_int=_json_number, parse_constant=_json_number
         )
-    # A RecursionError is what lists in lists in lists come to.
+    # Deeply nested lists raise a RecursionError.
     except (ValueError, RecursionError) as error:
         raise UnreadableDocumentError(
             f"its document is no JSON ({_brief(error)}): {_quote_start(document)}"
@@ -305,7 +305,7 @@ def _quote(value: object) -> str:
 _XML_TYPES = ("text/xml", "application/xml")
 _JSON_TYPES = ("application/json", "text/json")
 
-# What `[rates] source` may name. The addresses and shapes are those the services document; that of
+# The values of `[rates] source`, with the addresses and formats that the services document; that of
 # er-api has the tracker's currency in it. When they publish:
 # - ecb: "around 16:00 CET on every working day" (its page on reference rates). 15:00 UTC is then or
 #   an hour later, by the season; asked again two hours on, for the days on which it is late.

@@ -1,1 +1,1 @@
-"""Everything that only reads."""
+"""Totals, listings, queries and anomalies: modules that only read the database."""

@@ -1,7 +1,7 @@
-"""What the log says of the networks: who is silent, and what is turned away more than before.
+"""Finds networks that have fallen silent, and verdicts that have become more frequent.
 
-A look at the last four weeks, bounded however busy they were: of each hour the newest postbacks
-only. On a tracker that gets fewer, that is all of them; on others a fair sample.
+Reads the last four weeks of the postback log, of each hour only the newest postbacks: all of them
+on a tracker with few, a fair sample on others.
 """
 
 import sqlite3
@@ -15,21 +15,21 @@ from postbackd.db.rows import utc_text
 from statuses import Verdict
 
 DAYS_LOOKED_AT = 28
-# Times the hours of four weeks: a hundred thousand rows at most, some 0.2 seconds of reading.
+# Times the hours of four weeks: at most a hundred thousand rows, some 0.2 seconds of reading.
 ROWS_AN_HOUR = 150
 
-# A network is silent if it has been so for ten times the mean time between two of its postbacks,
-# and for a quarter longer than ever in these weeks. The first alone would call every night and
-# weekend a silence; the second alone, the first minutes of a network that has been steady. Chance
-# alone, without nights, brings the first about once in twenty thousand postbacks (e^-10).
+# A network is silent after ten times the mean time between two of its postbacks, and a quarter more
+# than its longest pause in these weeks. The first rule alone would report every night and weekend;
+# the second alone, a steady network after minutes. Chance alone, without nights, satisfies the
+# first about once in twenty thousand postbacks (e^-10).
 MEANS_OF_SILENCE = 10
 BEYOND_THE_LONGEST = 1.25
 FEWEST_TO_KNOW_A_RHYTHM = 10
-# A restart, or a network's own maintenance, is no silence.
+# A restart, or a network's own maintenance, is shorter than this.
 SHORTEST_SILENCE = timedelta(minutes=30)
 
-# An unwanted verdict has grown if it befell a tenth of a day's postbacks and three times the share
-# of the two weeks before; five of them at least, for two out of three is no tendency.
+# An unwanted verdict has grown if a tenth of a day's postbacks have it, and three times the share
+# of the two weeks before; at least five postbacks, since two of three show no tendency.
 UNWANTED = (Verdict.UNMAPPED, Verdict.REFUSED, Verdict.INVALID, Verdict.PARKED)
 DAYS_BEFORE = 14
 LEAST_SHARE = 0.1
@@ -38,7 +38,7 @@ FEWEST_TO_GROW = 5
 
 
 class RecentPostback(NamedTuple):
-    """A postback that was looked at; `about` is its word if unmapped, else why."""
+    """A recent postback; `about` is its status word if unmapped, else the reason."""
 
     network: str | None
     at: datetime
@@ -47,7 +47,7 @@ class RecentPostback(NamedTuple):
 
 
 class Silence(NamedTuple):
-    """A network from which nothing comes any more."""
+    """A network that sends no postbacks any more."""
 
     network: str | None
     every: timedelta
@@ -56,9 +56,9 @@ class Silence(NamedTuple):
 
 
 class Growth(NamedTuple):
-    """A verdict that befalls a network more than before; the shares are of all its postbacks.
+    """A verdict that a network gets more often than before; the shares are of all its postbacks.
 
-    `before` is None where the network had sent nothing in the two weeks before.
+    `before` is None if the network had sent nothing in the two weeks before.
     """
 
     network: str | None
@@ -69,7 +69,7 @@ class Growth(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How many clicks and postbacks there are and came lately, and when the oldest postback did."""
+    """Numbers of clicks and postbacks, in all and lately, and the time of the oldest postback."""
 
     rows: int
     recent: int
@@ -77,7 +77,7 @@ class Size(NamedTuple):
 
 
 def estimate_size(db: sqlite3.Connection, since: str) -> Size:
-    """Estimate from ids and indexes, without counting: fast, and right but for rows purged."""
+    """Estimate the numbers from ids and indexes, without counting: fast, but with purged rows."""
     rows = recent = 0
     for table, column in _GROWING.items():
         first, last = db.execute(f"SELECT min(id), max(id) FROM {table}").fetchone()
@@ -92,7 +92,7 @@ def estimate_size(db: sqlite3.Connection, since: str) -> Size:
 
 
 def look(db: sqlite3.Connection, now: datetime) -> list[RecentPostback]:
-    """Look at the last weeks, oldest first."""
+    """Read the sample of the last weeks, oldest first."""
     seen: list[RecentPostback] = []
     start = (now - timedelta(days=DAYS_LOOKED_AT)).replace(minute=0, second=0, microsecond=0)
     while start <= now:
@@ -107,7 +107,7 @@ def look(db: sqlite3.Connection, now: datetime) -> list[RecentPostback]:
 
 
 def find_silences(seen: Sequence[RecentPostback], now: datetime) -> Iterator[Silence]:
-    """Find the networks that have fallen silent, by their own rhythms."""
+    """Find the networks that have fallen silent, each by its own rhythm."""
     for network, theirs in _by_network(seen):
         times = [each.at for each in theirs]
         if len(times) < FEWEST_TO_KNOW_A_RHYTHM:
@@ -120,7 +120,7 @@ def find_silences(seen: Sequence[RecentPostback], now: datetime) -> Iterator[Sil
 
 
 def find_growths(seen: Sequence[RecentPostback], now: datetime) -> Iterator[Growth]:
-    """Find what is turned away more than before, by network."""
+    """Find the verdicts that have become more frequent, by network."""
     since = now - timedelta(days=1)
     earlier = since - timedelta(days=DAYS_BEFORE)
     for network, theirs in _by_network(seen):
@@ -146,7 +146,7 @@ def _by_network(seen: Sequence[RecentPostback]) -> list[tuple[str | None, list[R
 
 _GROWING = {"postbacks": "received_at", "clicks": "coalesce(clicked_at, created_at)"}
 
-# What people import or replay has no rhythm.
+# Imported and replayed postbacks have no rhythm.
 _HOUR = """
     SELECT network, received_at, coalesce(settled_verdict, verdict),
         CASE verdict WHEN 'unmapped' THEN original_status ELSE coalesce(settled_reason, reason) END

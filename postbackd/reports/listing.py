@@ -1,7 +1,7 @@
-"""Postbacks, conversions and clicks in pages: which rows are wanted, and how each is read.
+"""Pages of postbacks, conversions and clicks: the filter, the columns, the reading of rows.
 
-A long answer is read in pages, each a moment's read of its own: one that stayed open while somebody
-scrolls would keep the log from being moved to the database, and let it grow without end.
+A long answer is read in pages, each in a short read of its own: a read that stayed open while
+somebody scrolls would block checkpoints, and the write-ahead log would grow without end.
 """
 
 import json
@@ -76,25 +76,25 @@ CLICK_NAMES = (
     "cost_currency",
 )
 
-# Kept as JSON text in the database.
+# Stored as JSON text in the database.
 _JSON_NAMES = frozenset({"warnings", "sub_ids"})
 
 
 class RowFilter(NamedTuple):
-    """Which rows: conditions in SQL, each with its values."""
+    """Selects rows: conditions in SQL, each with its values."""
 
     conditions: tuple[str, ...] = ()
     values: tuple[object, ...] = ()
 
     def where(self, column: str, values: Sequence[object] | None) -> "RowFilter":
-        """Keep the rows whose column is one of the values (None or nothing: all)."""
+        """Select the rows whose column is one of the values (None or empty: all)."""
         if not values:
             return self
         marks = ", ".join("?" * len(values))
         return self.also(f"{column} IN ({marks})", *values)
 
     def between(self, column: str, since: str | None, until: str | None) -> "RowFilter":
-        """Keep the rows from one time on and before another."""
+        """Select the rows from one time on and before another."""
         wanted = self
         if since is not None:
             wanted = wanted.also(f"{column} >= ?", since)
@@ -103,12 +103,12 @@ class RowFilter(NamedTuple):
         return wanted
 
     def also(self, condition: str, *values: object) -> "RowFilter":
-        """Keep the rows for which a further condition holds."""
+        """Add a further condition."""
         return RowFilter((*self.conditions, condition), (*self.values, *values))
 
 
 class Listing(NamedTuple):
-    """What is listed: columns from tables, in the order of a key whose last part is unique."""
+    """A list: its columns, its tables, and its order, by a key whose last part is unique."""
 
     names: Sequence[str]
     columns: Sequence[str]
@@ -117,7 +117,7 @@ class Listing(NamedTuple):
 
 
 def of_click(subid: str) -> RowFilter:
-    """Want the postbacks of a click, through the indexes: those with a conversion, and without."""
+    """Select the postbacks of a click, through two indexes: with a conversion, and without."""
     return RowFilter().also(_POSTBACKS_OF_CLICK, subid, subid)
 
 
@@ -160,17 +160,17 @@ def _find_start(
 
 
 def select_sql(listing: Listing, wanted: RowFilter, tail: str) -> str:
-    """Write the question for some of what is wanted; `tail` says in which order and how many."""
+    """Write a SELECT for the selected rows; `tail` has the order and the limit."""
     return f"SELECT {', '.join(listing.columns)} FROM {listing.tables} {where_sql(wanted)} {tail}"
 
 
 def where_sql(wanted: RowFilter) -> str:
-    """Write the conditions; nothing where all is wanted."""
+    """Write the WHERE clause; empty if all rows are selected."""
     return f"WHERE {' AND '.join(wanted.conditions)}" if wanted.conditions else ""
 
 
 def read_row(listing: Listing, row: Sequence[Any]) -> Row:
-    """Give a row of a listing by name."""
+    """Return a row of a listing by column names."""
     return {
         name: json.loads(value)
         if name in _JSON_NAMES

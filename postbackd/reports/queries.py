@@ -1,6 +1,6 @@
-"""What people ask from a terminal, in SQL: one method a question, beside a running service.
+"""The questions of the commands in SQL: one method each, beside a running service.
 
-Everything is read-only; what is long comes in pages (`reports/listing.py`).
+Everything is read-only; long answers are read in pages (`reports/listing.py`).
 """
 
 import json
@@ -32,7 +32,7 @@ from rates import Rate, from_micros
 from statuses import Conversion
 from storage import HAS_RATE
 
-# No index leads from a network to its postbacks: some thirty milliseconds of the newest.
+# There is no index from a network to its postbacks: the newest take some thirty milliseconds.
 LOOKED_THROUGH_ROWS = 50_000
 
 HISTORY_NAMES = (
@@ -54,7 +54,7 @@ HISTORY_NAMES = (
 
 
 class CurrencyRate(NamedTuple):
-    """What stands for a currency today, and how many conversions wait for it."""
+    """A currency's rate in force today, and the number of conversions that wait for it."""
 
     currency: str
     rate: str | None = None
@@ -72,7 +72,7 @@ class Tally(NamedTuple):
 
 
 class StoredConversion(NamedTuple):
-    """A conversion as the engine sees it, when it came, and from which network."""
+    """A conversion as the engine reads it, its time, and its network."""
 
     conversion: Conversion
     created_at: str
@@ -80,7 +80,7 @@ class StoredConversion(NamedTuple):
 
 
 class Unbooked(NamedTuple):
-    """A postback that no conversion came of."""
+    """A postback without a conversion."""
 
     received_at: str
     verdict: str
@@ -88,44 +88,44 @@ class Unbooked(NamedTuple):
 
 
 def open_to_read(path: Path) -> "Questions":
-    """Open a database of ours that is there; raises DatabaseError, sqlite3.Error."""
+    """Open an existing database of ours; raises DatabaseError, sqlite3.Error."""
     return Questions(connect_to_read(path))
 
 
 class Questions:
-    """An open database and what people ask of it."""
+    """An open database, and the commands' questions about it."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
-        """Take on a connection; `open_to_read` gives one."""
+        """Use a connection; `open_to_read` returns a Questions."""
         self._db = db
 
     @property
     def db(self) -> sqlite3.Connection:
-        """The connection, for modules that ask larger questions."""
+        """The connection, for modules with larger questions."""
         return self._db
 
     def close(self) -> None:
         """Close the connection."""
         self._db.close()
 
-    # Postbacks
+    # Postbacks.
 
     def list_postbacks(self, wanted: RowFilter, limit: int) -> Iterator[Row]:
         """List the newest postbacks (limit 0: all), the newest last."""
         return list_rows(self._db, POSTBACKS, wanted, limit)
 
     def list_postbacks_between(self, after: int, last: int, wanted: RowFilter) -> list[Row]:
-        """List what came after a postback and through another, a page at most, by id."""
+        """List at most a page of the postbacks with ids above `after` and up to `last`."""
         page = wanted.also("postbacks.id > ? AND postbacks.id <= ?", after, last)
         sql = select_sql(POSTBACKS, page, f"ORDER BY id LIMIT {PAGE_ROWS}")
         return [read_row(POSTBACKS, row) for row in self._db.execute(sql, page.values)]
 
     def find_last_postback_id(self) -> int:
-        """Tell the id of the newest postback, 0 where there is none."""
+        """Return the id of the newest postback, 0 if there is none."""
         return self._count("SELECT coalesce(max(id), 0) FROM postbacks")
 
     def find_postback_ids(self, since: str | None, until: str | None) -> tuple[int, int]:
-        """Tell the first and the last id of the postbacks of a time, 1 and 0 where none came."""
+        """Return the first and the last id of the postbacks of a time; 1 and 0 if none."""
         wanted = RowFilter().between("received_at", since, until)
         sql = (
             f"SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM postbacks {where_sql(wanted)}"
@@ -134,24 +134,24 @@ class Questions:
         return first, last
 
     def find_last_postback(self) -> tuple[str, str] | None:
-        """Tell when the newest postback came and its verdict."""
-        # Not the highest id: a postback that was caught and imported came before.
+        """Return the time and the verdict of the newest postback."""
+        # Not the highest id: a postback that was caught and imported was received earlier.
         newest = "ORDER BY received_at DESC, id DESC LIMIT 1"
         sql = f"SELECT received_at, verdict FROM postbacks {newest}"
         row: tuple[str, str] | None = self._db.execute(sql).fetchone()
         return row
 
     def count_parked(self, since: str) -> Tally:
-        """Count what waits for its click."""
+        """Count the postbacks that wait for their click."""
         waits = "verdict = 'parked' AND settled_at IS NULL"
         return self._tally(f"FROM postbacks WHERE {waits}", since)
 
     def count_unmapped(self, since: str) -> Tally:
-        """Count the postbacks whose word has no meaning."""
+        """Count the postbacks whose status word has no meaning."""
         return self._tally(_UNMAPPED, since)
 
     def find_unmapped_words(self, limit: int) -> list[tuple[str, int]]:
-        """List the commonest words without a meaning, and how often they came."""
+        """List the most frequent words without a meaning, with their numbers."""
         sql = (
             f"SELECT original_status, count(*) {_UNMAPPED} GROUP BY original_status"
             " ORDER BY count(*) DESC, original_status LIMIT ?"
@@ -159,23 +159,23 @@ class Questions:
         return self._db.execute(sql, (limit,)).fetchall()
 
     def find_mapping_queries(self, network: str | None, word: str) -> list[str]:
-        """List the newest queries of a network that may have a meaning for the word.
+        """List a network's newest queries that may define a meaning for the word.
 
-        It need not be the status that they came with: a URL that has lists has them all.
+        The word may not be their own status: a URL with lists of statuses has all of them.
         """
-        # `_` is any sign, so + too. What matches by chance is only read in vain.
+        # `_` matches any character, so + too. A query that matches by chance is read in vain.
         plain, written = f"%{word.replace(' ', '_')}%", f"%{quote(word.encode('utf-8'))}%"
         values = (network, word, plain, written, plain != written, LOOKED_THROUGH_ROWS)
         rows = self._db.execute(_MAPPING, values)
         return [query for (query,) in rows]
 
     def find_refused_queries(self, since: str) -> list[str]:
-        """List what was refused since then and is booked by no other postback, of the newest."""
+        """List the newest queries refused since then whose conversion is no sale or rebill now."""
         rows = self._db.execute(_REFUSED, (since, LOOKED_THROUGH_ROWS))
         return [query for (query,) in rows]
 
     def find_repeats(self, since: str) -> list[tuple[str, Decimal | None, str | None]]:
-        """List the last repeat of each conversion since then, and the amount that stands."""
+        """List the last repeat of each conversion since then, with the stored amount."""
         rows = self._db.execute(_REPEATS, (since, LOOKED_THROUGH_ROWS))
         return [
             (query, None if micros is None else from_micros(micros), currency)
@@ -183,7 +183,7 @@ class Questions:
         ]
 
     def has_rate_of(self, currency: str) -> bool:
-        """Tell whether any rate names a currency, one set by hand that has not ended or fetched."""
+        """Return whether a currency has a rate: a manual one in force, or a fetched one."""
         return self._db.execute(HAS_RATE, (currency,)).fetchone() is not None
 
     def count_sales_without_amount(self, since: str) -> tuple[int, int]:
@@ -195,7 +195,7 @@ class Questions:
         sql = f"SELECT coalesce(sum(received_at >= ?), 0), count(*) {source}"
         return Tally(*self._db.execute(sql, (since,)).fetchone())
 
-    # Conversions
+    # Conversions.
 
     def list_conversions(self, wanted: RowFilter, limit: int) -> Iterator[Row]:
         """List the newest conversions (limit 0: all), the newest last."""
@@ -223,7 +223,7 @@ class Questions:
         return [dict(zip(HISTORY_NAMES, row, strict=True)) for row in rows]
 
     def find_held(self, subids: Iterable[str]) -> dict[str, list[StoredConversion]]:
-        """Find the conversions of clicks, oldest first; clicks that are not known are left out."""
+        """Find the conversions of clicks, oldest first; unknown clicks are left out."""
         held: dict[str, list[StoredConversion]] = {}
         for subid, created_at, network, *row in self._db.execute(_HELD, (to_json(list(subids)),)):
             of_click = held.setdefault(subid, [])
@@ -232,33 +232,33 @@ class Questions:
         return held
 
     def find_unbooked(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Unbooked]:
-        """Find the newest postback without a conversion of each click id and transaction id."""
+        """Find the newest postback without a conversion for each click id and transaction id."""
         rows = self._db.execute(_UNBOOKED, (to_json(list(keys)),))
         return {(subid, tid): Unbooked(*rest) for subid, tid, _, *rest in rows}
 
-    # Clicks, offers, campaigns
+    # Clicks, offers, campaigns.
 
     def list_clicks(self, wanted: RowFilter, limit: int) -> Iterator[Row]:
-        """List the clicks that came last (limit 0: all), the newest last."""
+        """List the newest clicks (limit 0: all), the newest last."""
         return list_rows(self._db, CLICKS, wanted, limit)
 
     def find_subids(self, wanted: Sequence[str]) -> list[str]:
-        """Tell which of these click ids are known."""
+        """Return those of the click ids that are known."""
         sql = "SELECT subid FROM clicks WHERE subid IN (SELECT value FROM json_each(?))"
         return [subid for (subid,) in self._db.execute(sql, (json.dumps(wanted),))]
 
     def find_subids_in_other_case(self, subid: str, limit: int) -> list[str]:
-        """List click ids that differ in the case of ASCII letters only: reads all of the index."""
+        """List click ids that differ only in the case of ASCII letters: reads the whole index."""
         sql = "SELECT subid FROM clicks WHERE subid = ?1 COLLATE NOCASE AND subid <> ?1 LIMIT ?2"
         return [subid for (subid,) in self._db.execute(sql, (subid, limit))]
 
     def find_subids_beginning(self, beginning: str, limit: int) -> list[str]:
-        """List longer click ids that begin so."""
+        """List longer click ids with this beginning."""
         sql = "SELECT subid FROM clicks WHERE subid > ?1 AND subid < ?1 || char(1114111) LIMIT ?2"
         return [subid for (subid,) in self._db.execute(sql, (beginning, limit))]
 
     def list_offers(self) -> Iterator[Row]:
-        """List the offers by name, and whether they allow rebills; None where it was never set."""
+        """List the offers by name, and whether they allow rebills; None if that was never set."""
         for name, allow_rebills in self._db.execute(
             "SELECT name, allow_rebills FROM offers ORDER BY name"
         ):
@@ -272,10 +272,10 @@ class Questions:
         ):
             yield {"name": name, "cost_model": cost_model}
 
-    # Rates
+    # Rates.
 
     def list_rates(self, today: str) -> list[CurrencyRate]:
-        """List what each currency is worth today, and what waits for a rate."""
+        """List each currency's rate in force today, and the conversions that wait for a rate."""
         rates = {
             row[0]: CurrencyRate(*row)
             for row in self._db.execute(_RATES_IN_FORCE, {"today": today})
@@ -286,31 +286,31 @@ class Questions:
         return [rates[currency] for currency in sorted(rates)]
 
     def list_rates_by_hand(self, day: date) -> list[tuple[str, Rate, Rate | None]]:
-        """List each rate by hand in force, and the fetched one that it beats on a day."""
+        """List the manual rates in force, each with the fetched rate that it overrides on a day."""
         return rate_book.list_rates_by_hand(self._db, day)
 
     def list_refused_rates(self) -> list[rate_book.Refusal]:
-        """List the newest refusal of each currency that stands."""
+        """List each currency's newest refusal that has no accepted rate after it."""
         return rate_book.list_standing_refusals(self._db)
 
     def list_rate_sources(self) -> list[rate_book.SourceState]:
-        """List how asking each source of rates went last."""
+        """List how the last request to each source of rates went."""
         return rate_book.list_sources(self._db)
 
     def count_waiting(self) -> dict[str, int]:
         """Count the conversions that wait for a rate, by currency."""
         return dict(self._db.execute(_WAITING).fetchall())
 
-    # Keys
+    # Keys.
 
     def find_key_uses(self, keys: Sequence[bytes]) -> dict[bytes, str | None]:
-        """Tell when each of these keys was last used, to the minute; None: never."""
+        """Return when each of these keys was last used, to the minute; None: no use is recorded."""
         return key_usage.find_uses(self._db, keys)
 
-    # The database itself
+    # The database itself.
 
     def find_currency(self) -> str:
-        """Tell which currency the database keeps its amounts in."""
+        """Return the currency of the amounts in the database."""
         currency: str = self._db.execute("SELECT currency FROM tracker").fetchone()[0]
         return currency
 
@@ -323,14 +323,14 @@ def _decimal(column: str) -> str:
     return f"CASE WHEN {column} IS NOT NULL THEN {schema.decimal_sql(column)} END"
 
 
-# Of the indexes this is the smallest that holds them all.
+# The smallest index that has all of these rows.
 _UNMAPPED = """
     FROM postbacks INDEXED BY postbacks_without_conversion
     WHERE conversion_id IS NULL AND verdict = 'unmapped' AND settled_at IS NULL
         AND NOT EXISTS (SELECT 1 FROM postbacks AS again WHERE again.replay_of = postbacks.id)
 """
 
-# Once each: a network may send the same again and again.
+# Each query once: a network may send the same again and again.
 _REFUSED = """
     SELECT DISTINCT query FROM postbacks
     WHERE received_at >= ?1 AND id > (SELECT max(id) FROM postbacks) - ?2
@@ -356,7 +356,7 @@ _WITHOUT_AMOUNT = """
     WHERE created_at >= ? AND status IN ('sale', 'rebill')
 """
 
-# What says nothing of its own word may still name ours; some dozens are read to see.
+# A query with another status may define the word too; some dozens are read.
 _MAPPING = """
     SELECT query FROM postbacks
     WHERE id > (SELECT max(id) FROM postbacks) - ?6 AND network IS ?1
@@ -365,7 +365,7 @@ _MAPPING = """
     ORDER BY id DESC LIMIT 50
 """
 
-# CROSS JOIN: the click ids lead, each a look into the index.
+# CROSS JOIN: one look-up in the index for each click id.
 _HELD = f"""
     SELECT clicks.subid, conversions.created_at, network, {CONVERSION_COLUMNS}
     FROM (SELECT DISTINCT value FROM json_each(?))
@@ -391,8 +391,8 @@ _HISTORY = f"""
     FROM conversion_history WHERE conversion_id = ? ORDER BY seq
 """
 
-# The order in which storage looks for a rate: by hand, the newest by today, the newest at all;
-# of two sources of one day the one written first.
+# Rates in the order in which storage looks for one: the manual one, the newest up to today, the
+# newest of all; of two sources on one day, the one stored first.
 _RATES_IN_FORCE = """
     SELECT currency, rate, day, source, CAST(julianday(:today) - julianday(day) AS INTEGER)
     FROM (

@@ -1,8 +1,8 @@
-"""How much came in, added up: clicks, conversions and money by day, campaign, network and so on.
+"""Totals of clicks, conversions and money by day, campaign, network and so on.
 
-Read in pieces like everything that takes long: a day or an hour at a time where time plays a part,
-else some thousand rows. Where a day begins is computed from the zone, so that days of 23 and 25
-hours, and zones that are half an hour off, come out right.
+Rows are read in pieces: a day or an hour at a time if times matter, else some thousand rows. The
+start of a day is computed from the time zone, so that days of 23 and 25 hours, and zones with half
+an hour, are right.
 """
 
 import itertools
@@ -31,14 +31,14 @@ from statuses import Status
 
 TIMES = ("hour", "day")
 NAMED = ("campaign", "offer")
-# What a click has too, so that clicks can be counted by it.
+# Dimensions that clicks have too, so that clicks can be counted by them.
 OF_CLICKS = (*TIMES, *NAMED, *SUB_ID_NAMES)
 DIMENSIONS = ("day", "hour", *NAMED, "network", "currency", *SUB_ID_NAMES)
 
-# Some 20 ms of reading; sub ids are read in lumps that stay in the processor's cache.
+# Some 20 ms of reading; a piece's sub ids fit into the processor's cache.
 ROWS_AT_ONCE = 20_000
 ROWS_WITH_SUB_IDS_AT_ONCE = 2_000
-# Some tenths of a second: what SQL adds up in one piece, Python need not.
+# Some tenths of a second: SQL adds up one piece, so Python has fewer to add.
 CONVERSIONS_AT_ONCE = 200_000
 
 # How often the thread that counts clicks is interrupted until it ends.
@@ -49,10 +49,10 @@ Group = tuple[Any, ...]
 
 
 class ReportQuery(NamedTuple):
-    """What is added up: by what, of which conversions and clicks, and whose days count.
+    """The question: the dimensions, the selected conversions and clicks, and the time zone.
 
-    `since` and `until` are moments as the database keeps them. By click time a conversion counts
-    where its click does; else by its own creation.
+    `since` and `until` are times as the database stores them. By click time a conversion counts at
+    its click's time, else at its own creation.
     """
 
     dimensions: tuple[str, ...]
@@ -74,13 +74,13 @@ class ReportQuery(NamedTuple):
 
     @property
     def goes_by_time(self) -> bool:
-        """Tell whether it matters when something was."""
+        """Return whether times matter for the question."""
         is_bounded = self.since is not None or self.until is not None
         return is_bounded or not set(TIMES).isdisjoint(self.dimensions)
 
     @property
     def counts_clicks(self) -> bool:
-        """Tell whether a click has all that is asked for."""
+        """Return whether clicks have all dimensions and filters of the question."""
         return set(OF_CLICKS).issuperset([*self.dimensions, *self.filters])
 
 
@@ -89,9 +89,9 @@ _NO_CONVERSIONS = {status.value: 0 for status in Status}
 
 @dataclass(slots=True)
 class Figures:
-    """What came together under one key; money in micros of the tracker's currency.
+    """The figures of one key; money in micros of the tracker's currency.
 
-    What no rate could convert yet is in none of the sums, but by its own currency ('?': unknown):
+    An amount without a rate is in none of the sums, but listed by its own currency ('?': unknown):
     payouts of leads, sales and rebills, and costs.
     """
 
@@ -115,7 +115,7 @@ class Figures:
 
     @property
     def cost(self) -> Decimal:
-        """What postbacks said that conversions cost, rejected ones too."""
+        """The costs that postbacks named for conversions, rejected ones too."""
         return from_micros(self.cost_micros)
 
     @property
@@ -125,17 +125,17 @@ class Figures:
 
     @property
     def approval_basis_points(self) -> int | None:
-        """Sales and rebills among all conversions; None where there is none."""
+        """Sales and rebills among all conversions; None without conversions."""
         approved = self.conversions[Status.SALE] + self.conversions[Status.REBILL]
         return find_basis_points(approved, sum(self.conversions.values()))
 
     @property
     def roi_basis_points(self) -> int | None:
-        """Profit by cost; None where nothing was paid."""
+        """Profit by cost; None without cost."""
         return find_basis_points(self.profit_micros, self.cost_micros)
 
     def add(self, other: "Figures") -> None:
-        """Take another's figures in."""
+        """Add another key's figures."""
         self.clicks += other.clicks
         _merge(self.conversions, other.conversions)
         self.revenue_micros += other.revenue_micros
@@ -148,7 +148,7 @@ class Figures:
 
 
 def find_basis_points(part: int, whole: int) -> int | None:
-    """Give a share in hundredths of a per cent, half to even; None where the whole is nothing."""
+    """Return a share in hundredths of a per cent, half to even; None if the whole is 0."""
     if whole <= 0:
         return None
     points, rest = divmod(part * 10_000, whole)
@@ -163,9 +163,9 @@ def _merge(sums: dict[str, int], others: Mapping[str, int]) -> None:
 def add_up(
     db: sqlite3.Connection, query: ReportQuery, count: Callable[[], Counter[Group]] | None = None
 ) -> dict[Key, Figures]:
-    """Add up what is asked for, by the values of its dimensions (None: not known).
+    """Compute the figures by the values of the dimensions (None: not known).
 
-    `count` gives what `count_clicks` would.
+    `count` returns the result of `count_clicks`.
     """
     read_key = _build_key_reader(db, query)
     figures: dict[Key, Figures] = {}
@@ -182,7 +182,7 @@ def add_up(
 
 
 def add_up_in_threads(db: sqlite3.Connection, path: Path, query: ReportQuery) -> dict[Key, Figures]:
-    """Add up likewise; a thread with a connection of its own counts the clicks meanwhile."""
+    """Compute the figures; a thread with its own connection counts the clicks meanwhile."""
     if not query.counts_clicks:
         return add_up(db, query)
     with counting(path, query) as count:
@@ -191,8 +191,8 @@ def add_up_in_threads(db: sqlite3.Connection, path: Path, query: ReportQuery) ->
 
 @contextmanager
 def counting(path: Path, query: ReportQuery) -> Iterator[Callable[[], Counter[Group]]]:
-    """Count clicks in a thread, from here on; yields a function that waits for the counts."""
-    # SQLite works without Python's lock: on two cores both sums take as long as the larger one.
+    """Count clicks in a thread, started here; yields a function that waits for the counts."""
+    # SQLite runs without Python's lock: on two cores the longer of the two takes all the time.
     with (
         closing(connect_to_read(path, check_same_thread=False)) as db,
         ThreadPoolExecutor(1) as pool,
@@ -201,8 +201,8 @@ def counting(path: Path, query: ReportQuery) -> Iterator[Callable[[], Counter[Gr
         try:
             yield counts.result
         finally:
-            # After Ctrl-C nobody waits for the counts. An interrupt stops a statement that runs;
-            # between two statements it does nothing, so it is repeated.
+            # After Ctrl-C the counts are not needed. An interrupt stops a running statement;
+            # between two statements it has no effect, so it is repeated.
             while not counts.done():
                 db.interrupt()
                 wait([counts], INTERRUPT_SECONDS)
@@ -225,14 +225,14 @@ def _list_names(db: sqlite3.Connection, dimension: str) -> dict[Any, str]:
 
 
 class Labels(NamedTuple):
-    """What the day and the hour are called, where they are asked for and known."""
+    """The names of the day and the hour, if they are dimensions and known."""
 
     day: str | None = None
     hour: str | None = None
 
 
 class Piece(NamedTuple):
-    """Some rows in one read, and the time that all of them have in common."""
+    """Rows that are read at once, and the labels of their common time."""
 
     condition: str
     values: tuple[object, ...]
@@ -240,7 +240,7 @@ class Piece(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """A day or an hour of a zone, from one moment on and before another."""
+    """A day or an hour of a time zone, from its start on and before its end."""
 
     start: str
     end: str
@@ -248,9 +248,9 @@ class Bucket(NamedTuple):
 
 
 def find_bucket(moment: str, unit: str, zone: tzinfo) -> Bucket:
-    """Find the zone's day or hour that a moment falls into; it begins with the moment.
+    """Find the zone's day or hour of a time; the bucket starts at that time.
 
-    A text that is no moment (other programs write clicks too) has a bucket of its own, unnamed.
+    A text that is no time (other programs write clicks too) has a bucket of its own, unnamed.
     """
     try:
         at = datetime.fromisoformat(moment).astimezone(UTC)
@@ -263,17 +263,17 @@ def find_bucket(moment: str, unit: str, zone: tzinfo) -> Bucket:
 
 
 def _find_end(at: datetime, unit: str, zone: tzinfo) -> datetime:
-    """Find when the day or hour of a moment ends: always behind it, whatever clocks do between.
+    """Find the end of a time's day or hour: always later, whatever the clocks do between.
 
     Some zones change their clocks by half an hour, or at one minute past midnight, back into the
-    day before: what `zone` computes from the next full hour may then lie before the moment.
+    day before: what `zone` computes from the next full hour may then be before the time.
     """
     while True:
         end = at + _left_by_the_clock(at.astimezone(zone), unit)
         change = _find_change(at, end, zone)
         if change is None:
             return end
-        # The hour that is there twice is two hours, and a day stays one.
+        # The repeated hour counts as two hours; a day remains one.
         if unit == "hour" or change.astimezone(zone).date() != at.astimezone(zone).date():
             return change
         at = change
@@ -288,7 +288,7 @@ def _left_by_the_clock(local: datetime, unit: str) -> timedelta:
 
 
 def _find_change(at: datetime, end: datetime, zone: tzinfo) -> datetime | None:
-    """Find when, between two moments, the clocks change; to the second, as zones have it."""
+    """Find the time between two others at which the clocks change; to the second, as in zones."""
     before = at.astimezone(zone).utcoffset()
     if end.astimezone(zone).utcoffset() == before:
         return None
@@ -314,7 +314,7 @@ def _cut_conversions(db: sqlite3.Connection, query: ReportQuery) -> Iterator[Pie
 
 def _cut_clicks(db: sqlite3.Connection, query: ReportQuery) -> Iterator[Piece]:
     if query.goes_by_time:
-        # By the hour for sub ids too: those of a piece are held in memory.
+        # By the hour for sub ids too: a piece's sub ids are held in memory.
         unit = "hour" if query.sub_ids else _unit_of(query)
         return _cut_by_time(db, query, "clicks", _CLICK_TIME, unit)
     rows = ROWS_WITH_SUB_IDS_AT_ONCE if query.sub_ids else ROWS_AT_ONCE
@@ -354,8 +354,8 @@ def _cut_by_id(db: sqlite3.Connection, table: str, rows: int) -> Iterator[Piece]
             yield Piece(f"{table}.id >= ? AND {table}.id < ?", (start, start + rows))
 
 
-# What each dimension is in SQL. A group is the labels of its piece and then these columns, as they
-# come; only at the end, where there are few, do they become keys.
+# The SQL of each dimension. A group is its piece's labels and then these columns, unchanged; groups
+# become keys at the end, when they are few.
 
 
 def _list_columns(query: ReportQuery, table: str) -> list[str]:
@@ -400,7 +400,7 @@ Read = tuple[Labels, list[tuple[Any, ...]]]
 def count_clicks(db: sqlite3.Connection, query: ReportQuery) -> Counter[Group]:
     """Count clicks by group."""
     counts: Counter[Group] = Counter()
-    # By what pieces have in common first, so that only the rest is looked up for every click.
+    # First by the labels that pieces have in common, so that only the rest is looked up per click.
     for labels, pieces in itertools.groupby(_read_clicks(db, query), itemgetter(0)):
         for values, clicks in _count_rows(query, (rows for _, rows in pieces)).items():
             counts[labels, *values] += clicks
@@ -408,9 +408,9 @@ def count_clicks(db: sqlite3.Connection, query: ReportQuery) -> Counter[Group]:
 
 
 def _read_clicks(db: sqlite3.Connection, query: ReportQuery) -> Iterator[Read]:
-    """Read counts by columns; or, where there are sub ids, lists for Python to count.
+    """Read counts by columns; if there are sub ids, lists of them for Python to count.
 
-    SQLite would take JSON apart twice as slowly, sort it, and hand over each row.
+    SQLite would parse the JSON in twice the time, sort it, and return each row.
     """
     columns = _list_columns(query, "clicks")
     lists = [f"json_group_array({column})" for column in columns]
@@ -431,11 +431,11 @@ def _count_rows(
     counts: Counter[tuple[Any, ...]] = Counter()
     if not query.sub_ids:
         for *group, clicks in itertools.chain.from_iterable(pieces):
-            # Without columns to group by, SQL counts the nothing of an empty piece too.
+            # Without columns to group by, SQL returns one row for an empty piece too.
             if clicks:
                 counts[*group,] += clicks
         return counts
-    # A lone sub id is counted in half the time of a tuple that holds it.
+    # A single sub id is counted in half the time of a tuple with it.
     lone: Counter[str | None] = Counter()
     for ((*plain, texts),) in pieces:
         lists = _read_sub_ids(f"[{texts or ''}]", tuple(query.sub_ids))
@@ -452,7 +452,7 @@ def _read_sub_ids(text: str, names: tuple[str, ...]) -> list[list[str | None]]:
     try:
         clicks = _build_decoder(names).decode(text)
     except msgspec.MsgspecError:
-        # Another program wrote something else than text.
+        # Another program wrote a value that is no text.
         clicks = json.loads(text)
         return [[_as_text(click.get(name)) for click in clicks] for name in names]
     return [list(map(attrgetter(name), clicks)) for name in names]
@@ -460,17 +460,17 @@ def _read_sub_ids(text: str, names: tuple[str, ...]) -> list[list[str | None]]:
 
 @cache
 def _build_decoder(names: tuple[str, ...]) -> msgspec.json.Decoder[Any]:
-    # It takes half the time of a parser that builds whole objects.
+    # This takes half the time of a parser that builds whole objects.
     fields = [(name, str | None, None) for name in names]
     return msgspec.json.Decoder(list[msgspec.defstruct("SubIds", fields, gc=False)])  # type: ignore[misc]
 
 
 def _as_text(value: Any) -> str | None:
-    """Give a sub id as text, whatever another program wrote."""
+    """Return a sub id as text, whatever another program wrote."""
     return value if value is None or value.__class__ is str else to_json(value)
 
 
-# A rejected conversion's payout counts nowhere, so it waits for nothing.
+# A rejected conversion's payout does not count, so it does not wait for a rate.
 _PAYOUT_WAITS = f"""
     CASE WHEN payout_micros IS NULL AND amount_micros IS NOT NULL AND status <> '{Status.REJECTED}'
         THEN coalesce(conversions.currency, '?') END"""
@@ -479,7 +479,7 @@ _COST_WAITS = """
         THEN coalesce(cost_currency, '?') END"""
 
 
-# What `_read_figures` reads, in its order.
+# The columns that `_read_figures` reads, in its order.
 _COUNTED = (Status.LEAD, Status.SALE, Status.REJECTED, Status.REBILL)
 _SUMS = ", ".join(
     [
@@ -524,7 +524,7 @@ def _read_figures(  # a row, in the order of its columns
     rebills: int,
     *halves: int | None,
 ) -> Figures:
-    """Read what `_SUMS` says of conversions whose payouts, and whose costs, wait for one rate."""
+    """Read a row of `_SUMS` about conversions whose payouts, and whose costs, wait for one rate."""
     revenue, hold, cost = map(sum_of_halves, halves[:6:2], halves[1:6:2])
     counts = {"lead": leads, "sale": sales, "rejected": rejected, "rebill": rebills}
     figures = Figures(0, counts, revenue, hold, cost)

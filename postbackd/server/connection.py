@@ -1,4 +1,4 @@
-"""A client's connection: what it sent and was not served yet, what it is answered."""
+"""A client's connection: received bytes that are not answered yet, answers not sent yet."""
 
 import io
 import socket
@@ -17,32 +17,32 @@ from postbackd.server.http_response import (
     write_head,
 )
 
-# One read of a connection; also what a sender may have us hold of requests not served yet.
+# Bytes of one read. A connection whose requests wait for a batch is not read from meanwhile.
 READ_BYTES = 64 * 1024
 
 
 class Hold(IntEnum):
-    """What a connection takes its place for; where there is no room, the first kinds go first."""
+    """What a connection waits for; when all connections are taken, the lowest value goes first."""
 
-    SILENT = 0  # nothing has come on it yet
+    SILENT = 0  # no byte has been received
     IDLE = 1  # all requests have been answered, and another may come
-    BEGUN = 2  # a part of a request has come
-    DEAF = 3  # its answers are not read
+    BEGUN = 2  # a part of a request has been received
+    DEAF = 3  # the client does not read its answers
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A request that is whole, and its answer. Without an environ the answer stands already."""
+    """A complete request, and its answer; a call without environ has its answer from the start."""
 
     connection: "Connection"
     environ: Environ | None = None
-    # As it was sent: the callable may write into its environ.
+    # Read from the request before the callable runs, which may write into its environ.
     wants_body: bool = True
     minor_version: int = 1
     keeps_alive: bool = False
     began_at: float = 0.0
     request: Any = None
-    # Bytes of its target and its body: what reading it and storing it cost.
+    # Bytes of target and body: a measure of the work that reading and storing it takes.
     size: int = 0
     answer: bytes = b""
     status: str = ""
@@ -50,16 +50,16 @@ class Call:
     sent: int = 0
 
     def write(self, status: str | None, headers: Headers, body: bytes, date: bytes) -> None:
-        """Write the answer down; raises ValueError or TypeError where it cannot be sent."""
+        """Write the answer's bytes; raises ValueError or TypeError for one that cannot be sent."""
         if status is None:
             raise ValueError("the callable did not call start_response")
         text, code, length = write_head(status, tuple(headers))
         has_body = code >= 200 and code not in {204, 304}
         if has_body and length is None and (body or self.wants_body):
-            # A HEAD is told how long a GET's answer is.
+            # The answer to HEAD names the length of the answer to GET.
             text += b"Content-Length: %d\r\n" % len(body)
         elif has_body and self.wants_body and length != len(body):
-            raise ValueError(f"the callable promised {length} bytes and gave {len(body)}")
+            raise ValueError(f"the callable announced {length} bytes and returned {len(body)}")
         if not has_body or not self.wants_body:
             body = b""
         self.status, self.headers, self.sent = status, headers, len(body)
@@ -70,13 +70,13 @@ class Call:
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One client: what it sent and was not served yet, what it was answered and did not take."""
+    """One client's socket, the bytes received and not answered yet, the answers not sent yet."""
 
     sock: socket.socket
     peer: Peer
     deadline: float
     fd: int
-    # What epoll watches for; 0: not watched.
+    # The events that epoll watches; 0: not watched.
     watched: int = 0
     # Received bytes, served up to `start` and searched for the end of a head up to `looked_to`.
     inbox: bytes = b""
@@ -85,26 +85,26 @@ class Connection:
     head: Head | None = None
     chunked: ChunkedBody | None = None
     outbox: bytes | memoryview = b""
-    # Since when it has been held for this; None while it is served.
+    # `hold` has had its value since `held_since`; None while a request is being answered.
     hold: Hold | None = None
     held_since: float = 0.0
-    # In the queue of connections to look at, and since when; its calls in the present batch.
+    # `is_queued`: in the worker's queue, since `queued_at`. `calls`: its requests in this batch.
     is_queued: bool = False
     queued_at: float = 0.0
     calls: int = 0
-    # `deadline` is a request's: it runs from its first byte, for the first request from the start.
+    # `deadline` counts from a request's first byte; for the first request, from the accept.
     is_timed: bool = True
-    # The other side sends no more, but may still read; or it is gone altogether.
+    # `has_ended`: the client sends no more, but may still read. `is_gone`: it has disconnected.
     has_ended: bool = False
     is_gone: bool = False
-    # It is closed after what is to be sent; not before the other side has read that; that is being
-    # waited for.
+    # `is_closing`: close once the outbox is empty. `must_linger`: shut down writing
+    # first and wait for the client's FIN. `is_lingering`: we are waiting for it.
     is_closing: bool = False
     must_linger: bool = False
     is_lingering: bool = False
 
     def receive(self) -> bool:
-        """Read what has come; False where there was nothing, or the other side ended."""
+        """Read from the socket; False where there was nothing, or the client has ended."""
         try:
             received = self.sock.recv(READ_BYTES)
         except BlockingIOError:
@@ -126,23 +126,23 @@ class Connection:
 
     @property
     def unserved_bytes(self) -> int:
-        """Tell how much has come of requests that are not served yet."""
+        """Return how many received bytes belong to requests that are not answered yet."""
         decoded = 0 if self.chunked is None else len(self.chunked.content)
         return len(self.inbox) - self.start + decoded
 
     @property
     def is_amid_request(self) -> bool:
-        """Tell whether a part of a request has come."""
+        """Return whether a part of a request has been received."""
         return self.head is not None or self.start < len(self.inbox)
 
     @property
     def is_idle(self) -> bool:
-        """Tell whether nothing is under way here."""
+        """Return whether no request, answer or close is under way."""
         is_busy = self.is_queued or self.outbox or self.is_lingering or self.is_amid_request
         return not is_busy
 
     def take_call(self, reader: HeadReader) -> Call | None:
-        """Take the next whole request; None where there is none; raises gunicorn's errors."""
+        """Return the next complete request, or None; raises gunicorn's errors."""
         head = self.head or self._take_head(reader)
         if head is None:
             return None
@@ -156,8 +156,8 @@ class Connection:
         self.looked_to = self.start
         self.is_timed = False
         is_cut = isinstance(body, TruncatedBody)
-        # The rest of a body that we do not read is still under way, and so may be a next request
-        # of those who did not ask for the close.
+        # The rest of a body that we do not read may still arrive, and so may the next request of a
+        # client that did not ask for the close.
         self.must_linger = is_cut or head.keeps_alive
         environ = head.environ
         environ["wsgi.input"] = body
@@ -177,7 +177,7 @@ class Connection:
         if end < 0:
             if self.start < len(self.inbox):
                 reader.refuse_hopeless(self.inbox, self.start, self.looked_to, self.peer)
-            # The end may have come in part.
+            # The first bytes of the end may be there.
             self.looked_to = max(self.start, len(self.inbox) - 3)
             return None
         self.head = reader.read(self.inbox, self.start, end, self.peer)
@@ -185,7 +185,7 @@ class Connection:
         return self.head
 
     def _take_body(self, head: Head) -> io.BytesIO | None:
-        """Take the body where it is whole, or longer than is held."""
+        """Return the body if it is complete, or a TruncatedBody if it is longer than the limit."""
         if head.length is None:
             return self._take_chunked(head)
         if head.length > BODY_LIMIT_BYTES:
@@ -206,20 +206,21 @@ class Connection:
         return io.BytesIO(self.chunked.content) if self.chunked.is_whole else None
 
     def flush(self) -> None:
-        """Send what the other side takes."""
+        """Send as much of the outbox as the socket takes."""
         try:
             sent = self.sock.send(self.outbox)
         except BlockingIOError:
             return
         except OSError:
-            # It hung up. What it sent before, the part still in the kernel too, counts.
+            # The client has disconnected. Requests it sent before are served, those still in the
+            # kernel too.
             self.is_gone = True
             self.outbox = b""
             return
         self.outbox = b"" if sent == len(self.outbox) else memoryview(self.outbox)[sent:]
 
     def refuse(self) -> None:
-        """Look at nothing more of what it sends, and close after what is to be sent."""
+        """Ignore what the client sends from now on, and close once the outbox is empty."""
         self.head = self.chunked = None
         self.start = len(self.inbox)
         self.is_closing = self.must_linger = True

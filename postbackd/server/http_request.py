@@ -1,6 +1,6 @@
 """HTTP requests read from bytes: heads and bodies.
 
-What gunicorn's parser would read, this reads the same, and hands over what is unusual.
+Common heads are read here, as gunicorn's parser would read them; unusual ones are passed to it.
 """
 
 import io
@@ -36,11 +36,11 @@ from gunicorn.http.unreader import Unreader
 from postbackd.intake.body import BODY_LIMIT_BYTES, Environ
 from postbackd.server.http_response import REMEMBERED_BLOCKS, FakeSocket
 
-# A request's whole head. nginx takes as much (4 x 16 KiB); gunicorn's own bound, the number of
+# A request's whole head. nginx takes as much (4 x 16 KiB); gunicorn's own limit, the number of
 # fields times their size, would be 16 MiB a connection.
 HEAD_LIMIT_BYTES = 64 * 1024
 
-# A chunk's size line and the trailers behind the last chunk: nobody sends more than a few bytes.
+# A chunk's size line and the trailers after the last chunk: a few bytes are usual.
 CHUNK_LINE_LIMIT_BYTES = 4 * 1024
 
 # A longer block of header fields is not remembered.
@@ -55,15 +55,15 @@ class IncompleteError(Exception):
 
 
 class ForeignProtocolError(InvalidRequestLine):  # type: ignore[misc]  # gunicorn is untyped
-    """The first bytes are another protocol's: nobody there waits for a line of HTTP to end."""
+    """The first bytes belong to another protocol: such a client does not wait for an HTTP line."""
 
 
 class TlsHandshakeError(ForeignProtocolError):
-    """A TLS handshake: https was asked of the port for plain HTTP."""
+    """A TLS handshake: a client speaks https to the port for plain HTTP."""
 
 
 class ProxyProtocolError(ForeignProtocolError):
-    """The PROXY protocol: a balancer is set to announce its clients, and we are not."""
+    """The PROXY protocol: a balancer sends it, and we do not read it."""
 
 
 class SshBannerError(ForeignProtocolError):
@@ -74,7 +74,7 @@ class NoHostError(InvalidHeader):  # type: ignore[misc]  # gunicorn is untyped
     """A request of HTTP/1.1 without a Host field. Source: RFC 9112, 3.2."""
 
 
-# Why a request is refused, in words that quote nothing of it.
+# Why a request is refused, in words that quote no part of the request.
 _MALFORMED_FIELD = "a field of the head is malformed"
 _MALFORMED_CHUNK = "malformed chunks"
 _REASONS: dict[type[Exception], str] = {
@@ -99,13 +99,13 @@ _REASONS: dict[type[Exception], str] = {
 
 
 def describe_refusal(error: Exception) -> str:
-    """Say why a request was refused, without quoting it."""
+    """Return why a request was refused, without quoting it."""
     known = (kind for kind in type(error).__mro__ if kind in _REASONS)
-    return _REASONS.get(next(known, Exception), "reading it broke off, see the log of the service")
+    return _REASONS.get(next(known, Exception), "reading it broke off, see the service log")
 
 
 class BufferUnreader(Unreader):  # type: ignore[misc]  # gunicorn is untyped
-    """Feeds gunicorn's parsers what has been received, and never waits for more."""
+    """Gives gunicorn's parsers the bytes received so far, and never waits for more."""
 
     def __init__(self, received: bytes) -> None:
         """Take the bytes."""
@@ -113,7 +113,7 @@ class BufferUnreader(Unreader):  # type: ignore[misc]  # gunicorn is untyped
         self._received = received
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        """Give the bytes once; raises IncompleteError where they are not enough."""
+        """Return the bytes once; a second call raises IncompleteError: they were not enough."""
         del size_hint
         received, self._received = self._received, b""
         if not received:
@@ -122,7 +122,7 @@ class BufferUnreader(Unreader):  # type: ignore[misc]  # gunicorn is untyped
 
 
 class Peer(NamedTuple):
-    """Both ends of a connection, and what every environ on it begins with."""
+    """Both ends of a connection, and the environ that all its requests start from."""
 
     address: Address
     server: Any
@@ -142,43 +142,45 @@ class Head:
 
 
 class Fields(NamedTuple):
-    """A plain block of header fields, as far as it does not depend on the connection."""
+    """A plain block of header fields: the values that do not depend on the connection."""
 
     environ: dict[str, str]
     length: int
-    # In HTTP/1.0, in HTTP/1.1.
+    # One value for HTTP/1.0, one for HTTP/1.1.
     keeps_alive: tuple[bool, bool]
 
 
-# A request line that needs no second thought: an absolute path of printable ASCII.
+# A request line that we read ourselves: an absolute path of printable ASCII (RFC 9112, 3.2.1).
 _PATH = r"/(?!/)[\x21\x22\x24-\x3e\x40-\x7e]*"
 _QUERY = r"[\x21\x22\x24-\x7e]*"
 _PLAIN_LINE = re.compile(rf"(GET|HEAD|POST) (({_PATH})(?:\?({_QUERY}))?) HTTP/1\.([01])", re.ASCII)
 
-# Fields that need no second thought; a name with an underscore does (gunicorn's `header_map`).
+# Fields that we read ourselves (RFC 9112, 5.1), but for a name with an underscore, which is
+# gunicorn's (`header_map`). Expect and Transfer-Encoding (RFC 9112, 6.1) are gunicorn's too, and so
+# is a second Host, Content-Type or Content-Length (RFC 9112, 3.2 and 6.3).
 _PLAIN_BLOCK = re.compile(rb"(?:[!#$%&'*+\-.^`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*")
 _PLAIN_LENGTH = re.compile(r"[0-9]{1,15}", re.ASCII)
 _UNUSUAL_FIELDS = frozenset({"EXPECT", "TRANSFER-ENCODING"})
 _SINGLE_FIELDS = frozenset({"HOST", "CONTENT-TYPE", "CONTENT-LENGTH"})
 _CGI_NAMES = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"}
 
-# A line that ends without CR: gunicorn refuses it at once instead of waiting for the rest.
+# A line end without CR (RFC 9112, 2.2): refused at once, as gunicorn does, not waited on.
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 
 _ASCII = bytes(range(128))
 
-# Fields that say where a request ends and what becomes of its connection: exact, or refused.
+# Fields that decide where a request ends and whether its connection stays open: exact, or refused.
 _FRAMING_FIELDS = frozenset(
     {b"HOST", b"CONTENT-LENGTH", b"TRANSFER-ENCODING", b"CONNECTION", b"EXPECT", b"TRAILER", b"TE"}
 )
-# RFC 9110, 5.5: control characters in a value are invalid; CR, LF and NUL are dangerous too, since
-# others may see a line's end in them, and get 400. The rest becomes spaces.
+# RFC 9110, 5.5: control characters in a value are invalid. CR, LF and NUL are dangerous too, since
+# another reader may see a line end in them, and are answered 400. The others become spaces.
 _CONTROLS = bytes(code for code in (*range(1, 32), 127) if code not in b"\t\n\r")
 _CONTROL = re.compile(b"[%s]" % re.escape(_CONTROLS))
 _AS_SPACES = bytes.maketrans(_CONTROLS, b" " * len(_CONTROLS))
 
-# How connections of other protocols begin. The first two: a TLS record of a handshake (RFC 8446,
-# 5.1), the PROXY protocol's versions 1 and 2 (HAProxy, proxy-protocol.txt, 2.1 and 2.2).
+# First bytes of other protocols: a TLS handshake record (RFC 8446, 5.1), the PROXY protocol's
+# versions 1 and 2 (HAProxy, proxy-protocol.txt, 2.1 and 2.2), SSH.
 _FOREIGN: dict[bytes, type[ForeignProtocolError]] = {
     b"\x16\x03": TlsHandshakeError,
     b"PROXY ": ProxyProtocolError,
@@ -186,16 +188,16 @@ _FOREIGN: dict[bytes, type[ForeignProtocolError]] = {
     b"SSH-": SshBannerError,
 }
 
-# A method as gunicorn takes one, or what may become one; a request line that is whole and good.
+# The start of a method that gunicorn accepts; a complete request line that it accepts.
 _METHOD_BEGIN = re.compile(rb"[!$%&'*+\-.^_`|~0-9A-Z]{3,20} |[!$%&'*+\-.^_`|~0-9A-Z]{0,20}\Z")
 _WHOLE_LINE = re.compile(rb"[^ ]+ [^\x00-\x20\x7f]+ HTTP/1\.[01]")
 
 
 def escape_target(line: bytes) -> bytes:
-    """Write bytes beyond ASCII in a request line's target as escapes, which mean the same.
+    """Percent-encode the bytes beyond ASCII in a request line's target; the meaning is the same.
 
-    Networks put a name or a status of theirs into the URL as it is; nginx passes that on, PHP reads
-    it, and gunicorn would refuse the line: a lost postback.
+    Networks put a name or a status of theirs into the URL as it is; nginx passes it on and PHP
+    reads it, but gunicorn would refuse the line: a lost postback.
     """
     method, blank, target = line.partition(b" ")
     if target.isascii():
@@ -204,9 +206,9 @@ def escape_target(line: bytes) -> bytes:
 
 
 def blank_controls(block: bytes) -> bytes:
-    """Write spaces for control characters in the values of fields that mean nothing to the framing.
+    """Replace control characters by spaces in the values of fields that do not affect the framing.
 
-    A browser or a proxy that lets one into its User-Agent has still sent a postback.
+    A request whose User-Agent holds a control character is still a postback.
     """
     if not _CONTROL.search(block):
         return block
@@ -221,13 +223,13 @@ def _blank_controls(field: bytes) -> bytes:
 
 
 def keeps_alive(connection: str, minor_version: int) -> bool:
-    """Tell by the Connection field whether further requests may come. Source: RFC 9112, 9.3."""
+    """Return whether the Connection field allows further requests. Source: RFC 9112, 9.3."""
     options = {option.strip(" \t").lower() for option in connection.split(",")}
     return "close" not in options and (minor_version >= 1 or "keep-alive" in options)
 
 
 def refuse_foreign(received: bytes, start: int) -> None:
-    """Raise ForeignProtocolError where the first bytes are those of another protocol."""
+    """Raise ForeignProtocolError if the first bytes are those of another protocol."""
     for begin, error in _FOREIGN.items():
         if received.startswith(begin, start):
             raise error(begin)
@@ -236,16 +238,16 @@ def refuse_foreign(received: bytes, start: int) -> None:
 class HeadReader:
     """Reads heads: plain ones by itself, everything else through gunicorn's parser.
 
-    What it reads by itself comes out as gunicorn would have read it (a test compares the two on
-    whatever hypothesis thinks of); in doubt it reads nothing. It takes a tenth of the time.
+    A plain head gives the values that gunicorn's parser gives (a test compares the two on heads
+    that hypothesis generates); a head in doubt goes to gunicorn. It takes a tenth of the time.
     """
 
     def __init__(self, cfg: Any, *, reads_plain: bool) -> None:
-        """Take gunicorn's settings; without `reads_plain` every head is gunicorn's to read."""
+        """Use gunicorn's settings; without `reads_plain` gunicorn's parser reads every head."""
         self._cfg = cfg
-        # What gunicorn strips from every path; it is rare enough to leave all to gunicorn.
+        # gunicorn strips SCRIPT_NAME from every path; it is rare, so gunicorn reads those heads.
         self._reads_plain = reads_plain and not os.environ.get("SCRIPT_NAME")
-        # The settings as gunicorn understands them.
+        # The limits as gunicorn computes them.
         line, fields, size = (
             cfg.limit_request_line,
             cfg.limit_request_fields,
@@ -255,7 +257,7 @@ class HeadReader:
         self._field_limit = fields if 0 < fields <= 32768 else 32768
         self._field_size_limit = size if size > 0 else 8190
         self._remembered = lru_cache(REMEMBERED_BLOCKS)(self._read_block)
-        # Ours name none; where somebody's settings do, gunicorn knows whom to believe.
+        # Our settings name no such fields; if a user's settings do, gunicorn decides whom to trust.
         self._unusual_fields = _UNUSUAL_FIELDS | frozenset(cfg.secure_scheme_headers)
 
     def read(self, received: bytes, start: int, end: int, peer: Peer) -> Head:
@@ -265,12 +267,13 @@ class HeadReader:
         head = self._read_plain(received, start, end, peer) if self._reads_plain else None
         if head is not None:
             return head
-        # With what follows the head: the PROXY protocol's version 2 begins like an empty one.
+        # Given the bytes after the head too: the PROXY protocol, version 2, begins like an empty
+        # head.
         refuse_foreign(received, start)
         return self._read_unusual(received[start : end + 4], peer)
 
     def refuse_hopeless(self, received: bytes, start: int, looked_to: int, peer: Peer) -> None:
-        """Raise gunicorn's error where no further byte could mend an unfinished head."""
+        """Raise gunicorn's error if no further byte could make an unfinished head valid."""
         length = len(received) - start
         if length > HEAD_LIMIT_BYTES:
             raise LimitRequestHeaders("the head is too long")
@@ -285,7 +288,7 @@ class HeadReader:
         self._refuse_line(received, begin, peer)
 
     def _refuse_line(self, received: bytes, begin: int, peer: Peer) -> None:
-        """Raise gunicorn's error where the first line, as far as it has come, is no request's."""
+        """Raise gunicorn's error if the first line, as far as received, is no request line."""
         method = received[begin : begin + 21]
         is_strict = not self._cfg.permit_unconventional_http_method
         if is_strict and method != b"\r" and not _METHOD_BEGIN.match(method):
@@ -358,8 +361,8 @@ class HeadReader:
         try:
             request = Request(self._cfg, BufferUnreader(mended), peer.address)
         except IncompleteError:
-            # gunicorn looks for more behind the empty line where we saw the end: no two readers
-            # may see different requests in the same bytes.
+            # gunicorn looks for more after the empty line that we took for the end: two readers
+            # must not see different requests in the same bytes.
             raise InvalidHeader("the head has no end") from None
         interim = FakeSocket()
         _, environ = wsgi.create(request, interim, peer.address, peer.server, self._cfg)
@@ -369,7 +372,7 @@ class HeadReader:
         minor_version = min(request.version[1], 1)
         if minor_version and "HTTP_HOST" not in environ:
             raise NoHostError("HOST", req=request)
-        # gunicorn looks at the first Connection field only, and only at a single word.
+        # gunicorn reads only the first Connection field, and only a single word in it.
         goes_on = keeps_alive(environ.get("HTTP_CONNECTION", ""), minor_version)
         reader = request.body.reader
         return Head(
@@ -382,12 +385,12 @@ class HeadReader:
         )
 
 
-# What gunicorn's own workers offer beside the specification, and writes past the commit.
+# gunicorn's own additions to WSGI: they write to the socket before the commit.
 _NOT_OURS = ("gunicorn.socket", "wsgi.early_hints")
 
 
 def make_peer(cfg: Any, errors: Any, address: Address, server: Any) -> Peer:
-    """Prepare what does not change on a connection."""
+    """Build the values that are the same for all requests of a connection."""
     environ: Environ = {
         "wsgi.errors": errors,
         "wsgi.version": (1, 0),
@@ -429,10 +432,10 @@ def _name_server(environ: Environ, server: str) -> None:
 
 
 class ChunkedBody:
-    """Decodes a chunked body as its bytes come; as strict as gunicorn, whose errors it raises."""
+    """Decodes a chunked body as its bytes arrive (RFC 9112, 7.1); raises the errors of gunicorn."""
 
     def __init__(self, request: Any) -> None:
-        """Take gunicorn's request that the body belongs to."""
+        """Set the gunicorn request that the body belongs to."""
         self._request = request
         self._left = 0
         self._step: Callable[[bytes, int], int] | None = self._take_size
@@ -440,16 +443,16 @@ class ChunkedBody:
 
     @property
     def is_whole(self) -> bool:
-        """Tell whether the end has come."""
+        """Return whether the end has been received."""
         return self._step is None
 
     @property
     def is_too_long(self) -> bool:
-        """Tell whether it is longer than we hold."""
+        """Return whether the body is longer than the limit."""
         return len(self.content) > BODY_LIMIT_BYTES
 
     def take(self, received: bytes, start: int) -> int:
-        """Decode what has come; gives where the undecoded rest begins."""
+        """Decode the received bytes; return the index of the first one not decoded."""
         with suppress(IncompleteError):
             while self._step is not None and not self.is_too_long:
                 start = self._step(received, start)
@@ -468,7 +471,7 @@ class ChunkedBody:
     def _read_size(self, line: bytes) -> int:
         if _PLAIN_SIZE.fullmatch(line):
             return int(line, 16)
-        # Extensions and nonsense: gunicorn says which. The end of a last chunk is ours to read.
+        # Extensions and malformed sizes: gunicorn decides. The end of a last chunk is read here.
         unreader = BufferUnreader(line + b"\r\n\r\n")
         size, _ = ChunkedReader(self._request, unreader).parse_chunk_size(unreader)
         return int(size)
@@ -512,10 +515,10 @@ _PLAIN_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 
 
 class TruncatedBody(io.BytesIO):
-    """The part that was received of a body too long to hold: reading past it is an error.
+    """The received part of a body over the limit: reading past that part raises OSError.
 
-    A callable that answers 413 needs no more; one that wanted the whole must not take the part
-    for the whole.
+    A callable that answers 413 needs no more; one that reads the whole body must not get a part as
+    the whole.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:

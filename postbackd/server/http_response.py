@@ -7,17 +7,17 @@ from typing import NamedTuple
 
 from gunicorn import SERVER, util
 
-# An answer is held in memory until the commit. The receiver's own are below 10 KiB.
+# An answer is held in memory until the commit. The receiver's own answers are below 10 KiB.
 ANSWER_LIMIT_BYTES = 16 * 1024 * 1024
 
-# Header blocks remembered: a network's machines send the same headers with every postback.
+# Header blocks cached: a network's machines send the same headers with every postback.
 REMEMBERED_BLOCKS = 256
 
 Headers = Sequence[tuple[str, str]]
 
 
 class FakeSocket:
-    """Stands in for a socket where gunicorn's code wants to send at once."""
+    """Stands in for a socket where gunicorn's code sends at once: the bytes are collected."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -35,12 +35,12 @@ class FakeSocket:
 
 
 class Response:
-    """What the callable says through `start_response` and `write`."""
+    """The status, headers and bytes that a callable passes to `start_response` and `write`."""
 
     __slots__ = ("headers", "status", "written")
 
     def __init__(self) -> None:
-        """Start with nothing said."""
+        """Start without status, headers and bytes."""
         self.status: str | None = None
         self.headers: Headers = ()
         self.written: list[bytes] = []
@@ -48,14 +48,14 @@ class Response:
     def start(
         self, status: str, headers: Headers, exc_info: object = None
     ) -> Callable[[bytes], None]:
-        """Take status and headers; with `exc_info` they replace those before: none were sent."""
+        """Set status and headers; with `exc_info` they replace earlier ones: none were sent."""
         if self.status is not None and exc_info is None:
             raise AssertionError("start_response was called twice")
         self.status, self.headers = status, headers
         return self.written.append
 
     def gather(self, parts: Iterable[bytes]) -> bytes:
-        """Collect the whole body, and let the callable's iterable go."""
+        """Return the whole body, and close the callable's iterable."""
         try:
             if type(parts) is list and len(parts) == 1 and not self.written:
                 self.written = parts
@@ -76,7 +76,7 @@ class Response:
 
 
 class AnswerHead(NamedTuple):
-    """Status line and headers, but for those that differ from answer to answer."""
+    """Status line and headers, without those that differ from answer to answer."""
 
     text: bytes
     code: int
@@ -85,7 +85,7 @@ class AnswerHead(NamedTuple):
 
 _STATUS = re.compile(r"[1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?", re.ASCII)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
-# No control character: a CR or LF in a value would be another header, or another answer.
+# No control character: a CR or LF in a value would start another header, or another answer.
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 VERSIONS = (b"HTTP/1.0 ", b"HTTP/1.1 ")
@@ -93,10 +93,10 @@ CLOSE, KEEP_ALIVE = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-# The receiver says the same few things over and over.
+# The receiver sends few different heads.
 @lru_cache(REMEMBERED_BLOCKS)
 def write_head(status: str, headers: tuple[tuple[str, str], ...]) -> AnswerHead:
-    """Write status and headers down, checked; raises ValueError or TypeError."""
+    """Check status and headers and write them as bytes; raises ValueError or TypeError."""
     if not _STATUS.fullmatch(status):
         raise ValueError(f"{status!r} is no status")
     code = int(status[:3])
@@ -104,21 +104,21 @@ def write_head(status: str, headers: tuple[tuple[str, str], ...]) -> AnswerHead:
     length = None
     for name, value in headers:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-            # The name alone: a value may hold what must not stand in a log.
+            # The name without the value: a value may hold a key.
             raise ValueError(f"the header {name!r} cannot be sent")
         if name.lower() == "content-length":
             length = int(value)
             if code < 200 or code == 204:
                 continue
         elif util.is_hoppish(name):
-            # The connection is ours to speak of.
+            # The worker alone decides about the connection.
             continue
         lines.append(f"{name}: {value.strip()}\r\n")
     return AnswerHead("".join(lines).encode("latin-1"), code, length)
 
 
 def write_error(status: int, reason: str) -> bytes:
-    """Write gunicorn's own page for an error; it closes the connection."""
+    """Return gunicorn's own page for an error; it closes the connection."""
     sink = FakeSocket()
     util.write_error(sink, status, reason, "")
     return sink.sent

@@ -1,7 +1,7 @@
-"""The service's own log: a line an event, for people or as JSON; no key, no control character.
+"""The service log: one line an event, as text or JSON; no key, no control character.
 
-What senders said may stand in it, so whatever a terminal would obey is shown as an escape, and a
-further line of one event is indented: nobody forges an entry. gunicorn is made to log the same way.
+A message may quote what senders sent, so control characters are shown as escapes and further lines
+of one event are indented: nobody can forge an entry. gunicorn's logs are written the same way.
 """
 
 import json
@@ -21,19 +21,19 @@ from postbackd.escapes import visible_lines
 from postbackd.intake.client_address import anonymize
 from postbackd.masking import HIDDEN, NO_KEYS, KeyMask, hide_in_tracebacks
 
-# How `postback serve --log-format` tells the processes it becomes.
+# `postback serve --log-format` passes the format to its processes in this variable.
 FORMAT_VARIABLE = "POSTBACK_LOG_FORMAT"
 FORMATS = ("text", "json")
 
-# What gunicorn says of a request it cannot read; the rest of the line quotes the request.
+# gunicorn's message for a request that it cannot read; the rest of the line quotes the request.
 _INVALID_REQUEST = re.compile(r"Invalid request from ip=(\S*): ")
 
-# Where a client's address stands in gunicorn's access log.
+# The values of gunicorn's access log that hold a client's address.
 _ADDRESS_ATOMS = ("h", "{x-forwarded-for}i", "{x-real-ip}i", "{forwarded}i", "{remote_addr}e")
 
 
 class TextFormatter(logging.Formatter):
-    """Formats as the one it wraps, made safe to read, with keys masked."""
+    """Formats through another formatter, then masks keys and escapes control characters."""
 
     def __init__(self, wrapped: logging.Formatter) -> None:
         """Wrap another formatter."""
@@ -41,7 +41,7 @@ class TextFormatter(logging.Formatter):
         self._wrapped = wrapped
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format, mask, and indent what follows the first line."""
+        """Format and mask, and indent all lines after the first."""
         line = visible_lines(mask_keys(self._wrapped.format(record)))
         return line.replace("\n", "\n    ")
 
@@ -64,7 +64,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def format_event(sentence: str) -> str:
-    """Write a sentence down as the log would in the format that was asked for."""
+    """Write a sentence as the service log would, in the format that was asked for."""
     if os.environ.get(FORMAT_VARIABLE) != "json":
         return sentence
     return JsonFormatter().format(
@@ -73,10 +73,10 @@ def format_event(sentence: str) -> str:
 
 
 class MaskingLogger(Logger):  # type: ignore[misc]  # gunicorn is untyped
-    """gunicorn's logger, whose logs show no key and no more of an address than they may."""
+    """gunicorn's logger: its logs hold no key, and no full address under `anonymize_ip`."""
 
     def setup(self, cfg: Any) -> None:
-        """Set the handlers up as gunicorn does, mask them, and let our own loggers speak there."""
+        """Set up gunicorn's handlers, mask their output, and use them for our own loggers too."""
         super().setup(cfg)
         is_json = os.environ.get(FORMAT_VARIABLE) == "json"
         for log in (self.error_log, self.access_log):
@@ -91,7 +91,7 @@ class MaskingLogger(Logger):  # type: ignore[misc]  # gunicorn is untyped
         hide_in_tracebacks(mask_keys)
 
     def warning(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        """Log a warning; a malformed request is told by its kind, never by what stood in it."""
+        """Log a warning; a malformed request is named by its kind, and not quoted."""
         found = _INVALID_REQUEST.match(str(msg))
         kind = sys.exc_info()[0]
         if found and kind is not None:
@@ -99,7 +99,7 @@ class MaskingLogger(Logger):  # type: ignore[misc]  # gunicorn is untyped
         super().warning(msg, *args, **kwargs)
 
     def atoms(self, *asked: Any) -> dict[str, Any]:
-        """Give what an access log may say of a request."""
+        """Return the values for an access log line, addresses shortened if so configured."""
         atoms: dict[str, Any] = super().atoms(*asked)
         for name in _ADDRESS_ATOMS:
             if name in atoms:
@@ -108,12 +108,12 @@ class MaskingLogger(Logger):  # type: ignore[misc]  # gunicorn is untyped
 
 
 def describe_start(cfg: Any) -> str:
-    """Say in a line what is started: version, config, database, and what is in force."""
+    """Return the line about a start: version, config, database, the settings in force."""
     begin = f"postback {metadata.version('postback')}, config {find_config(os.environ)}"
     try:
         settings = load(find_config(os.environ))
     except ConfigError:
-        # Each worker says what is wrong with it.
+        # Each worker logs what is wrong with the file.
         return f"{begin}: not usable yet"
     proxies = ", ".join(map(str, settings.trusted_proxies)) or "none"
     said = {
@@ -134,7 +134,7 @@ def describe_start(cfg: Any) -> str:
 
 
 def mask_keys(text: str) -> str:
-    """Mask what is or looks like a key in a line of a log."""
+    """Mask keys, and text that looks like one, in a line of a log file."""
     return _read_known().mask.hide_in_message(text)
 
 
@@ -145,7 +145,7 @@ def _shown_address(address: str) -> str:
 
 
 class _Known(NamedTuple):
-    """What the config file says that bears on a log."""
+    """The settings that log lines depend on."""
 
     mask: KeyMask = NO_KEYS
     anonymizes: bool = False

@@ -1,8 +1,8 @@
-"""gunicorn's worker for the receiver: what is ready is answered together and shares one commit.
+"""gunicorn's worker for the receiver: requests that are ready are answered with one commit.
 
-One thread, epoll, no blocking on a client. Each turn of the loop reads what has come, has all
-requests that are whole answered together (`Receiver.answer_all`, which commits once), and only
-then sends the answers; where the commit fails, all of them are 503.
+One thread, epoll, no blocking on a client. Each turn of the loop reads the sockets, has all
+complete requests answered together (`Receiver.answer_all`, which commits once), and only then
+sends the answers; if the commit fails, all of them are 503.
 
 Any WSGI callable runs under it; one without `answer_all` is just called, and only a `service` of
 the receiver's kind is ticked. Answers are held whole, so a callable that streams without end has no
@@ -30,56 +30,57 @@ from postbackd.server.connection import READ_BYTES, Call, Connection, Hold
 from postbackd.server.http_request import Address, HeadReader, describe_refusal, make_peer
 from postbackd.server.http_response import FakeSocket, Headers, Response, write_error
 
-# How much of one connection goes into one batch: with the rest of the batch left to others, one
-# that pipelines cannot make them wait, and its unread answers stay within what it sent.
+# How many requests of one connection go into one batch: a client that pipelines leaves the rest of
+# the batch to others, and its unread answers stay within the size of what it sent.
 PIPELINE_LIMIT = 32
 
 # How many bytes of requests go into one batch: 256 postbacks have some 100 KiB; five of the longest
-# bodies fill it, and take up to 20 ms each. A full batch takes no more connections that hold much:
-# a sender of long bodies has the others wait for one batch only.
+# bodies fill it, and take up to 20 ms each. A full batch takes no more connections with much input:
+# the other clients wait one batch for a sender of long bodies.
 TURN_LIMIT_BYTES = 256 * 1024
 # Twice the longest request line: no GET waits for the next batch.
 MUCH_BYTES = 16 * 1024
 
-# A request must be whole so long after its first byte (the first one: after the connection was
-# opened). 64 KiB on a bad mobile line take 13 seconds; a graceful stop has 30.
+# A request must be complete so long after its first byte (the first request: after the accept). 64
+# KiB on a bad mobile line take 13 seconds; a graceful stop has 30.
 REQUEST_LIMIT_SECONDS = 20.0
 
-# A client that takes no byte of its answer for so long is let go.
+# A client that reads no byte of its answer for so long is disconnected.
 SEND_LIMIT_SECONDS = 10.0
 
-# A connection that has waited for so long for the other side may be let go where there is no room.
-# A sender's first bytes come within the time of one way, some 0.3 s around the world.
+# A connection that has been silent for so long may be closed when all connections are taken. A
+# sender's first bytes arrive within the time of one way, some 0.3 s around the world.
 QUIET_SECONDS = 0.5
 
-# What the kernel may hold for one connection, each way; it doubles this for its own use. By itself
-# it takes some 6 MiB of a client that sends and does not read. The longest body or `return` fits.
+# Limit of the kernel's buffers for one connection, each way; the kernel doubles it for its own use.
+# By default it holds some 6 MiB of a client that sends and does not read. The longest body or
+# `return` fits.
 SOCKET_BYTES = 64 * 1024
 
-# After the last answer the other side gets so long to read it: closing with its bytes unread
-# would reset the connection, and the reset can overtake the answer.
+# How long the client may take to read the last answer: a close with unread input resets the
+# connection, and the reset can overtake the answer.
 LINGER_SECONDS = 2.0
 
-# How long a stopping worker leaves idle connections open, for a request that is under way.
+# How long a stopping worker leaves idle connections open, for a request that is on its way.
 STOP_IDLE_SECONDS = 1.0
 
-# How often clocks are looked at: a tenth of the shortest limit above that people notice.
+# How often deadlines are checked: a tenth of the shortest limit above that people notice.
 TICK_SECONDS = 0.25
 
-# How often a trouble that lasts is told: each tick meets it anew.
-COMPLAINT_SECONDS = 60.0
+# How often a lasting problem is logged: each tick meets it again.
+WARNING_SECONDS = 60.0
 
-# Connections taken in one turn. Several workers share the listening socket: small bites leave
-# the others theirs; one alone wants all that is there in its next commit.
+# Connections accepted in one turn. Several workers share the listening socket: a small number
+# leaves some to the others; a single worker takes all of them into its next commit.
 ACCEPT_LIMIT_ALONE = 256
 ACCEPT_LIMIT_AMONG_OTHERS = 4
 
-# Files beside the connections: listeners, database, logs, config.
+# Open files other than connections: listeners, database, logs, config.
 SPARE_FILES = 64
 
 
 class AccessLogEntry(NamedTuple):
-    """An answer as gunicorn's access log and hooks look at it."""
+    """An answer with the attributes that gunicorn's access log and hooks read."""
 
     status: str
     headers: Headers
@@ -88,17 +89,17 @@ class AccessLogEntry(NamedTuple):
 
 
 class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
-    """Holds answers back until the commit that they share."""
+    """Sends no answer before the commit that its request is part of."""
 
-    # For the settings' hooks: no thread of the receiver's is to do what this loop does.
-    keeps_house = True
+    # Read by `post_worker_init`: this loop runs the housekeeping, so no thread has to.
+    runs_housekeeping = True
 
     alive: bool
     nr: int
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
-        """Refuse what this worker does not speak."""
+        """Refuse settings that this worker does not support."""
         del log
         refusals = {
             "TLS (certfile, keyfile)": cfg.is_ssl,
@@ -118,7 +119,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             )
 
     def run(self) -> None:
-        """Serve until told to stop, then finish what was begun."""
+        """Serve until told to stop, then finish the requests that have begun."""
         self._prepare()
         while self.alive:
             self._turn()
@@ -126,9 +127,9 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _prepare(self) -> None:
         self._connections: dict[int, Connection] = {}
-        # Connections that wait for the other side, by what for; the longest waiting first.
+        # Connections that wait for the client, by the reason; the longest waiting first.
         self._held: dict[Hold, dict[int, Connection]] = {hold: {} for hold in Hold}
-        # Connections that may hold a whole request, in the order they are looked at.
+        # Connections that may hold a complete request, in the order they are looked at.
         self._queue: deque[Connection] = deque()
         self._poller = select.epoll()
         self._poller.register(self.PIPE[0], select.EPOLLIN)
@@ -137,29 +138,30 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         # gunicorn looks a setting up by way of an exception: once is enough.
         self._keepalive: int = self.cfg.keepalive
         self._connection_limit: int = max(1, self.cfg.worker_connections)
-        # Connections that the other side is to close; the longest lingering first. They keep nobody
-        # out: where they become too many, the first ones have to go.
-        self._parting: dict[int, Connection] = {}
+        # Connections that wait for the client's FIN; the longest waiting first. They do not count
+        # towards the limit; where they become too many, the first ones are closed.
+        self._lingering: dict[int, Connection] = {}
         allow_files(2 * self._connection_limit + SPARE_FILES)
-        self._tells = is_told(self.cfg, self.log)
-        # Under `auto` gunicorn would ask another parser as soon as somebody installs one. What
-        # `_reader` refuses early, and how, is true of this one.
+        self._has_observers = has_observers(self.cfg, self.log)
+        # Under `auto` gunicorn would use another parser as soon as gunicorn[fast] is installed.
+        # `HeadReader.refuse_hopeless` refuses early what this parser would refuse.
         self.cfg.set("http_parser", "python")
-        # Logs and hooks want gunicorn's request objects, which only its own parser makes.
-        self._reader = HeadReader(self.cfg, reads_plain=not self._tells)
+        # The access log and the hooks need gunicorn's request objects; only its own parser makes
+        # them.
+        self._reader = HeadReader(self.cfg, reads_plain=not self._has_observers)
         self._errors = wsgi.WSGIErrorsWrapper(self.cfg)
         self._answer_all = getattr(self.wsgi, "answer_all", None)
         self._has_service = hasattr(getattr(self.wsgi, "service", None), "run_housekeeping")
         self._now = time.monotonic()
         self._next_tick = self._next_notice = 0.0
-        self._next_complaints: dict[str, float] = {}
+        self._next_warnings: dict[str, float] = {}
         self._date, self._date_second = b"", 0
         for listener in self.sockets:
             listener.settimeout(0)
         self._resume_accepting()
 
     def _turn(self) -> None:
-        """Read what has come, answer what is whole, commit, send; look at the clocks."""
+        """Read sockets, answer complete requests, commit, send; check deadlines if they are due."""
         self._take_events(0.0 if self._queue else max(0.0, self._next_tick - time.monotonic()))
         batch = self._collect()
         if batch:
@@ -170,7 +172,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         if self._now >= self._next_tick:
             self._tick()
 
-    # Taking in
+    # Receiving.
 
     def _take_events(self, patience: float) -> None:
         events = self._poller.poll(patience)
@@ -186,7 +188,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
                 os.read(fd, 4096)
 
     def _attend(self, connection: Connection) -> None:
-        """See to a connection that epoll speaks of."""
+        """Handle an event on a connection."""
         if connection.is_lingering:
             self._drain(connection)
         elif connection.outbox:
@@ -195,14 +197,14 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
                 self._enqueue(connection)
             self._settle(connection)
         elif connection.is_queued:
-            # It has whole requests that wait; no more is taken in before they are served.
+            # Its complete requests wait; nothing more is read before they are answered.
             self._watch(connection, 0)
         elif connection.receive() or connection.has_ended:
             self._enqueue(connection)
 
     @property
     def _has_room(self) -> bool:
-        return len(self._connections) - len(self._parting) < self._connection_limit
+        return len(self._connections) - len(self._lingering) < self._connection_limit
 
     def _accept(self, fd: int, limit: int) -> None:
         for _ in range(limit):
@@ -215,23 +217,23 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                # No files or no memory left. epoll would speak of it without end; the next tick
-                # tries again.
-                self._complain("no connection can be accepted at present: %s", error)
+                # No files or no memory left. epoll would report the listener without end; the next
+                # tick tries again.
+                self._warn_rarely("no connection can be accepted at present: %s", error)
                 self._pause_accepting()
                 return
             if leaving is not None:
-                self._let_go(leaving)
-            self._welcome(sock, address, self._listeners[fd].getsockname())
+                self._evict(leaving)
+            self._add_connection(sock, address, self._listeners[fd].getsockname())
 
-    def _complain(self, sentence: str, detail: object) -> None:
-        """Log a trouble that lasts, once a minute."""
-        if self._now >= self._next_complaints.get(sentence, 0.0):
+    def _warn_rarely(self, sentence: str, detail: object) -> None:
+        """Log a lasting problem, once a minute."""
+        if self._now >= self._next_warnings.get(sentence, 0.0):
             self.log.warning(sentence, detail)
-            self._next_complaints[sentence] = self._now + COMPLAINT_SECONDS
+            self._next_warnings[sentence] = self._now + WARNING_SECONDS
 
     def _find_dispensable(self) -> Connection | None:
-        """Find a connection to let go so that another gets in: the longest silent one first."""
+        """Find the connection to close so that another is accepted: the longest silent one."""
         for hold, connections in self._held.items():
             for connection in connections.values():
                 if self._now - connection.held_since < QUIET_SECONDS:
@@ -239,16 +241,16 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
                 if connection.is_queued:
                     continue
                 if hold <= Hold.IDLE and (connection.receive() or connection.has_ended):
-                    # A request came in the last moment.
+                    # A request has just arrived.
                     self._enqueue(connection)
                     continue
                 return connection
         return None
 
-    def _let_go(self, connection: Connection) -> None:
-        """Close a connection in favour of another; one with half a request is told to come back."""
+    def _evict(self, connection: Connection) -> None:
+        """Close a connection so that another is accepted; half a request is answered 503."""
         limit = self._connection_limit
-        self._complain("all %s connections are taken: the longest silent ones are closed", limit)
+        self._warn_rarely("all %s connections are taken: the longest silent ones are closed", limit)
         if connection.hold is Hold.BEGUN:
             self._count_refusal(connection, 503, "not whole when all connections were taken")
             connection.refuse()
@@ -257,12 +259,12 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             connection.outbox = call.answer
             connection.flush()
             if not connection.outbox:
-                self._part(connection)
+                self._linger(connection)
                 return
         self._close(connection)
 
     def _hold(self, connection: Connection, hold: Hold | None) -> None:
-        """Note what a connection waits for; while that stays the same, so does its place."""
+        """Set what a connection waits for; a changed one goes to the end of its new list."""
         if hold is connection.hold:
             return
         if connection.hold is not None:
@@ -272,16 +274,17 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             connection.held_since = self._now
             self._held[hold][connection.fd] = connection
 
-    def _welcome(self, sock: socket.socket, address: Address, server: Any) -> None:
+    def _add_connection(self, sock: socket.socket, address: Address, server: Any) -> None:
         sock.settimeout(0)
-        # Not inherited from the listener: connections may have waited there before we came.
+        # Not inherited from the listener: connections may have waited there before it was
+        # configured.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
         peer = make_peer(self.cfg, self._errors, address, server)
         deadline = self._now + (REQUEST_LIMIT_SECONDS if self.alive else STOP_IDLE_SECONDS)
         connection = Connection(sock, peer, deadline, sock.fileno())
         self._connections[connection.fd] = connection
-        # Most have sent their request by now.
+        # Most clients have sent their request by now.
         if connection.receive() or connection.has_ended:
             self._enqueue(connection)
         else:
@@ -304,7 +307,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
                 self._poller.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     def _watch(self, connection: Connection, events: int) -> None:
-        """Have epoll speak of these events only; with 0, of nothing, not even a reset."""
+        """Let epoll report these events only; with 0, none, not even a reset."""
         if events == connection.watched:
             return
         if not events:
@@ -321,10 +324,10 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             connection.queued_at = self._now
             self._queue.append(connection)
 
-    # Answering
+    # Answering.
 
     def _collect(self) -> list[Call]:
-        """Take whole requests for one commit, one of each connection in turn."""
+        """Take complete requests for one commit, one of each connection in turn."""
         batch: list[Call] = []
         others: list[Connection] = []
         size = 0
@@ -351,11 +354,11 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
     def _take_call(self, connection: Connection) -> Call | None:
         try:
             call = connection.take_call(self._reader)
-        except Exception as error:  # the edge of one connection; gunicorn tells which is whose
+        except Exception as error:  # one connection's error; gunicorn chooses its status
             sink = FakeSocket()
             self.handle_error(None, sink, connection.peer.address, error)
             connection.refuse()
-            # gunicorn's page quotes the request, and so perhaps the key: only its status is sent.
+            # gunicorn's page quotes the request, which may hold a key: only its status is sent.
             _, status, phrase = sink.sent.partition(b"\r\n")[0].decode("latin-1").split(" ", 2)
             self._count_refusal(connection, int(status), describe_refusal(error))
             return Call(connection, answer=write_error(int(status), phrase))
@@ -371,7 +374,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             self.wsgi.service.note_refusal(status, reason, host)
 
     def _admit(self, call: Call) -> None:
-        """Count a request, and decide whether its connection goes on after it."""
+        """Count a request, and decide whether its connection stays open after it."""
         self._hold(call.connection, None)
         self.nr += 1
         if self.nr >= self.max_requests and self.alive:
@@ -389,12 +392,12 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         calls = [call for call in batch if not call.answer]
         if not calls:
             return
-        self._tell_date()
+        self._update_date()
         if self._answer_all is None:
             for call in calls:
                 self._answer_one(call)
             return
-        if self._tells:
+        if self._has_observers:
             calls = [call for call in calls if self._ask_hook(call)]
         try:
             answers = self._answer_all([call.environ for call in calls])
@@ -402,10 +405,10 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
                 self._write(call, answer)
         except Exception:
             self.log.exception("Error answering %s requests", len(calls))
-            self._withdraw(calls)
+            self._refuse_batch(calls)
 
     def _ask_hook(self, call: Call) -> bool:
-        """Call the hook before a request; False where that broke: its trouble is that one's own."""
+        """Call the hook before a request; False if it failed: only that request is refused."""
         try:
             self.cfg.pre_request(self, call.request)
         except Exception:
@@ -420,10 +423,10 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _answer_one(self, call: Call) -> None:
         if time.monotonic() >= self._next_notice:
-            self._notice()
+            self._notify_arbiter()
         response = Response()
         try:
-            if self._tells:
+            if self._has_observers:
                 self.cfg.pre_request(self, call.request)
             body = response.gather(self.wsgi(call.environ, response.start))
             call.write(response.status, response.headers, body, self._date)
@@ -434,25 +437,25 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             plain = [("Content-Type", "text/plain; charset=utf-8")]
             call.write("500 Internal Server Error", plain, b"Internal Server Error", self._date)
 
-    def _withdraw(self, calls: list[Call]) -> None:
-        """Ask all senders of a failed batch to send again: nothing of theirs was kept."""
+    def _refuse_batch(self, calls: list[Call]) -> None:
+        """Answer 503 to all requests of a failed batch: nothing of them was stored."""
         for call in calls:
             self._write_unavailable(call)
 
     def _write_unavailable(self, call: Call) -> None:
-        self._tell_date()
+        self._update_date()
         self._write(call, unavailable_answer())
 
-    def _tell_date(self) -> None:
+    def _update_date(self) -> None:
         second = int(time.time())
         if second != self._date_second:
             self._date_second = second
             self._date = f"Date: {util.http_date(second)}\r\n".encode("latin-1")
 
-    # Letting out
+    # Sending.
 
     def _send(self, call: Call) -> None:
-        """Let an answer out, together with the others of its connection."""
+        """Send an answer, together with the others of its connection."""
         connection = call.connection
         if not connection.is_gone:
             connection.outbox = bytes(connection.outbox) + call.answer
@@ -461,8 +464,8 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             if connection.outbox:
                 connection.flush()
             self._settle(connection)
-        if self._tells and call.request is not None:
-            self._tell(call)
+        if self._has_observers and call.request is not None:
+            self._report(call)
 
     def _settle(self, connection: Connection) -> None:
         """Decide what a connection waits for next, and until when."""
@@ -471,7 +474,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             self._hold(connection, Hold.DEAF)
             connection.deadline = self._now + SEND_LIMIT_SECONDS
         elif connection.is_closing:
-            self._part(connection)
+            self._linger(connection)
         elif connection.is_queued:
             return
         elif connection.has_ended:
@@ -490,8 +493,8 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         else:
             connection.deadline = self._now + self._keepalive
 
-    def _part(self, connection: Connection) -> None:
-        """Close after the last answer, once the other side has had time to read it."""
+    def _linger(self, connection: Connection) -> None:
+        """Shut down writing after the last answer, and close once the client has read it."""
         if connection.has_ended or connection.is_gone or not connection.must_linger:
             self._close(connection)
             return
@@ -504,13 +507,13 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         connection.is_lingering = True
         connection.deadline = self._now + LINGER_SECONDS
         self._watch(connection, select.EPOLLIN)
-        self._parting[connection.fd] = connection
-        if len(self._parting) > self._connection_limit:
-            self._close(next(iter(self._parting.values())))
+        self._lingering[connection.fd] = connection
+        if len(self._lingering) > self._connection_limit:
+            self._close(next(iter(self._lingering.values())))
         self._resume_accepting()
 
     def _drain(self, connection: Connection) -> None:
-        """Throw away what comes after the last answer, until the other side closes too."""
+        """Discard input after the last answer, until the client closes too."""
         try:
             is_over = not connection.sock.recv(READ_BYTES)
         except BlockingIOError:
@@ -524,35 +527,35 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         self._watch(connection, 0)
         self._hold(connection, None)
         del self._connections[connection.fd]
-        self._parting.pop(connection.fd, None)
+        self._lingering.pop(connection.fd, None)
         connection.sock.close()
         self._resume_accepting()
 
-    def _tell(self, call: Call) -> None:
-        """Let gunicorn's access log and the hook behind each request have their say."""
-        told = AccessLogEntry(call.status, call.headers, call.sent, call.sent)
+    def _report(self, call: Call) -> None:
+        """Write gunicorn's access log and call the hook after a request."""
+        entry = AccessLogEntry(call.status, call.headers, call.sent, call.sent)
         taken = timedelta(seconds=self._now - call.began_at)
-        self.log.access(told, call.request, call.environ, taken)
+        self.log.access(entry, call.request, call.environ, taken)
         try:
-            self.cfg.post_request(self, call.request, call.environ, told)
+            self.cfg.post_request(self, call.request, call.environ, entry)
         except Exception:
             self.log.exception("Exception in post_request hook")
 
-    # Looking at the clocks
+    # Deadlines.
 
-    def _notice(self) -> None:
-        """Show the arbiter that we are alive: between calls too, a batch of slow ones goes on."""
+    def _notify_arbiter(self) -> None:
+        """Show the arbiter that we are alive; between calls too, since slow ones take long."""
         self.notify()
         self._next_notice = time.monotonic() + TICK_SECONDS
 
     def _tick(self) -> None:
-        self._notice()
+        self._notify_arbiter()
         if self.alive and self.ppid != os.getppid():
             self.log.info("Parent changed, shutting down: %s", self)
             self.alive = False
         if self._is_accepting:
-            # epoll wakes one worker for a connection; one that was stopped or killed just then
-            # left it to the others.
+            # epoll wakes one worker for a connection; if that worker was stopped or killed just
+            # then, this one accepts it.
             for fd in self._listeners:
                 self._accept(fd, ACCEPT_LIMIT_AMONG_OTHERS)
         if self._has_service:
@@ -567,10 +570,10 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         try:
             self.wsgi.service.run_housekeeping()
         except Exception:
-            self.log.exception("Error keeping house")
+            self.log.exception("Error in the housekeeping")
 
     def _expire(self, connection: Connection) -> None:
-        """Let a connection go whose time is up."""
+        """Close a connection whose deadline has passed; a part of a request is answered 408."""
         if connection.is_lingering or connection.outbox:
             self._close(connection)
         elif connection.is_amid_request:
@@ -580,18 +583,18 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             connection.flush()
             self._settle(connection)
         elif connection.receive() or connection.has_ended:
-            # A request came in the last moment.
+            # A request has just arrived.
             self._enqueue(connection)
         else:
             self._close(connection)
 
     def _stop(self) -> None:
-        """Answer what has come, and go."""
-        # The arbiter kills at the end of the grace; the database is to be closed before.
+        """Answer the requests that have arrived, then close everything."""
+        # The arbiter kills the worker at the end of its grace; the database must be closed before.
         deadline = time.monotonic() + 0.9 * self.cfg.graceful_timeout
         self._now = time.monotonic()
         for fd in self._listeners:
-            # Whoever waits to be accepted has perhaps been told so by nobody else.
+            # Accept what is left in the backlog: epoll woke only this worker for it.
             self._accept(fd, self._connection_limit)
         self._pause_accepting()
         for connection in self._connections.values():
@@ -614,8 +617,8 @@ def allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def is_told(cfg: Any, log: Any) -> bool:
-    """Tell whether anybody wants to see gunicorn's request objects: a log or a hook."""
+def has_observers(cfg: Any, log: Any) -> bool:
+    """Return whether a log or a hook needs gunicorn's request objects."""
     hooks = (cfg.settings["pre_request"], cfg.settings["post_request"])
     return (
         log.access_log_enabled

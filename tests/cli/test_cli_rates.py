@@ -184,7 +184,7 @@ def test_recompute_wants_to_know_since_when(tracker: Tracker) -> None:
 
 def test_two_updates_at_once_are_one(tracker: Tracker) -> None:
     tracker.services.serve("/ecb", hanging(tracker.services))
-    with live_server(tracker.directory, keeps_house_often=True):
+    with live_server(tracker.directory, housekeeps_often=True):
         wait_until(lambda: tracker.services.asked == ["/ecb"], "the service to ask")
 
         ran = tracker.call("rates", "update")
@@ -224,7 +224,7 @@ def test_the_service_says_in_log_and_check_what_was_wrong_with_a_document(
     tracker.call("rates", "update")
     change(tracker.directory, "UPDATE rate_rounds SET due_at = NULL")
     tracker.services.serve("/ecb", document(HTML, "text/html"))
-    with live_server(tracker.directory, keeps_house_often=True) as server:
+    with live_server(tracker.directory, housekeeps_often=True) as server:
         wait_until(lambda: "rates from ecb" in server.read_log(), "the sentence")
         answer = server.get("/s3cret-key-of-these-tests/postback?subid=c1&payout=10&currency=eur")
 

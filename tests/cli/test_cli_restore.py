@@ -435,7 +435,7 @@ def test_one_that_is_killed_amid_it_mixes_no_two_databases(
 
     # The copy has its place, and the log of the former database lies beside it.
     if not is_sound:
-        with pytest.raises(DatabaseError, match="belongs to the file that was there before"):
+        with pytest.raises(DatabaseError, match="belongs to the former file"):
             open_database(tracker.database, "USD")
         assert restore(str(tracker.directory / "copy.db")).status == 0
     with open_database(tracker.database, "USD"):

@@ -82,7 +82,7 @@ class Load:
         connection.close()
 
     def statuses(self, key: str, since: float = 0, until: float = float("inf")) -> set[int]:
-        """Give what was answered to requests that began and ended within a time."""
+        """Return what was answered to requests that began and ended within a time."""
         return {t.status for t in self.told if t.key == key and t.began > since and t.ended < until}
 
 
@@ -104,7 +104,7 @@ def two_workers(directory: Path, worker_class: str, *prefix: str) -> Iterator[Li
 
 
 def ask_each_worker(server: LiveServer, *keys: str) -> list[list[int]]:
-    """Give what each worker, while the other is held still, answers under each key."""
+    """Return what each worker, while the other is held still, answers under each key."""
     one, other = server.worker_pids()
     answers = []
     for held in (one, other):
@@ -120,7 +120,7 @@ def ask_each_worker(server: LiveServer, *keys: str) -> list[list[int]]:
 
 
 def rotate(directory: Path, *options: str) -> tuple[str, float, float]:
-    """Rotate the key with the real command; gives the new key, and when it began and ended."""
+    """Rotate the key with the real command; returns the new key, and when it began and ended."""
     began = time.monotonic()
     done = call_process(directory, "key", "rotate", *options)
     assert done.status == 0, done.err

@@ -33,5 +33,5 @@ def test_the_fuzz_notices_what_it_is_there_for(tmp_path: Path) -> None:
 
     verdict = fuzz(tmp_path / "tracker", hasty, 1_000, SEED, SENDERS)
 
-    assert any("is not in the log" in flaw for flaw in verdict.flaws)
+    assert any("is not in the postback log" in flaw for flaw in verdict.flaws)
     assert any("a wrong key opened" in flaw for flaw in verdict.flaws)

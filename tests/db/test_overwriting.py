@@ -378,7 +378,7 @@ def test_a_copy_moved_to_where_a_killed_service_left_its_log_is_refused(
     os.replace(other, killed)
     before = read_files(killed)
 
-    with pytest.raises(DatabaseError, match="belongs to the file that was there before"):
+    with pytest.raises(DatabaseError, match="belongs to the former file"):
         open_database(killed, "USD")
 
     assert read_files(killed) == before
@@ -428,7 +428,7 @@ def test_a_log_that_is_gone_leaves_the_file_to_be_checked(
         name_beside(path, suffix).unlink()
     write_config(path.parent, {})
 
-    with pytest.raises(DatabaseError, match="Nothing is taken until a check of the whole file"):
+    with pytest.raises(DatabaseError, match="Nothing is accepted until a check of the whole file"):
         open_database(path, "USD")
     # A command does not wait for the service to do it.
     ran = call_process(path.parent, "offers", "set", "O1", "--allow-rebills")

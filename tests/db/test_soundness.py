@@ -19,7 +19,7 @@ INDEX = "postbacks_without_conversion"
 
 
 def set_root(path: Path, root: int) -> int:
-    """Let an index begin at another page, by SQLite itself; gives where it began."""
+    """Let an index begin at another page, by SQLite itself; returns where it began."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         # Opens what is damaged, too.
         db.execute("PRAGMA writable_schema = ON")
@@ -67,7 +67,7 @@ def test_damage_is_503_until_a_check_passes_and_told_once(
 
     [first] = told_first
     assert "malformed" in first
-    assert "Nothing is taken until a check of the whole file has passed" in first
+    assert "Nothing is accepted until a check of the whole file has passed" in first
     _, outcome = told
     assert "`postback restore FILE`" in outcome
     assert caplog.messages.count("the database works again") == 1
@@ -114,7 +114,7 @@ def test_the_service_does_not_wait_for_a_check(tmp_path: Path) -> None:
     recheck = soundness.Recheck()
     with open_doubt(path) as doubt:
         for _ in range(2):
-            with pytest.raises(DoubtedError, match="Nothing is taken until a check"):
+            with pytest.raises(DoubtedError, match="Nothing is accepted until a check"):
                 recheck.settle(path)
         doubt.set()
 
@@ -159,7 +159,7 @@ def test_a_command_checks_by_itself_and_check_tells_of_it(client: Client) -> Non
 
     assert refused.status == 1
     assert "malformed" in refused.err
-    unchecked = "Nothing is taken until a check of the whole file has passed"
+    unchecked = "Nothing is accepted until a check of the whole file has passed"
     assert [each["level"] for each in found if unchecked in each["message"]] == ["problem"]
     assert done.status == 0, done.err
     assert not [each for each in found_then if unchecked in each["message"]]

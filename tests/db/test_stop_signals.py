@@ -128,7 +128,7 @@ def test_a_stop_is_taken_while_the_lock_is_waited_for(database: Path) -> None:
 
 
 def has_open(pid: int, path: Path) -> bool:
-    """Tell whether a process has a file open."""
+    """Return whether a process has a file open."""
     with suppress(OSError):
         return any(map(path.samefile, Path(f"/proc/{pid}/fd").iterdir()))
     return False

@@ -74,7 +74,7 @@ def dump(path: Path) -> list[str]:
 
 
 def within(earlier: Any, now: Any) -> bool:
-    """Tell whether all that stood in a shown value still does; more may have come beside it."""
+    """Return whether all that stood in a shown value still does; more may have come beside it."""
     if isinstance(earlier, dict):
         return all(within(value, now[name]) for name, value in earlier.items())
     if isinstance(earlier, list):

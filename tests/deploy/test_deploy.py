@@ -46,7 +46,7 @@ source = "none"
 
 
 def find_setting(path: Path, pattern: str) -> int:
-    """Give the number that a shipped file sets."""
+    """Return the number that a shipped file sets."""
     found = re.search(pattern, path.read_text(), re.MULTILINE)
     assert found is not None, f"{path.name} no longer says {pattern!r}"
     return int(found[1])
@@ -184,7 +184,7 @@ def test_a_log_file_is_rotated_and_written_on(tmp_path: Path) -> None:
 
 
 def writes_to(running: LiveServer, log: Path) -> bool:
-    """Tell whether a worker has a file open."""
+    """Return whether a worker has a file open."""
     for pid in running.worker_pids():
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(FileNotFoundError):
@@ -201,7 +201,7 @@ def read_instructions() -> list[tuple[str, str]]:
 
 
 def last_of(instruction: str) -> str:
-    """Give what the final image says."""
+    """Return what the final image says."""
     return [rest for name, rest in read_instructions() if name == instruction][-1]
 
 

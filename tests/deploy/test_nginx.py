@@ -109,7 +109,7 @@ class Nginx:
         return log.read_text(errors="replace") if log.exists() else ""
 
     def accepts(self) -> bool:
-        """Tell whether it listens."""
+        """Return whether it listens."""
         try:
             self.connect().close()
         except OSError:
@@ -274,8 +274,8 @@ def take_fields(upstream: socket.socket, passed: list[str]) -> None:
 
 def test_each_field_that_the_receiver_asks_for_is_passed_on() -> None:
     shipped = (SHIPPED / "postback.conf").read_text()
-    rooms = [*ROOT.glob("*.py"), *ROOT.glob("postbackd/**/*.py")]
-    asked = {name for path in rooms for name in re.findall(r"\bHTTP_([A-Z_]+)", path.read_text())}
+    modules = [*ROOT.glob("*.py"), *ROOT.glob("postbackd/**/*.py")]
+    asked = {name for path in modules for name in re.findall(r"\bHTTP_([A-Z_]+)", path.read_text())}
     # nginx puts chunks together and writes their length.
     asked -= {"TRANSFER_ENCODING"}
 
@@ -344,10 +344,12 @@ def test_a_receiver_that_is_not_there_is_a_503_until_it_is(tmp_path: Path) -> No
 
 
 REQUEST_LINE = f"GET /{KEY_IN_URL}/postback?subid=long&x={{}} HTTP/1.1"
-ROOM = 8190 - len(REQUEST_LINE.format(""))
+LONGEST_TARGET = 8190 - len(REQUEST_LINE.format(""))
 
 
-@pytest.mark.parametrize(("length", "status"), [(ROOM, b"200 OK"), (ROOM + 1, b"414 URI Too Long")])
+@pytest.mark.parametrize(
+    ("length", "status"), [(LONGEST_TARGET, b"200 OK"), (LONGEST_TARGET + 1, b"414 URI Too Long")]
+)
 def test_a_request_line_may_have_8190_bytes(nginx: Nginx, length: int, status: bytes) -> None:
     line = REQUEST_LINE.format("x" * length)
 

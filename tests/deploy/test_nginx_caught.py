@@ -236,7 +236,7 @@ def test_what_the_receiver_answers_is_not_caught_but_for_its_503(tmp_path: Path)
 
 @contextmanager
 def answering(find_status: Callable[[], bytes]) -> Iterator[int]:
-    """Answer each request on a connection of its own; gives the port."""
+    """Answer each request on a connection of its own; returns the port."""
 
     def answer() -> None:
         while True:

@@ -25,7 +25,7 @@ LINES = [
 
 
 def find_commands() -> Iterator[str]:
-    """Give what is typed as `postback …`, in blocks, in the midst of lines and of sentences."""
+    """Return what is typed as `postback …`, in blocks, in the midst of lines and of sentences."""
     for line in LINES:
         if line.startswith("postback "):
             yield line

@@ -134,7 +134,7 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 @contextmanager
 def serving(command: Sequence[object], directory: Path) -> Iterator[str]:
-    """Run a server on a port that the kernel chooses; gives where it listens."""
+    """Run a server on a port that the kernel chooses; returns where it listens."""
     log = directory / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -174,7 +174,7 @@ OPENSSL = shutil.which("openssl")
 
 @pytest.fixture
 def encrypted(service: StandIn, tmp_path: Path) -> Callable[[str], Path]:
-    """Put TLS before the service, for a name; gives the certificate."""
+    """Put TLS before the service, for a name; returns the certificate."""
 
     def encrypt(name: str) -> Path:
         certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"

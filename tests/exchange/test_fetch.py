@@ -109,7 +109,7 @@ class Fetch:
         return self.on(day)
 
     def in_force(self, currency: str, day: date = MONDAY + timedelta(365)) -> str | None:
-        """Give the rate that a postback of the day would get."""
+        """Return the rate that a postback of the day would get."""
         rate = self.db.find_rate(currency, day)
         return None if rate is None else f"{decimal_text(rate.value)} {rate.source} {rate.day}"
 
@@ -384,7 +384,7 @@ def test_three_days_in_a_row_that_say_the_same_are_believed(fetch: Fetch) -> Non
 
     assert fetch.in_force("EUR") == "2.2 ecb 2026-03-09"
     assert fetch.in_force("EUR", in_days(6)) == "1.08 ecb 2026-03-02"
-    assert any("believed, as it says so for 3 days" in said for said in fetch.said)
+    assert any("accepted after 3 days of the same" in said for said in fetch.said)
     assert fetch.db.db.execute(
         "SELECT day, days_in_row, accepted_at FROM refused_rates ORDER BY day"
     ).fetchall() == [

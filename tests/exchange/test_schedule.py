@@ -69,7 +69,7 @@ def test_the_service_fetches_and_converts_what_waited(tmp_path: Path, services: 
     serve_todays_rates(services)
     write_config(tmp_path, services)
 
-    with live_server(tmp_path, "--workers", "3", keeps_house_often=True) as server:
+    with live_server(tmp_path, "--workers", "3", housekeeps_often=True) as server:
         server.get(f"/{KEY}/postback?subid=c1&payout=10&currency=eur")
         wait_until(
             lambda: (
@@ -94,7 +94,7 @@ def test_a_source_that_the_config_names_while_the_service_runs_is_asked(
     serve_todays_rates(services)
     write_config(tmp_path, services, "none")
 
-    with live_server(tmp_path, keeps_house_often=True) as server:
+    with live_server(tmp_path, housekeeps_often=True) as server:
         write_config(tmp_path, services, "ecb")
         wait_until(lambda: services.asked == ["/ecb"], "the source to be asked")
         wait_until(lambda: "1 of " in server.read_log(), "the rate to be taken")
@@ -106,7 +106,7 @@ def test_postbacks_are_answered_and_the_service_stops_while_a_source_hangs(
     services.serve("/ecb", dripping(services))
     write_config(tmp_path, services)
 
-    with live_server(tmp_path, keeps_house_often=True) as server:
+    with live_server(tmp_path, housekeeps_often=True) as server:
         wait_until(lambda: services.asked == ["/ecb"], "the source to be asked")
         answer = server.get(f"/{KEY}/postback?subid=c1&payout=10&currency=eur")
         begun = time.monotonic()
@@ -124,7 +124,7 @@ def test_a_bare_gunicorn_fetches_too(tmp_path: Path, services: StandIn) -> None:
     write_config(tmp_path, services)
 
     bare = ("--worker-class", "sync", "--config", os.devnull)
-    with live_server(tmp_path, *bare, keeps_house_often=True) as server:
+    with live_server(tmp_path, *bare, housekeeps_often=True) as server:
         server.get(f"/{KEY}/postback?subid=c1&payout=10&currency=eur")
         wait_until(lambda: services.asked == ["/ecb"], "the source to be asked")
 

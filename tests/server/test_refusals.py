@@ -53,7 +53,7 @@ class Counted:
             self.refusals.note(Kind(400, "x"), address, self.now)
 
     def run_housekeeping(self) -> list[tuple[int, str]]:
-        """Write what is due; gives what the database holds then."""
+        """Write what is due; returns what the database holds then."""
         with open_database(self.path, "USD") as db:
             with db.transaction():
                 self.refusals.write(db.db, self.now)

@@ -176,7 +176,7 @@ def test_a_stop_answers_what_was_taken(directory: Path) -> None:
 
 
 def has_read_all(server: LiveServer) -> bool:
-    """Tell whether a connection stands and the server has read all that was sent to it."""
+    """Return whether a connection stands and the server has read all that was sent to it."""
     port = f":{server.port:04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     # Column 1 is the local address, 3 the state (01: established), 4 what waits to be read.

@@ -180,7 +180,7 @@ class WorkerServer:
             return line.get(target, "Connection: close")
 
     def read_log(self) -> str:
-        """Give what was logged so far."""
+        """Return what was logged so far."""
         return self.log.read_text(errors="replace")
 
     def tell(self, number: int) -> None:
@@ -188,7 +188,7 @@ class WorkerServer:
         self.process.send_signal(number)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Stop it and wait until it is gone; gives its exit status."""
+        """Stop it and wait until it is gone; returns its exit status."""
         if self.process.poll() is None:
             self.tell(number)
         return self.process.wait(PATIENCE_SECONDS)
@@ -209,7 +209,7 @@ class Reply(NamedTuple):
 
     @property
     def keeps_alive(self) -> bool:
-        """Tell whether the server says that it keeps the connection open."""
+        """Return whether the server says that it keeps the connection open."""
         return self.headers["connection"] == "keep-alive"
 
     def json(self) -> Any:
@@ -268,7 +268,7 @@ class Line:
         return self.received
 
     def is_closed(self) -> bool:
-        """Tell whether the server closes without another word, once it does."""
+        """Return whether the server closes without another word, once it does."""
         try:
             return self.sock.recv(1) == b""
         except ConnectionResetError:
@@ -566,7 +566,7 @@ def read_until_reset(sock: socket.socket) -> None:
 
 
 def memory_kib(server: WorkerServer) -> int:
-    """Give the most memory that the worker has had."""
+    """Return the most memory that the worker has had."""
     status = Path(f"/proc/{server.worker_pids()[0]}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
 

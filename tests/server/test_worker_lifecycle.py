@@ -61,7 +61,7 @@ def target_of(subid: str) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Tell whether a process runs."""
+    """Return whether a process runs."""
     try:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -406,7 +406,7 @@ def test_more_connections_than_allowed_wait_their_turn(tmp_path: Path) -> None:
         assert server.get().status == 200
 
 
-def test_where_there_is_no_room_the_longest_silent_goes_first(tmp_path: Path) -> None:
+def test_when_all_connections_are_taken_the_longest_silent_goes_first(tmp_path: Path) -> None:
     with serving(tmp_path, "callables:odd", *FULL, QUIET_SECONDS=0) as server:
         deaf, begun, idle, silent = (server.connect(receive_buffer=4096) for _ in range(4))
         deaf.send(b"GET /big?9000000 HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -510,7 +510,7 @@ def test_a_thousand_idle_connections_cost_little(tmp_path: Path) -> None:
 
 
 def cpu_ticks(pid: int) -> int:
-    """Give the hundredths of seconds of processor time that a process has used."""
+    """Return the hundredths of seconds of processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 

@@ -333,7 +333,7 @@ CHUNKED_BODIES = st.builds(
 
 
 def read_as_gunicorn(body: bytes) -> tuple[bytes, bytes] | None:
-    """Give what gunicorn decodes and leaves over, or None where it refuses or wants more."""
+    """Return what gunicorn decodes and leaves over, or None where it refuses or wants more."""
     unreader = IterUnreader([CHUNKED + body])
     try:
         request = Request(configure(), unreader, TCP[0])

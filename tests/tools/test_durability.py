@@ -58,7 +58,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def left_over() -> Iterator[Path]:
-    """Where to put what power cuts leave: in memory where there is room for us, it is much."""
+    """Where to store the files after power cuts: in memory if we may, for they are many."""
     memory = Path("/dev/shm")
     is_ours = os.access(memory, os.W_OK | os.X_OK)
     with tempfile.TemporaryDirectory(dir=memory if is_ours else None) as directory:

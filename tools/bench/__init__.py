@@ -1,1 +1,1 @@
-"""How fast, how soon, how large: measured by hand with `python -m tools.bench`, never in a test."""
+"""Speed and latency, measured by hand with `python -m tools.bench`, never in a test."""

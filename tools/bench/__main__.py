@@ -28,15 +28,15 @@ postback_key = "{KEY}"
 source = "none"
 """
 
-# Clicks without a conversion for each run to use up: more than any run can answer.
+# Clicks without a conversion for each run: more than any run can answer.
 FRESH_CLICKS_PER_SECOND = 20_000
 
-# The floor that does not move with our own worker: what gunicorn's own threads make of hello world.
+# A base line that our own worker does not change: hello world under gunicorn's own threads.
 STOCK = {"server": "gunicorn", "worker_class": "gthread", "options": ""}
 
 
 class Figures(NamedTuple):
-    """One run: what the load saw, the server's CPU time, and what was kept."""
+    """One run: the generator's figures, the server's CPU time, and the number of stored rows."""
 
     load: Load
     cpu_us: float
@@ -98,7 +98,7 @@ def _describe_machine(scratch: Path) -> Iterator[str]:
 
 
 def _time_sync(scratch: Path) -> float:
-    """Time what a commit waits for on this disk, in ms."""
+    """Time one sync of this disk, which every commit waits for, in ms."""
     times = []
     handle = os.open(scratch / "sync", os.O_WRONLY | os.O_CREAT)
     for _ in range(200):
@@ -177,7 +177,7 @@ def _run(
             load = run_load(port, senders, args.seconds, first, directory, keeps_alive=keeps_alive)
         cpu = _cpu_seconds(pid) - cpu_before
     kept = _count_recorded(directory) - kept_before
-    # The last postback of each sender is kept, but its answer is not waited for.
+    # The last postback of each sender may be stored although its answer was not read.
     if (
         application.startswith("postback")
         and not 0 <= kept - (load.answers - load.refused) <= senders
@@ -213,7 +213,7 @@ def _serve(
 def _server_words(port: int, args: argparse.Namespace) -> list[str]:
     workers = ("--workers", str(args.workers))
     if args.server == "granian":
-        # Its threads wait for the writer's commit, as those of gthread do.
+        # Its threads wait for the commit of their request, as those of gthread do.
         threads = ("--blocking-threads", str(gunicorn_conf.threads), "--backpressure", "1024")
         words = ["granian", "--interface", "wsgi", "--port", str(port), "--log-level", "warning"]
         return [*words, *workers, *threads, *args.options.split()]

@@ -1,4 +1,4 @@
-"""A database of a tracker that has been at it for years: clicks, conversions, their log rows."""
+"""Builds the database of a tracker that has run for years: clicks, conversions, postbacks."""
 
 import os
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ NOON = "2026-01-01T12:00:00.000Z"
 ROWS_AT_ONCE = 100_000
 
 # Every subid is its number multiplied by this, modulo 2^32: all different, in no order, like the
-# random ones that trackers give.
+# random ones of trackers.
 SPREAD = 2654435761
 
 
 def subid_of(number: int) -> str:
-    """Give the click id of a click by its number."""
+    """Return the click id of a click by its number."""
     return f"{number * SPREAD % 2**32:08x}{number:08x}"
 
 
@@ -38,21 +38,21 @@ def build_database(path: Path, rows: int) -> None:
 
 
 def make_ready(path: Path, fresh_clicks: int) -> int:
-    """See to it that there are clicks without a conversion; gives the number of the first."""
+    """Add clicks without a conversion if needed; returns the number of the first."""
     with open_to_build(path) as storage:
         db = storage.db
         first: int = db.execute("SELECT coalesce(max(click_id), 0) FROM conversions").fetchone()[0]
         last: int = db.execute("SELECT coalesce(max(id), 0) FROM clicks").fetchone()[0]
         add_clicks(storage, range(last, first + fresh_clicks))
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    # Else the first sync of a run would write all that was built, and be told as its latency.
+    # Else the first sync of a run would write the whole new database, and count as its latency.
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return first
 
 
 def open_to_build(path: Path) -> Storage:
-    """Open a database that can be made again where it is lost: nothing is synced."""
+    """Open a database without syncs: it can be built again if it is lost."""
     storage = open_database(path, "USD")
     storage.db.execute("PRAGMA synchronous = OFF")
     storage.db.execute("PRAGMA cache_size = -1000000")
@@ -60,7 +60,7 @@ def open_to_build(path: Path) -> Storage:
 
 
 def add_clicks(storage: Storage, all_numbers: range) -> None:
-    """Write clicks by their numbers, whose ids lie anywhere."""
+    """Write clicks by their numbers; their subids are in no order."""
     for numbers in _batches(all_numbers):
         ordered = sorted((subid_of(number), number) for number in numbers)
         with storage.transaction():

@@ -1,8 +1,8 @@
-"""`python -m tools.bench.fetching`: does a service of exchange rates that hangs delay a postback?
+"""`python -m tools.bench.fetching`: does a hanging service of exchange rates delay postbacks?
 
-Two servers side by side, one that fetches nothing and one whose fetch hangs in a service that
-drips a byte now and then; the same load in short bursts, now on the one, now on the other, so that
-what else the machine does falls on both. Printed: latencies, and the ratio of p99, burst by burst.
+Two servers run side by side: one fetches nothing, the fetch of the other hangs in a service that
+sends a byte now and then. The same load runs in short bursts, on one and the other in turn, so that
+other work of the machine affects both. Printed: latencies, and the ratio of p99, burst by burst.
 """
 
 import argparse
@@ -32,12 +32,12 @@ source = "{source}"
 ecb_url = "{url}"
 """
 
-# A fetch is given up after thirty seconds: a window of bursts must be over by then.
+# A fetch ends after thirty seconds: a window of bursts must be over by then.
 WINDOW_SECONDS = 26
 PATIENCE_SECONDS = 60
 
 
-# More clicks than a burst can use up, so that no click id comes twice.
+# More clicks than a burst can use, so that no click id is sent twice.
 CLICKS_EACH_BURST = 100_000
 
 # Below this, the p99 of a burst is its worst answer.
@@ -80,7 +80,7 @@ def main() -> int:
     pairs: list[tuple[Load, Load]] = []
     for _ in range(args.windows):
         pairs += _run_window(service, args)
-    # A burst that a busy disk let nothing through in says nothing of either.
+    # A burst with few answers, on a busy disk, says nothing about either server.
     dropped = sum(
         min(plain.answers, hanging.answers) < ANSWERS_AT_LEAST for plain, hanging in pairs
     )
@@ -114,12 +114,12 @@ def _run_window(service: HangingService, args: argparse.Namespace) -> list[tuple
             time.sleep(0.05)
         end = time.monotonic() + WINDOW_SECONDS
         while time.monotonic() + 2 * args.seconds + 1 < end:
-            # Each goes first every other time.
+            # The order alternates.
             order = (plain, hanging) if len(pairs) % 2 else (hanging, plain)
             loads = {server: _burst(server, first, args) for server in order}
             first += CLICKS_EACH_BURST
             pairs.append((loads[plain], loads[hanging]))
-    # The first burst of each warms up.
+    # The first burst of each is a warm-up.
     return pairs[1:]
 
 

@@ -1,7 +1,7 @@
-"""The load: senders that each wait for their answer before they send the next postback.
+"""The load: each sender waits for its answer before it sends the next postback.
 
-wrk where it is installed; else a generator of our own, one thread over epoll. Both send the same
-requests: click number after click number, each once.
+wrk if it is installed; else a generator of our own, one thread over epoll. Both send the same
+requests: one for each click number, in order.
 """
 
 import re
@@ -44,7 +44,7 @@ end
 
 
 class Load(NamedTuple):
-    """What a run of the generator saw: answers, those that were no 2xx, latencies in ms."""
+    """The result of a run: answers, those that were no 2xx, latencies in ms."""
 
     answers: int
     refused: int
@@ -62,7 +62,7 @@ class Load(NamedTuple):
 def run_load(
     port: int, senders: int, seconds: int, first: int, scratch: Path, *, keeps_alive: bool
 ) -> Load:
-    """Drive a server on this machine with click numbers from `first` on."""
+    """Send requests to a server on this machine, with click numbers from `first` on."""
     if shutil.which("wrk"):
         return _run_wrk(port, senders, seconds, first, scratch, keeps_alive=keeps_alive)
     return run_bundled(port, senders, seconds, first, keeps_alive=keeps_alive)
@@ -93,7 +93,7 @@ def _is_whole(received: bytes) -> bool:
 
 
 class _Sender:
-    """One sender: a connection, and when its last postback left."""
+    """One sender: its connection, and the time of its last postback."""
 
     def __init__(self) -> None:
         self.connection: socket.socket | None = None
@@ -102,7 +102,7 @@ class _Sender:
 
 
 def run_bundled(port: int, senders: int, seconds: int, first: int, *, keeps_alive: bool) -> Load:
-    """Drive a server with our own generator: one thread, epoll, raw sockets."""
+    """Send requests with our own generator: one thread, epoll, raw sockets."""
     selector = selectors.DefaultSelector()
     tail = "" if keeps_alive else "Connection: close\r\n"
     latencies: list[float] = []

@@ -1,8 +1,7 @@
-"""`python -m tools.bench.locks`: writers that wait for each other, by our lock file and by SQLite's
-own.
+"""`python -m tools.bench.locks`: waiting writers, with our lock file and with SQLite's own lock.
 
 Each process writes one row a transaction, synced, as fast as it gets the lock. Ours is
-`Database.transaction`; SQLite's busy handler is what a program gets that knows no lock file.
+`Database.transaction`; SQLite's busy handler is used by programs that do not know our lock file.
 """
 
 import argparse
@@ -21,7 +20,7 @@ Transaction = Callable[[Any], Any]
 
 
 def main() -> int:
-    """Let them wait for each other, and print how long they did."""
+    """Run the waiting writers, and print their waiting times."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench.locks", description=__doc__)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--processes", default="2,4,8", metavar="N,N")
@@ -68,7 +67,7 @@ def _contend(transaction: Transaction, count: int, seconds: float) -> list[float
 def _write(
     transaction: Transaction, path: Path, begins_at: float, ends_at: float, number: int
 ) -> list[float]:
-    """Write until the end; gives how long each transaction took in all, in ms."""
+    """Write until the end; returns the duration of each transaction, in ms."""
     took: list[float] = []
     with open_database(path, "USD") as database:
         time.sleep(max(0.0, begins_at - time.monotonic()))

@@ -1,7 +1,6 @@
-"""`python -m tools.bench.masking`: what hiding keys takes, and whether its time tells anything of a
-key.
+"""`python -m tools.bench.masking`: the time of hiding keys, and whether it depends on the key.
 
-Everything is measured in this one run, in turn, so that what else the machine does falls on all.
+All is measured in this one run, in turn, so that other work of the machine affects all of it.
 """
 
 import argparse
@@ -61,11 +60,11 @@ def main() -> int:
     return 0
 
 
-# What it takes where there is no key.
+# The time without a key in the text.
 
 
 def _search_plainly(keys: list[bytes]) -> Callable[[str], str]:
-    """Give what was there before: one search, whose time grows with the letters that are right."""
+    """Return the earlier search, whose time grows with the number of right letters."""
     words = "|".join(re.escape(key.decode()) for key in keys)
     pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])")
 
@@ -145,7 +144,7 @@ def _print_oracle(rounds: int) -> None:
 
 
 def _write_guesses(beginning: bytes, rest: bytes, spell: Callable[[bytes], str]) -> str:
-    """Write guesses that begin alike and end wrongly, each in its own way."""
+    """Write guesses with the same beginning and different wrong ends."""
     text = ""
     while len(text) < LINE_BYTES:
         text += spell(b"/" + beginning + _make_wrong(rest))
@@ -153,7 +152,7 @@ def _write_guesses(beginning: bytes, rest: bytes, spell: Callable[[bytes], str])
 
 
 def _make_wrong(right: bytes) -> bytes:
-    """Put other letters for letters, other digits for digits: digits take longer, in any guess."""
+    """Replace letters by other letters, digits by other digits: digits take longer in any guess."""
     return re.sub(rb"[a-z0-9]", _choose_another, right)
 
 
@@ -167,14 +166,14 @@ def _escape(raw: bytes) -> str:
 
 
 def _describe(some: list[float], others: list[float]) -> str:
-    """Give the median difference and the quarters around it, in ns."""
+    """Return the median difference and the quarters around it, in ns."""
     low, middle, high = statistics.quantiles(
         [(a - b) * 1000 for a, b in zip(some, others, strict=True)], n=4
     )
     return f"{middle:+.0f} ({low:+.0f} to {high:+.0f})"
 
 
-# The whole way of a postback.
+# A whole postback.
 
 
 def _print_path(rounds: int) -> None:

@@ -1,4 +1,4 @@
-"""The request that the benches without a server hand to the receiver: a new sale."""
+"""The request of the benches without a server: a new sale."""
 
 import io
 from typing import Any
@@ -8,7 +8,7 @@ from tools.bench.generator import KEY
 
 
 def make_environ(number: int) -> dict[str, Any]:
-    """Make the WSGI environ of a GET with the sale of the click of this number."""
+    """Build the WSGI environ of a GET with the sale of the click with this number."""
     return {
         "REQUEST_METHOD": "GET",
         "PATH_INFO": f"/{KEY}/postback",

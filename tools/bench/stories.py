@@ -1,7 +1,7 @@
-"""`python -m tools.bench.stories`: how long the commands take on a busy tracker's database.
+"""`python -m tools.bench.stories`: how long commands take on a busy tracker's database.
 
 A million clicks and a hundred thousand conversions by default. Each command runs several times,
-after one that is not timed, its output into a pipe; what Python takes to start stands beside.
+after one that is not timed, with its output in a pipe; Python's own start is a row of the table.
 """
 
 import argparse
@@ -31,7 +31,7 @@ source = "none"
 
 
 def main() -> int:
-    """Build the database where it is missing, run the commands, print the table."""
+    """Build the database if it is missing, run the commands, print the table."""
     args = _read_arguments()
     with _find_home(args) as home:
         print(
@@ -110,7 +110,7 @@ def _time(name: str, command: list[str], home: Path, times: int) -> str:
     taken, cpu = [], []
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root}
-    # As installed: pip compiles our modules, and here the first run does, untimed.
+    # As if installed: pip compiles our modules, and here the first run does, untimed.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     for turn in range(times + 1):
         before = os.times()

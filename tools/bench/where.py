@@ -1,8 +1,7 @@
-"""`python -m tools.bench.where`: where the time of a postback that is recorded goes, without the
-server.
+"""`python -m tools.bench.where`: the time of each part of a recorded postback, without the server.
 
-Batches of new sales through `Receiver.answer_all`, each part timed by itself. What is told is the
-first decile: what it takes while nothing else has the processor.
+Batches of new sales go through `Receiver.answer_all`, each part timed by itself. The figure is the
+first decile: the time while nothing else uses the processor.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from tools.bench.__main__ import CONFIG
 from tools.bench.build import build_database, make_ready
 from tools.bench.requests import make_environ
 
-# A clock is read twice for each part; the whole is timed in batches of its own, without.
+# Each part reads the clock twice; the total is measured in batches without that.
 PARTS: dict[str, tuple[Any, str]] = {
     "read": (postback, "_read"),
     "… of it the query": (postback, "read_postback"),
@@ -87,7 +86,7 @@ class _Clock:
         return timed
 
     def first_decile(self, name: str) -> float:
-        """Give what the quicker calls took, in microseconds."""
+        """Return what the quicker calls took, in microseconds."""
         return statistics.quantiles(self.taken[name], n=10)[0] * 1e6
 
 
@@ -115,8 +114,8 @@ def _name(sql: str) -> str:
 
 
 def _time_parts(clock: _Clock) -> None:
-    for name, (room, function) in PARTS.items():
-        setattr(room, function, clock.time(name, getattr(room, function)))
+    for name, (owner, function) in PARTS.items():
+        setattr(owner, function, clock.time(name, getattr(owner, function)))
     transaction = connection.Database.transaction
 
     def timed_transaction(self: connection.Database) -> Any:

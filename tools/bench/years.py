@@ -1,4 +1,4 @@
-"""A tracker's database as large as a busy one: clicks, and postbacks that went the real way."""
+"""Builds a busy tracker's database: clicks, and postbacks booked by the service's own code."""
 
 import random
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ DAYS = 60
 CAMPAIGNS = 40
 OFFERS = 12
 NETWORKS = ("alfa", "bravo", "charlie", "delta", "echo")
-# How each signs its postbacks; the last says `approved` and maps it nowhere.
+# The status word of each network; the last sends `approved`, which is mapped nowhere.
 STATUSES = ("sale", "lead", "lead", "rejected")
 CURRENCIES = ("usd", "usd", "usd", "eur", "gbp", "pln")
-# For the last of them there is no rate: what it pays is not in the sums.
+# The last currency has no rate: its payouts are not in the sums.
 RATES = {"EUR": Decimal("1.0876"), "GBP": Decimal("1.27")}
 
 CLICKS_AT_ONCE = 20_000
@@ -31,10 +31,10 @@ POSTBACKS_AT_ONCE = 2_000
 
 
 def build_tracker(path: Path, clicks: int, conversions: int, now: datetime) -> None:
-    """Write clicks of the last days, a tenth of which convert, through the ways of the service."""
+    """Write clicks of the last days, a tenth of them with conversions, by the service's code."""
     chance = random.Random(1)  # noqa: S311  # the same database each time
     with open_database(path, CURRENCY) as storage:
-        # A database for the bench is made again where it is lost: no sync until it is whole.
+        # The database can be built again if it is lost: no sync until it is complete.
         storage.db.execute("PRAGMA synchronous = OFF")
         for currency, rate in RATES.items():
             repricing.set_rate(storage, currency, rate, now - timedelta(days=DAYS + 1))
@@ -86,7 +86,7 @@ def _send_postbacks(
 
 
 def _list_arrivals(number: int, clicked: datetime, chance: random.Random) -> Iterator[Arrival]:
-    """Give what a network sends about a click: a status, often one more, sometimes noise."""
+    """Yield a network's postbacks about a click: a status, often one more, sometimes noise."""
     subid = subid_of(number)
     at = clicked + timedelta(minutes=chance.randrange(1, 60))
     network = chance.choice(NETWORKS)

@@ -1,7 +1,7 @@
 """Run kill rounds, power cuts and an overload by one command: `python -m tools.durability --rounds
 1000`.
 
-Prints what was found in tables; exit status 1 where anything was lost, doubled or damaged.
+Prints the findings in tables; exit status 1 if anything was lost, doubled or damaged.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tools.durability.powercut import NoCompilerError, build_shim
 from tools.durability.rounds import Round, run_rounds
 from tools.durability.servers import WORKER_CLASSES, Home, Setup
 
-# A load that carries the log over into the database a few times: cuts fall into that too.
+# A load with a few checkpoints: cuts fall into those too.
 POSTBACKS_BEFORE_A_CUT = 1500
 CUTS_PER_LOAD = 20
 
@@ -29,7 +29,7 @@ OVERLOAD_SECONDS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; gives the exit status."""
+    """Run what is asked for; returns the exit status."""
     asked = _read_arguments(arguments)
     console = Console(width=None if sys.stdout.isatty() else 120)
     setups = [Setup(name, count) for name in asked.worker_class for count in asked.workers]

@@ -1,4 +1,4 @@
-"""The comparison: what senders were told against what stands in the database."""
+"""Compares the answers that senders read with the rows in the database."""
 
 import sqlite3
 from collections import Counter
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from tools.durability.senders import Ack, Click, Postback
 
-# Verdicts that say: a conversion of this postback stands.
+# Verdicts after which a conversion of the postback must exist.
 BOOKED = frozenset({"recorded", "repeated"})
 
 SOUND = "ok"
 
 
 class Row(NamedTuple):
-    """A row of the log of postbacks, and its conversion where it has one."""
+    """A row of the postback log, and its conversion if it has one."""
 
     subid: str
     tid: str
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """A conversion as it stands, with how often its history says `recorded`."""
+    """A stored conversion, with the number of `recorded` rows in its history."""
 
     id: int
     status: str
@@ -39,7 +39,7 @@ Key = tuple[str, str]
 
 
 class Findings(NamedTuple):
-    """What is wrong, a sentence each; nothing at all is what the receiver promises."""
+    """The faults found, a sentence each; the receiver promises that there are none."""
 
     lost: list[str]
     doubled: list[str]
@@ -47,11 +47,11 @@ class Findings(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Tell whether nothing is wrong."""
+        """Return whether nothing is wrong."""
         return not self.lost and not self.doubled and self.integrity == SOUND
 
     def __str__(self) -> str:
-        """Say what is wrong, the first of each kind."""
+        """List the faults, the first of each kind."""
         return (
             f"{len(self.lost)} lost {self.lost[:3]}, {len(self.doubled)} doubled"
             f" {self.doubled[:3]}, integrity {self.integrity}"
@@ -59,10 +59,10 @@ class Findings(NamedTuple):
 
 
 class Books:
-    """All that a database holds about postbacks and conversions, read at once."""
+    """All postbacks and conversions in a database, read at once."""
 
     def __init__(self, path: Path) -> None:
-        """Read the database; a server may be at work on it."""
+        """Read the database; a server may be running on it."""
         self.rows: dict[Key, list[Row]] = {}
         self.conversions: dict[Key, list[Conversion]] = {}
         with closing(sqlite3.connect(path, timeout=20)) as db:
@@ -105,7 +105,7 @@ def _find_lost(books: Books, acks: Iterable[Ack]) -> Iterator[str]:
         key = (postback.subid, postback.tid)
         kept = sum(row.verdict == verdict for row in books.rows.get(key, ()))
         if kept < count:
-            yield f"{key} was answered {verdict!r} {count} times, the log has it {kept} times"
+            yield f"{key} was answered {verdict!r} {count} times, {kept} times in the postback log"
         if verdict in BOOKED:
             yield from _find_missing_conversion(books, postback)
 
@@ -128,15 +128,15 @@ def _find_doubled(books: Books) -> Iterator[str]:
         if any(conversion.recordings != 1 for conversion in conversions):
             yield f"{(subid, tid)} has a history of {conversions}"
         if (subid, tid) not in books.rows:
-            yield f"{(subid, tid)} is a conversion that no postback in the log has made"
+            yield f"{(subid, tid)} is a conversion of no postback in the postback log"
     for subid, count in per_click.items():
-        # Every click of the harness is sent postbacks of one transaction id only.
+        # Every click of the harness has postbacks of one transaction id only.
         if count > 1:
             yield f"{subid!r} has {count} conversions"
 
 
 def find_unbooked(path: Path, sent: Iterable[Postback], unknown_subid: str) -> list[str]:
-    """List postbacks that are all answered and yet have not come to what they should."""
+    """List answered postbacks without the conversion that they should have."""
     books = Books(path)
     flaws = []
     for postback in set(sent):

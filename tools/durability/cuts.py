@@ -1,4 +1,4 @@
-"""Power-cut rounds: load on a server above the shim, cuts at many moments, what each leaves."""
+"""Power cuts: a load on a server with the preloaded shim, cuts at many moments, their results."""
 
 import random
 import shutil
@@ -16,12 +16,12 @@ from tools.durability.servers import Home, Setup, serving
 
 SENDERS = 6
 
-# SQLite writes a page at most with each call.
+# SQLite writes at most a page with each call.
 WRITE_BYTES = 4096
 
 
 class Cut(NamedTuple):
-    """What one power cut left: when it was (of the whole trace), how, what was wrong after it."""
+    """The result of one power cut: when in the trace, in which mode, and the faults after it."""
 
     share: float
     mode: Mode
@@ -29,13 +29,13 @@ class Cut(NamedTuple):
     findings: Findings
 
     def __str__(self) -> str:
-        """Tell it in a line."""
+        """Describe the cut in a line."""
         state = "sound" if self.findings.is_sound else str(self.findings)
         return f"cut at {self.share:.0%}, {self.mode}: {self.acknowledged} acknowledged, {state}"
 
 
 class Run(NamedTuple):
-    """A load above the shim: what the disk was asked for, what senders were told."""
+    """A load with the shim: the calls to the disk, and the answers to the senders."""
 
     records: list[Record]
     acks: list[Ack]
@@ -47,7 +47,7 @@ class Run(NamedTuple):
 
     @property
     def checkpoints(self) -> int:
-        """Count the syncs of the database file itself: the log was carried over into it."""
+        """Count the syncs of the database file itself, which are checkpoints."""
         files = {
             record.inode: record.path
             for record in self.records
@@ -61,7 +61,7 @@ class Run(NamedTuple):
 
 
 def run_load(library: Path, home: Home, setup: Setup, postbacks: int, seed: int) -> Run:
-    """Send postbacks to a server above the shim, and kill it in the middle of them."""
+    """Send postbacks to a server with the shim, and kill it meanwhile."""
     chance = random.Random(f"{seed}-load")  # noqa: S311 a seeded run can be repeated
     offered = make_postbacks(f"p{seed}", postbacks, [Click.UNKNOWN, Click.LATE])
     kill_after = int(postbacks * chance.uniform(0.85, 0.98))
@@ -78,9 +78,9 @@ def run_load(library: Path, home: Home, setup: Setup, postbacks: int, seed: int)
 
 
 def find_untraced(run: Run) -> list[str]:
-    """List files of the database that the trace does not tell whole: it has missed a write.
+    """List files of the database that differ from the trace: it has missed a write.
 
-    The very last one may be missing, where the kill came between it and its note.
+    The very last write may be missing, if the kill came between it and its record.
     """
     disk = Disk()
     for record in run.records:
@@ -123,8 +123,8 @@ def cut_power(directory: Path, run: Run, moments: int, seed: int) -> Iterator[Cu
 
 
 def _look(left: Path, run: Run, end: int, mode: Mode) -> Cut:
-    """Open what a cut has left as the receiver does, and compare."""
-    # What follows the last record taken had not happened yet. At the end, all acks had been read.
+    """Open the files after a cut as the receiver does, and compare."""
+    # What followed the last record taken had not happened yet. At the end, all acks had been read.
     at_end = end == len(run.records)
     moment = 1 << 63 if at_end else run.records[end].at_ns
     acks = [ack for ack in run.acks if ack.read_at_ns < moment]

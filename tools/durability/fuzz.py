@@ -1,8 +1,8 @@
 """Requests of every kind by the million: `python -m tools.durability.fuzz --requests 1000000`.
 
-A real gunicorn is sent what `garble` makes, pipelined and in pieces. No answer may be a 500 or show
-a traceback, none may show a key; no wrong key may open anything; every 200 under a right key must
-have its row in the log; the server must live, within bounded memory. Exit status 1 otherwise.
+A real gunicorn is sent the requests of `garble`, pipelined and in pieces. No answer may be a 500 or
+show a traceback or a key; no wrong key may be accepted; every 200 under a right key must have its
+row in the postback log; the server must survive, within bounded memory. Exit status 1 otherwise.
 """
 
 import argparse
@@ -36,16 +36,16 @@ from tools.durability.servers import (
     wait_until,
 )
 
-# One piece of work of a sender at most, with a seed of its own.
+# The requests of one piece of work, which has a seed of its own.
 REQUESTS_A_PIECE = 5000
 
 # No healthy answer takes so long.
 PATIENCE_SECONDS = 30.0
 
-# Where addresses wait after a connection has ended, one alone would run out of ports.
+# Addresses wait after a connection has ended: one alone would run out of ports.
 SOURCE_ADDRESSES = 200
 
-# What a worker may grow by after its first requests: caches that are bounded, no more.
+# How much a worker may grow after its first requests: by bounded caches, no more.
 GROWTH_LIMIT_MIB = 48.0
 
 FLAWS_SHOWN = 10
@@ -56,7 +56,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
 
 
 class Response(NamedTuple):
-    """What the fuzz looks at in an answer."""
+    """The parts of an answer that the fuzz checks."""
 
     status: int
     head: bytes
@@ -64,23 +64,23 @@ class Response(NamedTuple):
 
     @property
     def has_verdict(self) -> bool:
-        """Tell whether it says what came of a postback (or a click)."""
+        """Return whether the answer has a verdict on a postback or a click."""
         return self.status == 200 and b"\r\nX-Postback-Result: " in self.head
 
 
 class Piece(NamedTuple):
-    """What one piece of work found."""
+    """The result of one piece of work."""
 
     requests: int
     statuses: Counter[int]
     acknowledged: list[str]
-    # Mangled requests that were answered 200: they have a row, though perhaps without a mark.
+    # Mangled requests that were answered 200: each has a row, though perhaps without a mark.
     unmarked: int
     flaws: list[str]
 
 
 class Verdict(NamedTuple):
-    """What a whole run found."""
+    """The result of a whole run."""
 
     requests: int
     statuses: Counter[int]
@@ -91,11 +91,11 @@ class Verdict(NamedTuple):
     flaws: list[str]
 
     def __str__(self) -> str:
-        """Say it in a few lines."""
+        """Describe the run in a few lines."""
         answers = ", ".join(f"{status}: {count}" for status, count in sorted(self.statuses.items()))
         lines = [
             f"{self.requests} requests in {self.seconds:.0f} s; answers {answers}",
-            f"{self.acknowledged} acknowledged, {self.rows} rows in the log;"
+            f"{self.acknowledged} acknowledged, {self.rows} rows in the postback log;"
             f" the largest worker grew by {self.growth_mib:.0f} MiB",
             f"{len(self.flaws)} flaws",
         ]
@@ -103,7 +103,7 @@ class Verdict(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; gives the exit status."""
+    """Run what is asked for; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.durability.fuzz", description=__doc__)
     parser.add_argument("--requests", type=int, default=20_000, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def fuzz(directory: Path, setup: Setup, requests: int, seed: int, senders: int) -> Verdict:
-    """Send so many requests to a server of its own, and compare its log with the answers."""
+    """Send so many requests to a new server, and compare its postback log with the answers."""
     home = Home(directory, unknown_subid="accept")
     home.config.write_text(
         home.config.read_text().replace("[db]", f'pixel_key = "{PIXEL_KEY}"\n[db]')
@@ -165,9 +165,9 @@ Send = Callable[[int], Piece]
 
 
 def send_pieces(send: Send, count: int, senders: int) -> Iterator[Piece]:
-    """Send so many pieces from so many processes, each as it is done.
+    """Send so many pieces from so many processes; yields each as it is done.
 
-    Over pipes: an executor's queues need semaphores in /dev/shm, where not everybody may write.
+    Over pipes: an executor's queues need semaphores in /dev/shm, which not everybody may write.
     """
     spawning = get_context("spawn")
     numbers = iter(range(count))
@@ -219,7 +219,7 @@ def send_piece(port: int, seed: int, share: int, number: int) -> Piece:
 
 
 def _send(dice: Dice, port: int, requests: Sequence[Request]) -> bytes:
-    """Send the requests in pieces of chance, say that no more will come, and read all answers."""
+    """Send the requests in random pieces, shut down writing, and read all answers."""
     source = (f"127.0.0.{dice.randint(1, SOURCE_ADDRESSES)}", 0)
     everything = b"".join(request.raw for request in requests)
     cuts = sorted(dice.randrange(len(everything)) for _ in range(dice.choice((0, 0, 1, 3, 20))))
@@ -231,7 +231,7 @@ def _send(dice: Dice, port: int, requests: Sequence[Request]) -> bytes:
                 connection.sendall(everything[start:end])
             connection.shutdown(socket.SHUT_WR)
         except (BrokenPipeError, ConnectionResetError):
-            # Refused before all was sent; the answer is still to be read.
+            # Refused before all was sent; the answer is there to be read.
             pass
         try:
             while block := connection.recv(1 << 16):
@@ -242,7 +242,7 @@ def _send(dice: Dice, port: int, requests: Sequence[Request]) -> bytes:
 
 
 def _judge(requests: Sequence[Request], received: bytes) -> Piece:
-    """Hold the answers, in their order, against the requests."""
+    """Compare the answers, in their order, with the requests."""
     found = Piece(len(requests), Counter(), [], 0, [])
     if b"Traceback" in received or any(key in received for key in KEYS):
         found.flaws.append(f"a traceback or a key was sent: {received[:500]!r}")
@@ -304,7 +304,7 @@ def _look_at_server(server: Server, workers: Sequence[int]) -> Iterator[str]:
     for word in ("Traceback", "Error handling", "broke off", *(key.decode() for key in KEYS)):
         if word in log:
             place = log.index(word)
-            yield f"the log says {log[max(0, place - 200) : place + 500]!r}"
+            yield f"the service log has {log[max(0, place - 200) : place + 500]!r}"
 
 
 def _read_marks(path: Path) -> Iterator[str | None]:
@@ -319,10 +319,10 @@ def _compare(pieces: Sequence[Piece], rows: Sequence[str | None]) -> Iterator[st
     told = Counter(mark for piece in pieces for mark in piece.acknowledged)
     for mark, count in told.items():
         if kept[mark] < count:
-            yield f"{mark} was answered 200 and is not in the log"
+            yield f"{mark} was answered 200 and is not in the postback log"
     answered = told.total() + sum(piece.unmarked for piece in pieces)
     if len(rows) < answered:
-        yield f"{answered} were answered 200, the log has {len(rows)} rows"
+        yield f"{answered} were answered 200, the postback log has {len(rows)} rows"
 
 
 if __name__ == "__main__":

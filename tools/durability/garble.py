@@ -1,7 +1,7 @@
 """Requests of every kind from a seed: sound, odd, hostile, and cut or mangled bytes.
 
-Each request under a right key carries a mark of its own in the query, so that its row in the log
-can be found again.
+Each request under a right key has a mark of its own in the query, by which its row in the postback
+log is found.
 """
 
 import random
@@ -17,36 +17,36 @@ PIXEL_KEY = "durability-pixel-key"
 # How many requests one connection carries at most, one behind the other without waiting.
 LONGEST_PIPELINE = 48
 
-# A longer line is refused before its key is looked at. Source: server.py.
+# A longer line is refused before its key is read. Source: server/gunicorn_conf.py.
 LONGEST_LINE = 8190
 
 
 class Kind(Enum):
-    """What may come of a request."""
+    """The possible results of a request."""
 
-    SOUND = "sound"  # a right key and nothing wrong with the HTTP: 200, and in the log
-    ODD = "odd"  # a right key, and the server may refuse it: if 200, in the log
-    SILENT = "silent"  # nothing for the log: HEAD, OPTIONS, clicks, /health
+    SOUND = "sound"  # a right key and nothing wrong with the HTTP: 200, and in the postback log
+    ODD = "odd"  # a right key, and the server may refuse it: if 200, in the postback log
+    SILENT = "silent"  # no row in the postback log: HEAD, OPTIONS, clicks, /health
     STRANGER = "stranger"  # no right key: never 200
-    MANGLED = "mangled"  # bytes of a sound one, cut and mixed: if 200, in the log
+    MANGLED = "mangled"  # bytes of a sound one, cut and mixed: if 200, in the postback log
 
 
 class Request(NamedTuple):
-    """The bytes of a request, what may come of it, and its mark in the log."""
+    """The bytes of a request, its possible results, and its mark in the postback log."""
 
     raw: bytes
     kind: Kind
     method: str
     mark: str = ""
-    # Whatever follows it on the connection may be read as a part of it.
+    # The bytes after it on the connection may be read as a part of it.
     is_last: bool = False
 
 
 class Dice(random.Random):
-    """Chance from a seed: what fails today fails tomorrow."""
+    """Random choices from a seed: a failure can be repeated."""
 
     def happens(self, share: float) -> bool:
-        """Tell whether something with this likelihood happens."""
+        """Return whether something with this likelihood happens."""
         return self.random() < share
 
 
@@ -75,7 +75,7 @@ NAMES = (
     *("reject_status", "rejected_status", "rebill_status", "ignore", "ignore_status", "return"),
     *("from", "a.b", "a b", "a[", "a[]", "[x]", "%00", "", "\0x", "subid[]", "s\xfcbid", "SUBID"),
 )
-# What people who mean harm, and networks that mean none, put in values; as bytes.
+# Values of attackers, and of networks that mean no harm; as bytes.
 VALUES: Sequence[bytes] = (
     *(b"", b" ", b"0", b"1", b"12.50", b"-3", b"1e3", b"NaN", b"12,50", b"$10", b"9" * 40),
     *(b"999999999.999999", b".5", b"5.", b"+.1", b"lead", b"sale", b"rejected", b"rebill", b"EUR"),
@@ -309,7 +309,7 @@ def _spell(dice: Dice, name: str) -> str:
 
 
 def _spell_address(dice: Dice) -> str:
-    """Spell one of the addresses whose rows are due, some letters as escapes."""
+    """Write one of the addresses that store rows, some letters as escapes."""
     key, name = dice.choice(
         (
             *[(POSTBACK_KEY, "postback")] * 6,
@@ -326,7 +326,7 @@ def _spell_address(dice: Dice) -> str:
 
 
 def _repeats(headers: Sequence[str]) -> bool:
-    """Tell whether a name that may stand only once is there twice."""
+    """Return whether a name that is allowed once is there twice."""
     names = [header.partition(":")[0] for header in headers]
     return names.count("Content-Type") > 1 or names.count("X-Forwarded-Proto") > 1
 

@@ -1,4 +1,4 @@
-"""Overload: a crowd of senders, slow ones, and ones that hang up before their answer comes."""
+"""Overload: many senders, slow ones, and ones that hang up before their answer."""
 
 import selectors
 import socket
@@ -25,11 +25,11 @@ from tools.durability.servers import HarnessError, Home, Setup, peak_memory_mib,
 # Ten times the 32 requests that gunicorn's threads serve at once by our settings.
 CROWD = 320
 
-# How long a slow sender takes for each byte: a request of 150 bytes is never whole in our time.
+# How long a slow sender takes for each byte: a request of 150 bytes is never complete in our time.
 SLOW_BYTE_SECONDS = 0.1
 
 SLOW = 200
-# Each slow sender holds one of gunicorn's threads for itself; with all 32 taken, nobody is served.
+# Each slow sender blocks one of gunicorn's threads; with all 32 taken, nobody is served.
 SLOW_FOR_THREADS = 16
 
 HANGING_UP = 100
@@ -40,7 +40,7 @@ TIMEOUT_SECONDS = 5
 
 
 class Figures(NamedTuple):
-    """What an overload came to."""
+    """The figures of an overload."""
 
     acknowledged: int
     unavailable: int
@@ -54,7 +54,7 @@ class Figures(NamedTuple):
     findings: Findings
 
     def __str__(self) -> str:
-        """Tell it in a line."""
+        """Describe the overload in a line."""
         return (
             f"{self.acknowledged} acknowledged ({self.per_second:.0f}/s), {self.unavailable} sent"
             f" away with 503, latency {self.median_seconds * 1000:.0f} ms median,"
@@ -68,7 +68,7 @@ class Figures(NamedTuple):
 def overload(
     home: Home, setup: Setup, seconds: float, *, crowd: int = CROWD, slow: int = 0
 ) -> Figures:
-    """Let crowd, slow senders and senders that hang up fall upon a server at once."""
+    """Start the crowd, slow senders and senders that hang up on a server at once."""
     impatient = setup._replace(options=(*setup.options, "--timeout", str(TIMEOUT_SECONDS)))
     hasty = make_postbacks("hasty", HANGING_UP, [Click.UNKNOWN])
     with serving(home, impatient) as server:
@@ -93,12 +93,12 @@ def overload(
 
 
 def slow_senders_for(setup: Setup) -> int:
-    """Tell how many slow senders a worker class is to bear."""
+    """Return how many slow senders a worker class must endure."""
     return SLOW_FOR_THREADS if setup.worker_class == "gthread" else SLOW
 
 
 def count_kept(home: Home, postbacks: list[Postback]) -> int:
-    """Count the postbacks that stand in the log, once each."""
+    """Count the postbacks in the postback log, each once."""
     rows = Books(home.database).rows
     return sum(len(rows.get((each.subid, each.tid), ())) == 1 for each in postbacks)
 
@@ -112,7 +112,7 @@ def hang_up_early(port: int, postbacks: list[Postback]) -> None:
 
 @contextmanager
 def slow_senders(port: int, count: int) -> Iterator[None]:
-    """Let senders dribble at their request, and never end it, while the block lasts."""
+    """Run senders that send a request byte by byte and never end it, during the block."""
     is_over = threading.Event()
     with ExitStack() as stack:
         connections = [
@@ -133,7 +133,7 @@ def _dribble(connections: Sequence[socket.socket], is_over: threading.Event) -> 
     request = write_request(*write_postback(postback, 2), keeps_alive=True)
     for byte in request[:-1]:
         for connection in connections:
-            # A server may well lose patience with such a sender.
+            # The server may have closed such a connection.
             with suppress(OSError):
                 connection.send(bytes([byte]))
         if is_over.wait(SLOW_BYTE_SECONDS):
@@ -141,7 +141,7 @@ def _dribble(connections: Sequence[socket.socket], is_over: threading.Event) -> 
 
 
 class _Sender:
-    """One of the crowd: a kept-alive connection and the postback it waits for."""
+    """One of the crowd: a kept-alive connection and its unanswered postback."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
@@ -156,7 +156,7 @@ class _Sender:
         self.socket.send(write_request(*write_postback(postback, 2), keeps_alive=True))
 
     def receive(self) -> Response | None:
-        """Take what has come; gives the answer once it is whole."""
+        """Read from the connection; returns the answer once it is complete."""
         chunk = self.socket.recv(65536)
         if not chunk:
             raise ConnectionResetError("the server hung up")
@@ -168,7 +168,7 @@ class Crowd:
     """Many senders in one thread: each sends its next postback when it has its answer."""
 
     def __init__(self, port: int, count: int) -> None:
-        """Let all of them connect."""
+        """Connect all senders."""
         self.ledger = Ledger()
         self._selector = selectors.DefaultSelector()
         self._postbacks: Iterator[Postback] = iter(make_postbacks("c", 200_000, [Click.UNKNOWN]))
@@ -178,7 +178,7 @@ class Crowd:
             self._selector.register(sender.socket, selectors.EVENT_READ, sender)
 
     def work(self, seconds: float) -> Ledger:
-        """Send for a while, take the answers that are due then, and give the ledger."""
+        """Send for a while, read the outstanding answers, and return the ledger."""
         end = time.monotonic() + seconds
         for key in list(self._selector.get_map().values()):
             self._send_next(key.data)

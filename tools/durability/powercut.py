@@ -1,8 +1,8 @@
-"""Power cuts: what the disk may hold at a moment, rebuilt from all that a server asked of it.
+"""Power cuts: the possible states of a disk at a moment, rebuilt from a server's system calls.
 
-The preloaded shim (`powercut.c`) writes down every write, sync and name change of the server. A
-`Disk` takes these in order and can be asked at any point what a power cut would leave: what was
-synced, and of what was not, nothing or anything.
+The preloaded shim (`powercut.c`) records every write, sync and name change of the server. A `Disk`
+takes these in order and can be cut at any point: what was synced is there, and of the rest nothing
+or anything.
 """
 
 import random
@@ -30,11 +30,11 @@ SECTOR_BYTES = 512
 
 
 class NoCompilerError(Exception):
-    """There is no C compiler here, so there is no shim."""
+    """There is no C compiler here, so the shim cannot be built."""
 
 
 def build_shim(directory: Path) -> Path:
-    """Build the shim; raises NoCompilerError where there is no compiler."""
+    """Build the shim; raises NoCompilerError without a compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise NoCompilerError("no gcc and no cc: power cuts and disk faults cannot be played here")
@@ -45,7 +45,7 @@ def build_shim(directory: Path) -> Path:
 
 
 class Faults(NamedTuple):
-    """What the disk refuses and how the clock goes; the fields are those of `struct control`."""
+    """The faults of disk and clock; the fields are those of `struct control`."""
 
     write_errno: int = 0
     grow_errno: int = 0
@@ -60,7 +60,7 @@ class Shim:
     """The shim for the servers of one home: its environment, its faults, its trace."""
 
     def __init__(self, library: Path, home: Home, *, traces: bool = False) -> None:
-        """Make the control page, and the trace where one is wanted."""
+        """Create the control page, and the trace if wanted."""
         control = home.directory.with_suffix(".control")
         control.write_bytes(bytes(4096))
         self.trace = home.directory.with_suffix(".trace")
@@ -75,25 +75,25 @@ class Shim:
             self.environ["DURABILITY_TRACE"] = str(self.trace)
 
     def __enter__(self) -> Self:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Let the control page go."""
+        """Unmap the control page."""
         self._page.close()
         self._control_file.close()
 
     def play(self, faults: Faults) -> None:
-        """Let these faults, and no others, happen from now on."""
+        """Set the faults from now on, in place of any others."""
         _CONTROL.pack_into(self._page, 0, *faults)
 
     def mend(self) -> None:
-        """Let everything work again."""
+        """Remove all faults."""
         self.play(Faults())
 
 
 class Operation(IntEnum):
-    """What the server asked of the disk; `enum operation` of the shim."""
+    """A system call of the server; `enum operation` of the shim."""
 
     OPEN = 1
     WRITE = 2
@@ -106,7 +106,7 @@ class Operation(IntEnum):
 
 
 class Record(NamedTuple):
-    """One line of the trace; which fields count depends on the operation."""
+    """One record of the trace; the operation decides which fields are used."""
 
     at_ns: int
     inode: int
@@ -118,7 +118,7 @@ class Record(NamedTuple):
 
 
 def read_trace(path: Path) -> list[Record]:
-    """Read a trace; one that a kill has torn ends with its last whole record."""
+    """Read a trace; one torn by a kill ends with its last whole record."""
     trace = path.read_bytes() if path.exists() else b""
     return list(_read_records(trace))
 
@@ -148,7 +148,7 @@ class Change(NamedTuple):
 
 
 class File:
-    """A file as the disk has it, and what it was asked to change since."""
+    """A file as it is on disk, and its changes that were not synced yet."""
 
     def __init__(self, inode: int, path: str) -> None:
         """Begin empty."""
@@ -159,19 +159,19 @@ class File:
         self.waiting: list[Change] = []
 
     def change(self, change: Change) -> None:
-        """Change what the running system sees; the disk follows with a sync."""
+        """Add a change, seen by the running system; the disk follows with a sync."""
         _apply(self.seen, change)
         self.waiting.append(change)
 
     def take_in(self, before: int) -> None:
-        """Let the changes asked for before a moment of the trace reach the disk."""
+        """Apply the changes before a moment of the trace to the disk."""
         count = bisect_left(self.waiting, before, key=lambda change: change.order)
         for change in self.waiting[:count]:
             _apply(self.synced, change)
         del self.waiting[:count]
 
     def forget(self, before: int) -> None:
-        """Lose changes whose sync failed: Linux takes their pages for clean and tries no more."""
+        """Drop changes whose sync failed: Linux takes their pages for clean, and tries no more."""
         self.waiting = [change for change in self.waiting if change.order >= before]
 
 
@@ -184,7 +184,7 @@ def _apply(content: bytearray, change: Change) -> None:
     content[change.offset : change.offset + len(change.content)] = change.content
 
 
-# What becomes of the changes that were not synced when the power goes.
+# Selects the unsynced changes that survive a power cut.
 Survival = Callable[[list[Change], random.Random], list[Change]]
 
 
@@ -211,7 +211,7 @@ def _split(change: Change) -> Iterator[Change]:
 
 
 class Mode(StrEnum):
-    """How much of what was not synced survives a cut."""
+    """How much of the unsynced changes survives a cut."""
 
     NOTHING = "nothing unsynced survives"
     FIRST = "a first part survives"
@@ -226,7 +226,7 @@ SURVIVALS: dict[Mode, Survival] = {
 
 
 class NameChange(NamedTuple):
-    """A name that was given to a file (or taken away: None) and waits for a sync."""
+    """A new name of a file (None: removed) that waits for a sync."""
 
     order: int
     path: str
@@ -241,7 +241,7 @@ class Disk:
     """
 
     def __init__(self) -> None:
-        """Begin with an empty directory."""
+        """Start with an empty directory."""
         self._order = 0
         self._names: dict[str, File] = {}
         self._synced_names: dict[str, File] = {}
@@ -251,36 +251,36 @@ class Disk:
         self._directories: dict[int, str] = {}
 
     def take(self, record: Record) -> None:
-        """Do what the server asked for next."""
+        """Apply the server's next system call."""
         self._order += 1
         _DO[Operation(record.operation)](self, record)
 
     def open(self, record: Record) -> None:
-        """Know a file by its name; a name not heard before is a new file."""
+        """Find a file by its name; a new name is a new file."""
         if Path(record.path).is_dir():
             self._directories[record.inode] = record.path
             return
         known = self._names.get(record.path)
         if known is None or known.inode != record.inode:
-            # An inode number comes back once its file is gone: the number alone says nothing.
+            # An inode number is used again once its file is gone: the number alone says nothing.
             file = File(record.inode, record.path)
             self._files[record.inode] = file
             self._name(record.path, file)
 
     def write(self, record: Record) -> None:
-        """Change a file, for now in memory only."""
+        """Write to a file, in memory only for now."""
         self._files[record.inode].change(Change(self._order, record.offset, record.content))
 
     def truncate(self, record: Record) -> None:
-        """Cut or lengthen a file, for now in memory only."""
+        """Truncate or extend a file, in memory only for now."""
         self._files[record.inode].change(Change(self._order, record.offset, None))
 
     def begin_sync(self, record: Record) -> None:
-        """Note what a sync covers: what was asked for before it."""
+        """Note the changes that a sync covers: those before it."""
         self._sync_begins[record.thread, record.inode] = self._order
 
     def end_sync(self, record: Record) -> None:
-        """Put on disk what the sync covers."""
+        """Apply the changes that the sync covers to the disk."""
         begin = self._sync_begins.pop((record.thread, record.inode))
         directory = self._directories.get(record.inode)
         if directory is not None:
@@ -292,13 +292,13 @@ class Disk:
             self._sync_names(lambda path: path == file.path, begin)
 
     def fail_sync(self, record: Record) -> None:
-        """Lose what the sync would have put on disk."""
+        """Drop the changes that the sync would have put on disk."""
         begin = self._sync_begins.pop((record.thread, record.inode))
         if record.inode in self._files:
             self._files[record.inode].forget(begin)
 
     def rename(self, record: Record) -> None:
-        """Give a file another name."""
+        """Rename a file."""
         file = self._names.get(record.path)
         if file is not None:
             file.path = record.content.decode()
@@ -306,7 +306,7 @@ class Disk:
             self._name(record.path, None)
 
     def unlink(self, record: Record) -> None:
-        """Take a name away."""
+        """Remove a name."""
         self._name(record.path, None)
 
     def _name(self, path: str, file: File | None) -> None:
@@ -323,11 +323,11 @@ class Disk:
         self._waiting_names = left
 
     def read_all(self) -> dict[str, bytes]:
-        """Give every file as the running system sees it, synced or not."""
+        """Return every file as the running system sees it, synced or not."""
         return {path: bytes(file.seen) for path, file in self._names.items()}
 
     def cut(self, mode: Mode, chance: random.Random, directory: Path) -> None:
-        """Write into a directory what a power cut now would leave."""
+        """Write the files that a power cut now would leave into a directory."""
         survive = SURVIVALS[mode]
         names = dict(self._synced_names)
         if mode is not Mode.NOTHING:

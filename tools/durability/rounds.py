@@ -1,4 +1,4 @@
-"""Kill rounds: load on a real server, a kill at a random moment, a restart, the comparison."""
+"""Kill rounds: a load on a real server, a kill at a random moment, a restart, the comparison."""
 
 import random
 import shutil
@@ -16,17 +16,17 @@ from tools.durability.servers import Home, Server, Setup, is_alive, kill, wait_u
 
 SENDERS = 6
 
-# More than a round can use up at 4,000 postbacks a second.
+# More than a round can send at 4,000 postbacks a second.
 POSTBACKS_PER_ROUND = 2500
 
-# The kill comes so long after the senders have begun: from the first transaction to many.
+# The kill comes so long after the senders have started: from the first transaction to many.
 KILL_SECONDS = (0.01, 0.45)
 
-# Rounds that share a database: later rounds see that nothing of the earlier ones goes missing, and
-# reading all of it again stays cheap.
+# Rounds that share a database: later rounds find losses of earlier ones too, and reading all of it
+# again stays cheap.
 ROUNDS_PER_DATABASE = 20
 
-# A worker without a master looks for it once a second and then ends its requests.
+# A worker without a master notices that within a second, and then ends its requests.
 ORPHAN_SECONDS = 30.0
 
 
@@ -39,7 +39,7 @@ class Target(StrEnum):
 
 
 class Round(NamedTuple):
-    """What one round came to."""
+    """The result of one round."""
 
     number: int
     setup: Setup
@@ -52,7 +52,7 @@ class Round(NamedTuple):
     findings: Findings
 
     def __str__(self) -> str:
-        """Tell it in a line."""
+        """Describe the round in a line."""
         state = "sound" if self.findings.is_sound else str(self.findings)
         return (
             f"round {self.number}: {self.setup}, {self.target} killed after"
@@ -67,7 +67,7 @@ def run_rounds(
     numbers: Iterable[int],
     seed: int,
 ) -> Iterator[Round]:
-    """Run rounds, the setups in turn, a database for each batch of them."""
+    """Run rounds, the setups in turn, with one database for each group of them."""
     batch: list[int] = []
     for number in numbers:
         batch.append(number)
@@ -99,7 +99,7 @@ def _run_batch(
 
 
 class KillRounds:
-    """Rounds on one database; each goes on where the one before has left the server."""
+    """Rounds on one database; each continues with the server of the one before."""
 
     def __init__(self, home: Home, setup: Setup, seed: int) -> None:
         """Start the first server."""
@@ -113,11 +113,11 @@ class KillRounds:
         self._server.wait_until_healthy()
 
     def __enter__(self) -> "KillRounds":
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Leave no process behind."""
+        """Stop all processes."""
         self._server.kill_all()
         for orphan in self._orphans:
             kill(orphan)
@@ -163,8 +163,8 @@ class KillRounds:
             self._server.kill_all()
 
     def _restart(self, target: Target) -> None:
-        # The master replaces a worker by itself. Where the master is gone, the new server starts
-        # beside the workers it has left behind: they are still writing.
+        # The master replaces a worker by itself. After the kill of a master the new server starts
+        # beside the workers left over, which are still writing.
         if target is not Target.WORKER:
             self._server = Server(self._home, self._setup)
         self._server.wait_until_healthy()

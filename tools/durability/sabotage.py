@@ -39,7 +39,7 @@ _COPY_THE_LAST = """
 
 
 def answer_early() -> Application:
-    """Answer at once and keep the postback later, as fast receivers are tempted to."""
+    """Answer at once and store the postback later, as fast receivers are tempted to."""
     put_off: SimpleQueue[Environ] = SimpleQueue()
 
     def keep_later() -> None:
@@ -59,7 +59,7 @@ def answer_early() -> Application:
 
 
 def keep_twice() -> Application:
-    """Keep every postback, and the log row of a recorded one once more."""
+    """Store every postback, and the row of a recorded one twice."""
     path = load(find_config(os.environ)).db_path
 
     def receive(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

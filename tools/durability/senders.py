@@ -1,4 +1,4 @@
-"""Senders of postbacks over real sockets, and the ledger of what they were told.
+"""Senders of postbacks over real sockets, and the ledger of their answers.
 
 A postback is acknowledged when its sender has read a complete answer 200, and not before.
 """
@@ -14,21 +14,21 @@ from typing import NamedTuple, Self
 
 from tools.durability.servers import CLICK_KEY, POSTBACK_KEY, HarnessError
 
-# No healthy answer takes so long: the writer gives up after ten seconds.
+# No healthy answer takes so long: the receiver gives up after ten seconds.
 PATIENCE_SECONDS = 20.0
 
 # How many postbacks of one sender are sent once more later, and at the same time by another sender.
 SENT_AGAIN_SHARE = 0.1
 TWIN_SHARE = 0.1
 
-# A sender that was not acknowledged goes on after this; real ones wait longer.
+# A sender without an acknowledgement goes on after this; real ones wait longer.
 RETRY_SECONDS = 0.01
 
 FORM = "application/x-www-form-urlencoded"
 
 
 class Click(StrEnum):
-    """Whether the click of a postback is there: before it, never, or later."""
+    """When the click of a postback is stored: before it, never, or later."""
 
     KNOWN = "known"
     UNKNOWN = "unknown"
@@ -45,7 +45,7 @@ class Postback(NamedTuple):
 
     @property
     def query(self) -> str:
-        """Write it as a network would."""
+        """Write the query as a network would."""
         return f"subid={self.subid}&tid={self.tid}&status=sale&payout={self.payout}"
 
 
@@ -58,7 +58,7 @@ class Response(NamedTuple):
 
 
 class Ack(NamedTuple):
-    """What a sender was told about a postback; by time.monotonic_ns, when it asked and had read."""
+    """An answer to a postback, with the times of request and answer by time.monotonic_ns."""
 
     postback: Postback
     verdict: str
@@ -85,7 +85,7 @@ class Ledger:
         self.flaws: list[str] = []
 
     def read(self, postback: Postback, response: Response, asked_at_ns: int) -> bool:
-        """Write down an answer; tells whether it acknowledges."""
+        """Record an answer; returns whether it acknowledges."""
         if response.status == 200:
             now = time.monotonic_ns()
             self.latencies.append((now - asked_at_ns) / 1e9)
@@ -114,7 +114,7 @@ class Connection:
         self._socket: socket.socket | None = None
 
     def __enter__(self) -> Self:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -122,7 +122,7 @@ class Connection:
         self.hang_up()
 
     def ask(self, method: str, target: str, body: str = "") -> Response:
-        """Send a request and read its answer whole; raises BrokenOffError."""
+        """Send a request and read its whole answer; raises BrokenOffError."""
         try:
             response = self._ask(write_request(method, target, body, keeps_alive=self._keeps_alive))
         except (OSError, BrokenOffError) as error:
@@ -156,7 +156,7 @@ def write_request(method: str, target: str, body: str, *, keeps_alive: bool) -> 
 
 
 def read_response(connection: socket.socket) -> Response:
-    """Read one answer whole; raises BrokenOffError where it ends early."""
+    """Read one whole answer; raises BrokenOffError if it ends early."""
     received = b""
     while (response := parse_response(received)) is None:
         received += _receive(connection)
@@ -164,7 +164,7 @@ def read_response(connection: socket.socket) -> Response:
 
 
 def parse_response(received: bytes) -> Response | None:
-    """Make an answer of what has come so far; None while it is not whole."""
+    """Parse the bytes of an answer; None while it is not complete."""
     head, end, body = received.partition(b"\r\n\r\n")
     if not end:
         return None
@@ -192,14 +192,14 @@ def write_postback(postback: Postback, style: int) -> tuple[str, str, str]:
 
 
 class Load:
-    """Several senders at work at once, until they are stopped or nothing is left to send.
+    """Several senders at once, until they are stopped or nothing is left to send.
 
     Half of them keep their connections alive. Some postbacks are sent again later, some at the same
     time by two senders; those with a late click are followed by it.
     """
 
     def __init__(self, port: int, postbacks: Iterable[Postback], seed: str, senders: int) -> None:
-        """Take what to send; `start` begins."""
+        """Set the postbacks to send; `start` begins."""
         self.ledger = Ledger()
         self._port = port
         self._left = deque(postbacks)
@@ -211,22 +211,22 @@ class Load:
         ]
 
     def start(self) -> None:
-        """Let all senders begin."""
+        """Start all senders."""
         for thread in self._threads:
             thread.start()
 
     @property
     def is_busy(self) -> bool:
-        """Tell whether any sender is still at work."""
+        """Return whether any sender is still running."""
         return any(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> Ledger:
-        """Let every sender finish the request it is at, and give the ledger."""
+        """Let every sender finish its present request, and return the ledger."""
         self._stopped.set()
         return self.wait()
 
     def wait(self) -> Ledger:
-        """Wait until everything is sent, and give the ledger."""
+        """Wait until everything is sent, and return the ledger."""
         for thread in self._threads:
             thread.join(2 * PATIENCE_SECONDS)
             if thread.is_alive():
@@ -270,7 +270,7 @@ class Load:
 
 
 def send_click(connection: Connection, subid: str, ledger: Ledger) -> None:
-    """Send the click of a postback that came before it."""
+    """Send the click of a postback that was sent before it."""
     try:
         response = connection.ask("GET", f"/{CLICK_KEY}/click?subid={subid}")
     except BrokenOffError:
@@ -284,7 +284,7 @@ def send_click(connection: Connection, subid: str, ledger: Ledger) -> None:
 
 
 def send_once(port: int, postback: Postback, ledger: Ledger) -> int | None:
-    """Send one postback on a connection of its own; gives the status, None where none came."""
+    """Send one postback on a new connection; returns the status, None without an answer."""
     ledger.sent.append(postback)
     asked_at_ns = time.monotonic_ns()
     with Connection(port, keeps_alive=False) as connection:
@@ -298,7 +298,7 @@ def send_once(port: int, postback: Postback, ledger: Ledger) -> int | None:
 
 
 def resend(port: int, ledger: Ledger, seconds: float = 30.0) -> int:
-    """Send again, as networks do, what got no answer, until it has one; gives how many."""
+    """Send unanswered postbacks again, as networks do, until answered; returns how many."""
     deadline = time.monotonic() + seconds
     waiting = list(ledger.unanswered)
     late = {postback.subid for postback in waiting if postback.click is Click.LATE}
@@ -334,7 +334,7 @@ def _resend(connection: Connection, postback: Postback, ledger: Ledger) -> bool:
 
 
 def make_postbacks(label: str, count: int, clicks: Sequence[Click]) -> list[Postback]:
-    """Make postbacks nobody has sent before, with the kinds of clicks in turn."""
+    """Make new postbacks, with the kinds of clicks in turn."""
     return [
         Postback(f"{label}-{n}", f"t{n}", f"{n % 90 + 1}.{n % 9 + 1}5", clicks[n % len(clicks)])
         for n in range(count)
@@ -342,6 +342,6 @@ def make_postbacks(label: str, count: int, clicks: Sequence[Click]) -> list[Post
 
 
 def percentile(latencies: Iterable[float], share: float) -> float:
-    """Give the latency (seconds) that a share of the requests stayed below."""
+    """Return the latency (seconds) below which a share of the requests stayed."""
     ordered = sorted(latencies)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0

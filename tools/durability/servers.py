@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from postbackd.server import gunicorn_conf as settings
 
-# The shipped worker class first, then the others that are to hold the same promises.
+# The shipped worker class first, then others that must hold the same promises.
 WORKER_CLASSES = list(
     dict.fromkeys([settings.worker_class, "gthread", "postbackd.server.worker.GroupCommitWorker"])
 )
@@ -25,15 +25,15 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 POSTBACK_KEY = "durability-postback-key"
 CLICK_KEY = "durability-click-key"
 
-# A start takes half a second; a loaded machine gets its time before we call the server broken.
+# A start takes half a second; more is allowed for on a loaded machine.
 START_SECONDS = 60.0
 
-# How often a condition is looked at while it is waited for.
+# How often a condition is checked while waiting for it.
 LOOK_SECONDS = 0.005
 
 
 class HarnessError(Exception):
-    """The harness itself could not do its work: says nothing about the receiver's promises."""
+    """The harness could not do its work: no finding about the receiver's promises."""
 
 
 class Setup(NamedTuple):
@@ -45,12 +45,12 @@ class Setup(NamedTuple):
     options: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Name it as the tables do: `gthread x2`."""
+        """Name the setup as the tables do: `gthread x2`."""
         return f"{self.worker_class.rpartition('.')[2]} x{self.workers}"
 
 
 class Home:
-    """A directory with a config file, where the database and the server's log will be."""
+    """A directory with a config file, for the database and the service log."""
 
     def __init__(self, directory: Path, *, unknown_subid: str = "park") -> None:
         """Make the directory and write the config file."""
@@ -74,7 +74,7 @@ class Server:
     """A gunicorn in a session of its own, so that all of it can be killed at once."""
 
     def __init__(self, home: Home, setup: Setup, environ: Mapping[str, str] | None = None) -> None:
-        """Start it; `wait_until_healthy` tells when it is there."""
+        """Start gunicorn; `wait_until_healthy` waits for it."""
         self.home = home
         self.setup = setup
         self.port = find_free_port()
@@ -95,15 +95,15 @@ class Server:
         return self._master.pid
 
     def find_workers(self) -> list[int]:
-        """Find the worker processes that are there now."""
+        """Find the running worker processes."""
         return find_children(self.master)
 
     def wait_until_up(self) -> None:
-        """Wait until it answers at all, with a key in force; /health is not asked."""
+        """Wait until the server answers, with a key in force; /health is not asked."""
         self._wait_for("/", 404, START_SECONDS)
 
     def wait_until_complete(self) -> None:
-        """Wait until all workers are there and have opened the database."""
+        """Wait until all workers run and have opened the database."""
         wait_until(self._is_complete, START_SECONDS, "all workers are at work", self.home.log)
 
     def _is_complete(self) -> bool:
@@ -132,7 +132,7 @@ class Server:
             raise HarnessError(f"gunicorn ended by itself, see {self.home.log}:\n{self.read_log()}")
 
     def read_log(self) -> str:
-        """Read what the server has said."""
+        """Read the service log."""
         return self.home.log.read_text(encoding="utf-8", errors="replace")
 
     def kill_worker(self, index: int) -> None:
@@ -142,7 +142,7 @@ class Server:
             kill(workers[index % len(workers)])
 
     def kill_master(self) -> list[int]:
-        """Kill the master alone, -9; gives the workers it leaves behind, who go by themselves."""
+        """Kill the master alone, -9; returns its workers, which end by themselves."""
         workers = self.find_workers()
         kill(self.master)
         self._master.wait()
@@ -155,7 +155,7 @@ class Server:
         self._master.wait()
 
     def stop(self) -> None:
-        """End it as an administrator does; -9 for what does not go."""
+        """Stop the server as an administrator does; -9 if it does not end."""
         self._master.terminate()
         try:
             self._master.wait(START_SECONDS)
@@ -165,7 +165,7 @@ class Server:
 
 @contextmanager
 def serving(home: Home, setup: Setup, environ: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Run a server for a while; nothing of it is left afterwards."""
+    """Run a server during the block; nothing of it is left afterwards."""
     server = Server(home, setup, environ)
     try:
         yield server
@@ -183,15 +183,15 @@ def _command(setup: Setup, port: int) -> Sequence[str]:
     ]
 
 
-# The ports that were found last, each bound by us, so that nobody else is given it before its
-# server listens: neither by the kernel nor by a run beside this one. Servers set SO_REUSEADDR, and
-# may bind what is bound so and does not listen.
+# The ports found last, each bound by us, so that no other process gets one before its server
+# listens: neither from the kernel nor from a parallel run. Servers set SO_REUSEADDR, and can bind a
+# port that is bound so without listening.
 _HELD: deque[socket.socket] = deque()
 HELD_AT_MOST = 32
 
 
 def find_free_port() -> int:
-    """Find a port that nobody listens on, and hold it for whoever is to listen there."""
+    """Find a port that nobody listens on, and reserve it for its server."""
     if len(_HELD) == HELD_AT_MOST:
         _HELD.popleft().close()
     held = socket.socket()
@@ -209,7 +209,7 @@ def _let_ports_go() -> None:
 
 
 def fetch_status(port: int, path: str, seconds: float = 15.0) -> int | None:
-    """Ask for a path and give the status of the answer, None where none came."""
+    """Request a path and return the status of the answer, None without an answer."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
             connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
@@ -223,7 +223,7 @@ def fetch_status(port: int, path: str, seconds: float = 15.0) -> int | None:
 def wait_until(
     is_so: Callable[[], bool], seconds: float, wanted: str, log: Path | None = None
 ) -> None:
-    """Wait for a condition; raises HarnessError where it does not come true in time."""
+    """Wait for a condition; raises HarnessError if it is not met in time."""
     deadline = time.monotonic() + seconds
     while not is_so():
         if time.monotonic() > deadline:
@@ -233,13 +233,13 @@ def wait_until(
 
 
 def kill(pid: int) -> None:
-    """Kill a process, -9, where it is still there."""
+    """Kill a process, -9, if it is still there."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 def find_children(pid: int) -> list[int]:
-    """Find the processes that a process has started and that live."""
+    """Find the running processes that a process has started."""
     try:
         found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
     except OSError:
@@ -248,7 +248,7 @@ def find_children(pid: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process is there; one that is dead and not yet buried is not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -257,11 +257,11 @@ def is_alive(pid: int) -> bool:
 
 
 def has_open(pid: int, path: Path) -> bool:
-    """Tell whether a process has a file open."""
+    """Return whether a process has a file open."""
     try:
         return any(map(path.samefile, Path(f"/proc/{pid}/fd").iterdir()))
     except OSError:
-        # One of them was closed just now, or there is no such file yet: asked again, it is known.
+        # One of them was closed just now, or there is no such file yet: the caller asks again.
         return False
 
 

@@ -1,4 +1,4 @@
-"""Troubles: senders go on while the disk, the file or the clock of a running server plays up."""
+"""Troubles: senders go on while the disk, the file or the clock of a running server fails."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -7,16 +7,16 @@ from tools.durability.audit import Findings, audit, find_unbooked
 from tools.durability.senders import Click, Load, make_postbacks, resend
 from tools.durability.servers import Home, Server, Setup, fetch_status, wait_until
 
-# One that is kept alive and one that is not.
+# One with a kept-alive connection and one without.
 SENDERS = 2
 
-# More than senders get rid of in the seconds a trouble lasts.
+# More than senders can send in the seconds of a trouble.
 POSTBACKS = 20_000
 
-# Much longer than the receiver waits for a locked database; nothing waits for it in vain.
+# Much longer than the receiver waits for a locked database; no test waits for it in vain.
 TROUBLE_SECONDS = 60.0
 
-# How many acknowledgements show that the service is at work.
+# This many acknowledgements show that the service works.
 ENOUGH_ACKS = 15
 
 
@@ -30,11 +30,11 @@ class Duty:
         self._load: Load | None = None
 
     def __enter__(self) -> Self:
-        """Give itself, the server up and the senders at work."""
+        """Return itself, with the server up and the senders running."""
         try:
-            # Not /health: the service would believe what it found there for two seconds more.
+            # Not /health: the service would trust its result for two seconds more.
             self.server.wait_until_up()
-            # A worker that starts after a trouble has begun is another story.
+            # A worker that starts after a trouble has begun is another case.
             self.server.wait_until_complete()
             self.begin()
             self.await_acks()
@@ -57,8 +57,8 @@ class Duty:
         return self._load
 
     def begin(self) -> None:
-        """Let the senders begin."""
-        # No clicks that are there before: writing them beside the server would go past its shim.
+        """Start the senders."""
+        # No clicks from before: writing them beside the server would go past its shim.
         postbacks = make_postbacks("d", POSTBACKS, [Click.UNKNOWN, Click.LATE])
         self._load = Load(self.server.port, postbacks, "duty", SENDERS)
         self._load.start()
@@ -77,11 +77,11 @@ class Duty:
         wait_until(lambda: ledger.unavailable > before, TROUBLE_SECONDS, "postbacks are refused")
 
     def is_healthy(self) -> bool:
-        """Tell whether /health says ok."""
+        """Return whether /health says ok."""
         return fetch_status(self.server.port, "/health") == 200
 
     def settle(self) -> Findings:
-        """End the senders, send again what got no answer, and compare."""
+        """Stop the senders, send unanswered postbacks again, and compare."""
         ledger = self.load.stop()
         resend(self.server.port, ledger)
         findings = audit(self.home.database, ledger.acks)

@@ -1,4 +1,4 @@
-"""A consistent copy of the database while others write to it, proven before it gets its name."""
+"""Copies the database while others write to it, and verifies the copy before it gets its name."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from postbackd.db.sqlite.connection import (
 )
 from postbackd.files import Part, give_name, part_beside
 
-# A mebibyte: some milliseconds of copying, after which Ctrl-C and the progress get their turn.
+# A mebibyte: some milliseconds of copying, then Ctrl-C and the progress are handled.
 PAGES_A_STEP = 256
 
 DAMAGE_SHOWN = 3
@@ -27,11 +27,11 @@ Advance = Callable[[int, int], None]
 
 
 class CopyError(Exception):
-    """There is no copy; the sentence says why and what to do."""
+    """No copy was made; the sentence says why and what to do."""
 
 
 class Copy(NamedTuple):
-    """A copy as it was verified: its size, its schema, and how many rows each table has."""
+    """A verified copy: its size, its schema version, and the number of rows in each table."""
 
     path: Path
     bytes: int
@@ -41,7 +41,7 @@ class Copy(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a copy must have in common with its source."""
+    """The facts in which a copy must equal its source."""
 
     version: int
     rows: dict[str, int]
@@ -49,13 +49,13 @@ class Content(NamedTuple):
 
 
 def copy_database(source: Path, target: Path, advance: Advance, *, replaces: bool = False) -> Copy:
-    """Copy what is committed now to a file that is whole when it appears; raises CopyError.
+    """Copy the committed state to a file that is complete when it appears; raises CopyError.
 
-    `advance` is told the bytes copied and their sum. Whoever writes meanwhile waits for nothing.
+    `advance` is called with the bytes copied and their sum. Writers do not wait for the copy.
     """
     try:
         _refuse_target(source, target, replaces=replaces)
-        # A copy of what is none any more must not take the place of a good one.
+        # A copy of a damaged file must not replace a good one.
         refuse_to_read(source)
         with part_beside(target) as part:
             content = _fill(source, part.path, advance)
@@ -84,7 +84,8 @@ def _refuse_target(source: Path, target: Path, *, replaces: bool) -> None:
     if os.path.lexists(target) and not replaces:
         raise CopyError(f"{str(target)!r} is there already: --force replaces it")
     if os.path.lexists(f"{target}-wal"):
-        # SQLite would take it for the log of the new file, and could replay it into that.
+        # SQLite would take it for the write-ahead log of the new file, and could replay it into
+        # that.
         raise CopyError(
             f"{f'{target}-wal'!r} is there: somebody has opened a database of that name; close it,"
             " or give the copy another name"
@@ -107,13 +108,13 @@ def _fill(source: Path, part: Path, advance: Advance) -> Content:
 
 
 def fill(read: sqlite3.Connection, source: Path, part: Path, advance: Advance) -> Content:
-    """Copy what a connection to `source` sees now into an empty file, and tell what that is.
+    """Copy the state that a connection to `source` sees into an empty file; return its facts.
 
     Raises CopyError, DatabaseError, sqlite3.Error.
     """
-    # Held open throughout: SQLite's backup starts again from the beginning when somebody writes
-    # between two of its steps, which under load is for ever. Within a transaction it sees one
-    # state of the log, and the writers go on behind it.
+    # One transaction for the whole copy: SQLite's backup starts again from the beginning when
+    # another connection writes between two of its steps, which under load is for ever. A
+    # transaction sees one state of the WAL, and writers append to it meanwhile.
     read.execute("BEGIN")
     content = _read_content(read, source)
     _refuse_full_disk(read, part)
@@ -128,7 +129,7 @@ def _copy_pages(read: sqlite3.Connection, part: Path, advance: Advance) -> None:
         advance((total - remaining) * page_bytes, total * page_bytes)
 
     with closing(connect_to_file(part, "mode=rw")) as write:
-        # Synced as a whole in the end; what is not whole is thrown away.
+        # The whole file is synced at the end; an incomplete one is deleted.
         write.execute("PRAGMA journal_mode = OFF")
         write.execute("PRAGMA synchronous = OFF")
         try:
@@ -148,13 +149,13 @@ def _refuse_full_disk(read: sqlite3.Connection, part: Path) -> None:
     if free < pages * page_bytes:
         raise CopyError(
             f"the copy takes {pages * page_bytes / 1e6:.1f} MB, and {str(part.parent)!r} has"
-            f" {free / 1e6:.1f} MB free: make room, or choose another disk"
+            f" {free / 1e6:.1f} MB free: free some space, or choose another disk"
         )
 
 
 def find_flaw(part: Path, content: Content) -> str:
-    """Tell what is wrong with a copy; nothing where it is whole and has what it should have."""
-    # Immutable: SQLite would make a log beside it otherwise.
+    """Return what is wrong with a copy; empty if it is sound and equals its source."""
+    # Immutable: SQLite would otherwise create a WAL beside it.
     with closing(connect_to_file(part, "mode=ro&immutable=1")) as copy:
         try:
             found = [line for (line,) in copy.execute(f"PRAGMA integrity_check({DAMAGE_SHOWN})")]
@@ -191,10 +192,10 @@ def _ask(db: sqlite3.Connection, sql: str) -> int:
 
 
 def give_owner(part: Part, source: Path) -> None:
-    """Make a part its source's owner's, where root makes it."""
+    """Give a part file to the owner of its source, if root makes it."""
     if os.geteuid() == 0:
-        # Put in place by root, it must not be a file that the service's user cannot open. Not
-        # before: what a killed command leaves is removed by the user that it belongs to.
+        # A file that root puts in place must be one that the service's user can open. Not earlier:
+        # the rest of a killed command is removed by the user that owns it.
         owner = os.stat(source)
         os.fchown(part.handle, owner.st_uid, owner.st_gid)
 
@@ -203,4 +204,4 @@ def _give_name(part: Part, target: Path, *, replaces: bool) -> None:
     try:
         give_name(part, target, replaces=replaces)
     except FileExistsError:
-        raise CopyError(f"{str(target)!r} has come meanwhile: --force replaces it") from None
+        raise CopyError(f"{str(target)!r} was created meanwhile: --force replaces it") from None

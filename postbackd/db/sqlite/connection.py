@@ -1,4 +1,7 @@
-"""The SQLite file: opened, brought up to date, committed to durably, watched for being swapped."""
+"""The SQLite file: opened, migrated, committed to durably, checked for being replaced.
+
+"WAL" is SQLite's write-ahead log, the file `-wal` beside the database.
+"""
 
 import fcntl
 import logging
@@ -20,24 +23,24 @@ from postbackd.files import open_or_make, sync_directory
 
 LOG = logging.getLogger("postback.database")
 
-# Other programs may write any bytes: one offer's name must not stop all postbacks, nor hide the
-# rest from who reads.
+# Other programs may write any bytes: an offer's name that is no UTF-8 must not stop all postbacks,
+# nor hide the other rows from a reader.
 READ_TEXT = partial(str, encoding="utf-8", errors="replace")
 
-# How long SQLite waits for a writer that does not take our lock (another program's). Longer than
-# any commit; shorter than the patience of a sender.
+# How long SQLite waits for a writer that does not use our lock file (another program's). Longer
+# than any commit; shorter than a sender waits.
 BUSY_TIMEOUT_SECONDS = 5.0
 
-# How often a busy lock is looked at again: well below the time of a commit, so that its end is
-# not missed by much, and dear only to those who wait.
+# How often a busy lock is tried again: well below the time of a commit, so that its end is not
+# missed by much; only waiting processes pay for it.
 LOCK_POLL_SECONDS = 0.0003
 
-# How long the log's carrying over waits for its readers: longer than our own reads, and no more,
+# How long a checkpoint waits for readers of the WAL: longer than our own reads, and no longer,
 # since every postback waits with it. A replicator reads without end.
-CARRY_OVER_WAIT_SECONDS = 0.2
+CHECKPOINT_WAIT_SECONDS = 0.2
 
-# Pages of 4 KiB in the log before SQLite moves them to the database: larger makes commits wait
-# longer once, smaller more often; 1000 to 4000 measured best.
+# Pages of 4 KiB in the WAL before SQLite moves them to the database: a larger number makes one
+# commit wait longer, a smaller one makes more commits wait; 1000 to 4000 measured best.
 WAL_AUTOCHECKPOINT_PAGES = 2000
 
 # What one connection keeps of the file's pages: the clicks of the last hours, and the index over
@@ -50,15 +53,15 @@ CACHED_STATEMENTS = 256
 
 
 class DatabaseError(Exception):
-    """The database cannot be used at present; the sentence says why and what to do."""
+    """The database cannot be used now; the sentence says why and what to do."""
 
 
 class DoubtedError(DatabaseError):
-    """Damage was met: nothing is taken until a check of the whole file has passed."""
+    """Damage was found: nothing is accepted until a check of the whole file has passed."""
 
 
 def open_connection(path: Path, currency: str, *, create: bool = True) -> sqlite3.Connection:
-    """Open the file, made or brought up to date where needed; raises DatabaseError."""
+    """Open the file, created or migrated if needed; raises DatabaseError."""
     try:
         return _open(path, currency, create=create)
     except (sqlite3.Error, OSError, schema.SchemaError) as error:
@@ -66,7 +69,7 @@ def open_connection(path: Path, currency: str, *, create: bool = True) -> sqlite
 
 
 def describe_trouble(error: Exception, path: Path | None) -> str:
-    """Say in a sentence what is wrong with the database and what mends it."""
+    """Return a sentence about a database error and its remedy."""
     if isinstance(error, DatabaseError):
         return str(error)
     name = f"database {str(path)!r}"
@@ -75,7 +78,7 @@ def describe_trouble(error: Exception, path: Path | None) -> str:
     if isinstance(error, sqlite3.Error):
         return f"{name}: {error}; {_find_remedy(error, path)}"
     if isinstance(error, PermissionError):
-        # The lock file beside it, or a new file.
+        # The error is about the lock file, or about creating the database.
         return f"{name}: {error.strerror}; {_REMEDIES[sqlite3.SQLITE_READONLY]}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{name}: {str(error.filename)!r}: {error.strerror}"
@@ -90,7 +93,7 @@ def _find_remedy(error: sqlite3.Error, path: Path | None) -> str:
 
 
 def find_holder(path: Path) -> Holder | None:
-    """Find the other process that holds a database's write lock."""
+    """Find another process that has the write lock of a database."""
     return lock_holders.find_holder(name_beside(path, "-lock"), name_beside(path, "-shm"))
 
 
@@ -104,7 +107,7 @@ def _describe_holder(path: Path) -> str:
 
 
 def describe_stopped(holder: Holder) -> str:
-    """Say that a process has stopped with the write lock, and what gets it going."""
+    """Return a sentence about a stopped process that has the write lock, and the remedy."""
     return (
         f"{holder} holds the write lock and is stopped (Ctrl-Z, or a debugger): `kill -CONT"
         f" {holder.pid}` lets it go on, `kill -9 {holder.pid}` ends it and what it had not"
@@ -127,19 +130,19 @@ _REMEDIES = {
 
 
 def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
-    # Workers that start at once: SQLite tells the second one to switch a fresh file to its log
-    # that it is locked, without waiting.
+    # When workers start at once, SQLite answers "locked" without waiting to the second one that
+    # switches a new file to WAL mode.
     with locked(path) as lock:
         _refuse_unopened(lock, path)
         is_new = not path.exists()
-        # An empty file is one that somebody emptied, or holds the place with: ours never are.
+        # An empty file was emptied by somebody, or is a placeholder: our own files never are empty.
         if not create and (is_new or not path.stat().st_size):
             what = "is not there" if is_new else "is empty"
             raise DatabaseError(
                 f"database {str(path)!r} {what}: put it back, or restart to begin a new one"
             )
         if is_new:
-            # Only its owner reads who earned what; SQLite gives -wal and -shm the same mode.
+            # Only the file's owner may read earnings; SQLite gives -wal and -shm the same mode.
             os.close(open_or_make(path)[0])
         _refuse_second_names(path)
         db = connect(path)
@@ -157,7 +160,7 @@ def _open(path: Path, currency: str, *, create: bool) -> sqlite3.Connection:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Connect to a file to write; nothing is looked at yet."""
+    """Connect to a file for writing; nothing is checked yet."""
     db = sqlite3.connect(
         path,
         timeout=BUSY_TIMEOUT_SECONDS,
@@ -172,38 +175,38 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def locked(path: Path) -> Iterator[int]:
-    """Hold the write lock, and give the open lock file; no stop is taken meanwhile."""
+    """Hold the write lock; yield the open lock file. Stop signals wait meanwhile."""
     lock = _open_lock(path)
     try:
         with stop_signals.deferred():
             _take_lock(lock, path)
             yield lock
     finally:
-        # Which lets the lock go.
+        # Closing the file releases the lock.
         os.close(lock)
 
 
 def _refuse_unopened(lock: int, path: Path) -> None:
-    """Refuse files that SQLite must not even open, and those that are still to be checked."""
+    """Refuse files that SQLite must not open, and damaged ones that are not checked yet."""
     _refuse(overwriting.judge_unopened(lock, path, name_beside(path, "-wal")), lock, path)
     record = overwriting.read_record(lock, path)
     if record is None:
         return
     if record.verdict:
-        # Somebody has removed the log, and so wants the file to be taken as it is now.
-        record = record.doubt("its log was removed after it was overwritten")
-        overwriting.note_verdict(lock, record)
+        # The WAL was removed by hand, so the file is to be used as it is now.
+        record = record.doubt("its write-ahead log was removed after it was overwritten")
+        overwriting.save_verdict(lock, record)
     if record.damage:
         _refuse(overwriting.DAMAGED, lock, path)
 
 
 def refuse_opened(db: sqlite3.Connection, lock: int, path: Path) -> None:
-    """Raise DatabaseError where the file or its log was overwritten; the caller has the lock."""
-    # A read makes SQLite open the log and its index, and writes nothing.
+    """Raise DatabaseError if the file or its WAL was overwritten; the caller has the lock."""
+    # A read makes SQLite open the WAL and its index; it writes nothing.
     schema.read_version(db)
     log, index = name_beside(path, "-wal"), name_beside(path, "-shm")
     if not (log.exists() and index.exists()):
-        # Not in WAL mode yet: a new file, or one that another program has made.
+        # Not in WAL mode yet: a new file, or one made by another program.
         return
     watch = overwriting.Watch(path, lock, log, index)
     try:
@@ -213,30 +216,30 @@ def refuse_opened(db: sqlite3.Connection, lock: int, path: Path) -> None:
 
 
 def _refuse(verdict: str, lock: int, path: Path) -> None:
-    """Raise what a verdict means, where there is one."""
+    """Raise the error of a verdict, if there is one."""
     if verdict == overwriting.DAMAGED:
         record = overwriting.read_record(lock, path)
         raise DoubtedError(describe_damage(record or overwriting.new_record(lock, path), path))
     if verdict:
-        raise DatabaseError(overwriting.say(verdict, path, name_beside(path, "-wal")))
+        raise DatabaseError(overwriting.describe_verdict(verdict, path, name_beside(path, "-wal")))
 
 
 def leave_alone(db: sqlite3.Connection, path: Path) -> None:
-    """Close, and leave the log where it is."""
-    # The last connection to close moves the log into the file, which may not be the one that it
-    # belongs to: here one that only reads is the last.
+    """Close the connection without a checkpoint."""
+    # The last connection that closes moves the WAL into the file, which may not be the one that the
+    # WAL belongs to: so a read-only connection closes last.
     with suppress(sqlite3.Error):
-        keeper = _keep_log(path)
+        keeper = _open_keeper(path)
         db.close()
         keeper.close()
     db.close()
 
 
-def _keep_log(path: Path) -> sqlite3.Connection:
+def _open_keeper(path: Path) -> sqlite3.Connection:
     # Closed by whichever thread closes the connection beside it.
     keeper = connect_to_file(path, "mode=ro", check_same_thread=False)
     try:
-        # SQLite holds its lock on the file from the first read on.
+        # SQLite locks the file from the first read on.
         keeper.execute("PRAGMA user_version").fetchone()
     except BaseException:
         keeper.close()
@@ -245,7 +248,7 @@ def _keep_log(path: Path) -> sqlite3.Connection:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Tell whether an error says that the file is damaged, or none of SQLite's."""
+    """Return whether an error means that the file is damaged, or no SQLite database."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
 
 
@@ -253,21 +256,21 @@ _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 def _doubt(error: sqlite3.Error, lock: int, path: Path) -> DoubtedError:
-    """Have nobody take anything until the file was checked; gives what to raise."""
+    """Record damage, so that no process accepts anything unchecked; return the error to raise."""
     record = overwriting.read_record(lock, path) or overwriting.new_record(lock, path)
     record = record.doubt(str(error), error.sqlite_errorcode & 0xFF)
-    overwriting.note_verdict(lock, record)
+    overwriting.save_verdict(lock, record)
     return DoubtedError(describe_damage(record, path))
 
 
 def describe_damage(record: Record, path: Path) -> str:
-    """Say what damage was met, and what is to come of it."""
+    """Return a sentence about damage that was found, and its consequence."""
     sentence = describe_flaws(record, path, [record.damage])
-    return f"{sentence}. Nothing is taken until a check of the whole file has passed"
+    return f"{sentence}. Nothing is accepted until a check of the whole file has passed"
 
 
 def describe_flaws(record: Record, path: Path, flaws: Sequence[str]) -> str:
-    """Say what a check of a damaged file has found, and what mends it."""
+    """Return a sentence about the flaws that a check has found, and the remedy."""
     remedy = _REMEDIES.get(record.damage_code, _REMEDIES[sqlite3.SQLITE_CORRUPT])
     return f"database {str(path)!r}: {'; '.join(flaws)}; {remedy}"
 
@@ -283,8 +286,8 @@ def _make_ready(db: sqlite3.Connection, path: Path, currency: str) -> None:
 
 def _configure(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA journal_mode = WAL")
-    # FULL: a commit returns when the log is synced. With NORMAL a power cut takes back
-    # postbacks that were answered 200.
+    # FULL: a commit returns after the WAL was synced. With NORMAL a power cut loses postbacks that
+    # were answered 200.
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
     db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -301,7 +304,7 @@ def _refuse_other_currency(db: sqlite3.Connection, path: Path, currency: str) ->
 
 
 def connect_to_read(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
-    """Connect to a database of ours that is there, without a way to write.
+    """Connect read-only to an existing database of ours.
 
     Raises DatabaseError, sqlite3.Error.
     """
@@ -317,13 +320,13 @@ def connect_to_read(path: Path, *, check_same_thread: bool = True) -> sqlite3.Co
 
 
 def refuse_to_read(path: Path) -> None:
-    """Raise DatabaseError where what would be read is no state that the database ever had."""
+    """Raise DatabaseError if the file holds no state that the database ever had."""
     log, lock = name_beside(path, "-wal"), None
     with suppress(OSError):
         lock = os.open(name_beside(path, "-lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if verdict := overwriting.judge_unopened(lock, path, log):
-            raise DatabaseError(overwriting.say(verdict, path, log))
+            raise DatabaseError(overwriting.describe_verdict(verdict, path, log))
     finally:
         if lock is not None:
             os.close(lock)
@@ -332,7 +335,7 @@ def refuse_to_read(path: Path) -> None:
 def connect_to_file(
     path: Path, options: str, *, check_same_thread: bool = True
 ) -> sqlite3.Connection:
-    """Connect to a file that is there; `options` are those of SQLite's URIs, such as `mode=ro`."""
+    """Connect to an existing file; `options` are those of SQLite's URIs, such as `mode=ro`."""
     _refuse_second_names(path)
     return sqlite3.connect(
         f"file:{quote(str(path))}?{options}",
@@ -344,7 +347,7 @@ def connect_to_file(
 
 
 def read_version(db: sqlite3.Connection, path: Path) -> int:
-    """Tell the schema version of a file, 0: no tables; DatabaseError where it is not ours."""
+    """Return the schema version of a file, 0: no tables; DatabaseError if it is not ours."""
     try:
         return schema.read_version(db)
     except schema.SchemaError as error:
@@ -365,8 +368,8 @@ def _refuse_other_version(db: sqlite3.Connection, path: Path) -> None:
 
 
 def name_beside(path: Path, suffix: str) -> Path:
-    """Give the path of a database's `-wal`, `-shm` or `-lock`: where SQLite looks for it."""
-    # Beside the file itself, where the path is a link to it.
+    """Return the path of a database's `-wal`, `-shm` or `-lock`, where SQLite looks for it."""
+    # Beside the file itself if the path is a link.
     return Path(f"{os.path.realpath(path)}{suffix}")
 
 
@@ -376,7 +379,7 @@ def _open_lock(path: Path) -> int:
     if os.geteuid() == 0 and path.exists():
         owner = os.stat(path)
         if is_new:
-            # A command run by root must not leave a lock that the service's user cannot open.
+            # A command run by root must not create a lock file that the service's user cannot open.
             os.fchown(lock, owner.st_uid, owner.st_gid)
         elif _is_second_name(os.fstat(lock), owner):
             os.close(lock)
@@ -385,8 +388,8 @@ def _open_lock(path: Path) -> int:
 
 
 def _refuse_second_names(path: Path) -> None:
-    # Links are refused by SQLite. But where root opens a database, it gives these files to the
-    # database's owner, who may have linked /etc/shadow there.
+    # SQLite refuses links. But where root opens a database, it gives these files to the database's
+    # owner, who may have made a link to /etc/shadow.
     if os.geteuid() != 0 or not path.exists():
         return
     owner = path.stat()
@@ -397,7 +400,7 @@ def _refuse_second_names(path: Path) -> None:
 
 
 def _is_second_name(found: os.stat_result, owner: os.stat_result) -> bool:
-    """Tell whether root would write to, or give away, what is not the database owner's."""
+    """Return whether root would write to, or give away, a file that is not the database owner's."""
     return found.st_nlink > 1 and found.st_uid != owner.st_uid
 
 
@@ -405,9 +408,9 @@ _SECOND_NAME = "{!r} is another name of a file that is not the database owner's:
 
 
 def _take_lock(lock: int, path: Path) -> None:
-    # SQLite's busy handler sleeps for up to 100 ms at a time, and some waiters starve for seconds;
-    # those who know this lock look far more often, and are let through. Programs that do not know
-    # it are left to the busy handler.
+    # SQLite's busy handler sleeps up to 100 ms at a time, and some waiters starve for seconds. Our
+    # processes try this lock far more often, and take turns. Programs that do not use it are left
+    # to the busy handler.
     deadline = monotonic() + BUSY_TIMEOUT_SECONDS
     while True:
         try:
@@ -429,25 +432,26 @@ class Database:
     """An open database file. Use from one thread at a time; `with` closes it."""
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
-        """Take on an open, migrated connection; `open_connection` gives one."""
+        """Use an open, migrated connection; `open_connection` returns one."""
         self.db = db
         self.path = path
         self._beside = (name_beside(path, "-wal"), name_beside(path, "-shm"))
-        # Never removed: a lock file that is unlinked while one waits for it locks nothing.
+        # Never removed: waiting on a lock file that was unlinked locks nothing.
         self._lock = _open_lock(path)
         try:
-            # A read makes SQLite open the -wal file, so that its identity can be noted.
+            # A read makes SQLite open the -wal file, so that `_identify` finds it.
             db.execute("SELECT 1 FROM tracker").fetchone()
             self._identity = self._identify()
-            # Open all the time, since it is needed when the file is none any more.
-            self._keeper = _keep_log(path)
+            # Opened at once: once the file is replaced, a connection to it cannot be opened any
+            # more.
+            self._keeper = _open_keeper(path)
             self._watch = overwriting.Watch(path, self._lock, *self._beside)
         except BaseException:
             os.close(self._lock)
             raise
 
     def __enter__(self) -> Self:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __exit__(
@@ -461,7 +465,8 @@ class Database:
 
     def close(self) -> None:
         """Close the connection and the lock file."""
-        # The last to close moves the log into the file: not into one that was overwritten.
+        # The last connection that closes moves the WAL into the file: not into one that was
+        # overwritten.
         order = (self._keeper, self.db) if self._is_sound() else (self.db, self._keeper)
         for connection in order:
             connection.close()
@@ -476,16 +481,16 @@ class Database:
             return False
 
     def checkpoint_wal(self) -> bool:
-        """Move what stands in the log to the database, and begin the log afresh.
+        """Move the WAL's content to the database file, and start the WAL anew.
 
-        False where a reader of the log is in the way. After a sync that failed, Linux takes the
-        pages for clean: what stands in the log can be read back and yet be on no disk, and what is
-        committed behind it would go with it in a power cut. Written anew and synced, it is safe.
+        Returns False if a reader of the WAL is in the way. After a failed sync Linux takes the
+        pages for clean: the WAL can be read back although it is on no disk, and later commits would
+        be lost with it in a power cut. A WAL that is written anew and synced is safe.
         """
         with self._held():
             self._refuse_overwritten()
             try:
-                self.db.execute(f"PRAGMA busy_timeout = {CARRY_OVER_WAIT_SECONDS * 1000:.0f}")
+                self.db.execute(f"PRAGMA busy_timeout = {CHECKPOINT_WAIT_SECONDS * 1000:.0f}")
                 is_busy, _, _ = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             finally:
                 self.db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000:.0f}")
@@ -494,7 +499,7 @@ class Database:
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Hold the write lock; a stop, as by Ctrl-Z, waits until it is let go."""
+        """Hold the write lock; a stop signal, as by Ctrl-Z, waits for its release."""
         with stop_signals.deferred():
             try:
                 _take_lock(self._lock, self.path)
@@ -504,19 +509,20 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make what happens inside one commit, on disk when this returns; any exception undoes it.
+        """Commit the block as a whole, synced when this returns; any exception rolls it back.
 
-        Raises DatabaseError where the file is no longer at its path, or was overwritten there.
+        Raises DatabaseError if the file is no longer at its path, or was overwritten there.
         """
         with self._held():
-            # Before, too: what is written into the log of a file that took ours' place damages it.
+            # Before the block, too: a write into the WAL of a file that took our file's place
+            # damages it.
             self._refuse_replaced_file()
             try:
                 # IMMEDIATE: a deferred transaction that reads first fails at once, without waiting,
-                # if another writer commits before it writes. Ctrl-C may come as it returns, so
-                # what undoes it stands around it.
+                # if another writer commits before it writes. Ctrl-C may come as it returns, so it
+                # is inside the `try` that rolls back.
                 self.db.execute("BEGIN IMMEDIATE")
-                # Not before: until then other programs may commit.
+                # Not earlier: until BEGIN other programs may commit.
                 self._refuse_overwritten()
                 yield
                 self.db.execute("COMMIT")
@@ -534,14 +540,14 @@ class Database:
         _refuse(self._watch.judge(), self._lock, self.path)
 
     def _find_cause(self, error: sqlite3.Error) -> None:
-        """Raise what has led to an error, where that is known."""
+        """Raise the cause of an error, if it is known."""
         self._refuse_overwritten()
         if is_damage(error):
             raise _doubt(error, self._lock, self.path) from error
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Make what happens inside undone as a whole where it raises, and nothing beside it."""
+        """Roll back the block as a whole if it raises, and nothing outside of it."""
         self.db.execute("SAVEPOINT one")
         try:
             yield
@@ -556,22 +562,22 @@ class Database:
         return tuple(map(_identify, (self.path, *self._beside)))
 
     def _refuse_replaced_file(self) -> None:
-        # SQLite itself commits happily into a file that was unlinked: rows nobody will ever see.
-        # Without the same -shm two workers no longer see each other's commits.
+        # SQLite commits without an error into a file that was unlinked: those rows would be lost.
+        # With different -shm files two workers no longer see each other's commits.
         present = self._identify()
         if present == self._identity:
             return
         if present[-1] == self._identity[-1]:
-            self._take_log_away(present)
+            self._remove_wal(present)
         raise DatabaseError(
             f"database {str(self.path)!r} was moved, replaced or removed while in use"
         )
 
-    def _take_log_away(self, present: tuple[tuple[int, int], ...]) -> None:
-        # SQLite would replay our log into a file that took ours' place, and a log that was
-        # unlinked goes with its last holder. It goes into our own file, wherever that is now, and
-        # the names beside the new one are free. Not where the -shm is another: what it says of the
-        # log may be old by now.
+    def _remove_wal(self, present: tuple[tuple[int, int], ...]) -> None:
+        # SQLite would replay our WAL into a file that took our file's place, and an unlinked WAL is
+        # lost with the last process that has it open. The checkpoint moves it into our own file,
+        # wherever that is now, and frees the names beside the new one. Not if the -shm is another:
+        # its index of the WAL may be out of date.
         with suppress(sqlite3.Error):
             self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         for path, was, is_now in zip(self._beside, self._identity[1:], present[1:], strict=True):

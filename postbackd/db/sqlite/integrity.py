@@ -1,6 +1,6 @@
-"""Does the database hold together: SQLite's own checks, and what must be true of our tables.
+"""Integrity checks: SQLite's own, and the rules that our tables must satisfy.
 
-All of it is read, which takes as long as reading the file does, and then some.
+The whole database is read, which takes somewhat longer than reading the file.
 """
 
 import sqlite3
@@ -10,42 +10,42 @@ from decimal import Decimal
 from rates import convert, from_micros, to_micros
 from statuses import MONEY, TRANSITIONS, Status
 
-# A damaged file has thousands of lines to say; these are enough to know.
+# A damaged file gives thousands of lines; these are enough.
 LINES_SHOWN = 3
 
 # Below this SQLite's quick check takes a fraction of a second.
 SMALL_FILE_BYTES = 64_000_000
-# How many of the newest rows of each table a quick look at a large file reads.
+# How many of the newest rows of each table the quick check of a large file reads.
 NEWEST_ROWS = 1000
 
 
 def find_damage(db: sqlite3.Connection) -> list[str]:
-    """Have SQLite look quickly: at all of a small file, at the newest rows of a large one."""
+    """Check quickly: all of a small file, the newest rows of a large one."""
     if _count_bytes(db) <= SMALL_FILE_BYTES:
         return _ask(db, f"PRAGMA quick_check({LINES_SHOWN})")
     for table, key in _NEWEST_LAST.items():
-        # A page that cannot be read raises here.
+        # Reading a damaged page raises here.
         db.execute(f"SELECT * FROM {table} ORDER BY {key} DESC LIMIT {NEWEST_ROWS}").fetchall()
     return []
 
 
 def is_small(db: sqlite3.Connection) -> bool:
-    """Tell whether the quick look is at all of the file."""
+    """Return whether the quick check reads the whole file."""
     return _count_bytes(db) <= SMALL_FILE_BYTES
 
 
 def find_broken_pages(db: sqlite3.Connection) -> list[str]:
-    """Have SQLite read every page: a gigabyte takes some ten seconds."""
+    """Let SQLite read every page: a gigabyte takes some ten seconds."""
     return _ask(db, f"PRAGMA quick_check({LINES_SHOWN})")
 
 
 def find_all_damage(db: sqlite3.Connection) -> list[str]:
-    """Have SQLite read everything, and see whether each row's references are there."""
+    """Let SQLite check pages, indexes and references."""
     return _ask(db, f"PRAGMA integrity_check({LINES_SHOWN})") + find_lost_references(db)
 
 
 def find_lost_references(db: sqlite3.Connection) -> list[str]:
-    """Have SQLite see whether each row's references are there."""
+    """Let SQLite check that each row's references exist."""
     return [
         f"row {row} of {table} points to a row of {parent} that is not there"
         for table, row, parent, _ in db.execute("PRAGMA foreign_key_check").fetchmany(LINES_SHOWN)
@@ -53,7 +53,7 @@ def find_lost_references(db: sqlite3.Connection) -> list[str]:
 
 
 def find_contradictions(db: sqlite3.Connection) -> Iterator[tuple[str, int, int]]:
-    """Find what must not be: a sentence, how many rows it is true of, and the first one's id."""
+    """Find contradictions: a sentence, the number of rows, and the first row's id."""
     db.create_function("worth_micros", 2, _find_worth, deterministic=True)
     for sentence, sql in _CONTRADICTIONS.items():
         count, first = db.execute(f"SELECT count(*), min(id) FROM ({sql})").fetchone()
@@ -85,13 +85,13 @@ _NEWEST_LAST = {
     "clicks": "id",
 }
 
-# What a conversion is stands in its last row of history too.
+# The columns of a conversion that must equal those of its last row of history.
 _STATE = (
     *("status", "original_status", "tid", "amount_micros", "currency", "payout_micros"),
     *("rate", "rate_day", "rate_source", "cost_micros"),
 )
 _DIFFERS = " OR ".join(f"conversions.{name} IS NOT last.{name}" for name in _STATE)
-# With `unreject = yes` a rejected one comes back; an operator (`forced`) may do anything.
+# With `unreject = yes` a rejected conversion comes back; an operator (`forced`) may do anything.
 _MOVES = ", ".join(
     f"('{status}', '{after}')"
     for status, moves in {**TRANSITIONS, Status.REJECTED: sorted(MONEY)}.items()

@@ -1,8 +1,8 @@
-"""What is old enough to be deleted: its SQL, in pieces beside a running service.
+"""Deletes old rows, in small transactions beside a running service: its SQL.
 
-The log of postbacks goes by itself; conversions and clicks only where they are asked for. Of the
-log and of the conversions the newest row stays whatever its age: SQLite would give its id out
-again, and a history would then name the postback of another.
+Old rows of the postback log are deleted by default; conversions and clicks only if asked for. The
+newest row of the postback log and of the conversions is never deleted: SQLite would assign its id
+again, and a history would then name another one's postback.
 """
 
 import sqlite3
@@ -12,26 +12,26 @@ from postbackd.db.rows import to_json
 
 
 class Age(NamedTuple):
-    """Before when a row is old, and since when a parked postback may still find its click."""
+    """Limits of age: for a row, and for a parked postback that may still find its click."""
 
     before: str
     parked_since: str
 
 
 class Purge(NamedTuple):
-    """How one table is purged: which rows are old, in which order they are found."""
+    """How one table is purged: the conditions of old rows, and their order."""
 
     table: str
     key: str
     old: str
-    # What holds of a row that can go in a moment; a count looks ahead, to when other tables have
-    # been purged too.
+    # Condition of a row that can be deleted now; a count leaves it out, as other tables may be
+    # purged before.
     free: str = "1"
 
     def list_old(
         self, db: sqlite3.Connection, age: Age, after: tuple[str, int], limit: int
     ) -> "IdChunk":
-        """List ids of old rows behind a place; a read of its own, without a lock."""
+        """List ids of old rows after a given one; a separate read, without a lock."""
         found = db.execute(
             f"SELECT {self.key}, id FROM {self.table} WHERE {self.old}"
             f" AND ({self.key}, id) > (:key, :id) ORDER BY {self.key}, id LIMIT :limit",
@@ -40,7 +40,7 @@ class Purge(NamedTuple):
         return IdChunk([number for _, number in found], found[-1] if found else after)
 
     def delete(self, db: sqlite3.Connection, age: Age, ids: list[int]) -> int:
-        """Delete those of the rows that are old still; gives how many."""
+        """Delete the given rows that are still old; return their number."""
         values = {**age._asdict(), "ids": to_json(ids)}
         for statement in (*_GOES_WITH.get(self.table, ()), f"DELETE FROM {self.table}"):
             column = "conversion_id" if "history" in statement else "id"
@@ -57,13 +57,13 @@ class Purge(NamedTuple):
 
 
 class IdChunk(NamedTuple):
-    """Rows to delete in one transaction, and the place of the last of them."""
+    """Rows to delete in one transaction, and the position of the last one."""
 
     ids: list[int]
     last: tuple[str, int]
 
 
-# The history of a conversion is a part of it.
+# A conversion's history is deleted with it.
 _GOES_WITH = {"conversions": ("DELETE FROM conversion_history",)}
 
 POSTBACKS = Purge(
@@ -71,12 +71,12 @@ POSTBACKS = Purge(
     key="received_at",
     old="received_at < :before AND id < (SELECT max(id) FROM postbacks)"
     " AND (verdict <> 'parked' OR settled_at IS NOT NULL OR received_at < :parked_since)"
-    # A replay that waits for its click is booked at its original's time, and reads it there.
+    # A replay that waits for its click reads the time to book it at from its original.
     " AND NOT EXISTS (SELECT 1 FROM postbacks AS again WHERE again.replay_of = postbacks.id"
     " AND again.verdict = 'parked' AND again.settled_at IS NULL)",
 )
 
-# A conversion that a postback was about since is not old, whatever came of that postback.
+# A conversion with a later postback is not old, whatever the verdict on that postback.
 CONVERSIONS = Purge(
     table="conversions",
     key="created_at",
@@ -87,7 +87,7 @@ CONVERSIONS = Purge(
     free="NOT EXISTS (SELECT 1 FROM postbacks WHERE conversion_id = conversions.id)",
 )
 
-# Not those whose parked postbacks are about to be applied.
+# Without clicks whose parked postbacks are about to be applied.
 CLICKS = Purge(
     table="clicks",
     key="coalesce(clicked_at, created_at)",
@@ -98,7 +98,7 @@ CLICKS = Purge(
 
 
 def measure_free(db: sqlite3.Connection) -> int:
-    """Give the bytes in the file that are free to be used again."""
+    """Return the number of unused bytes in the file."""
     (pages,) = db.execute("PRAGMA freelist_count").fetchone()
     (size,) = db.execute("PRAGMA page_size").fetchone()
     return int(pages) * int(size)

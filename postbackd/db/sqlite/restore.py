@@ -1,4 +1,4 @@
-"""A copy put in the place of the database, while the service runs; what was there is kept."""
+"""Puts a copy in the place of the database while the service runs; the former files are kept."""
 
 import os
 import sqlite3
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from postbackd.db.sqlite import integrity, overwriting, schema
 from postbackd.db.sqlite.backup import Advance, Content, CopyError, fill, find_flaw, give_owner
 from postbackd.db.sqlite.connection import (
-    CARRY_OVER_WAIT_SECONDS,
+    CHECKPOINT_WAIT_SECONDS,
     DatabaseError,
     connect,
     connect_to_file,
@@ -23,37 +23,37 @@ from postbackd.db.sqlite.connection import (
 )
 from postbackd.files import Part, give_name, part_beside, sync_directory
 
-# How often the log is emptied anew where another program has written meanwhile.
+# How often the WAL is checkpointed again if another program has written meanwhile.
 EMPTYING_TRIES = 3
 
 
 class RestoreError(Exception):
-    """The database is as it was; the sentence says why and what to do."""
+    """The database is unchanged; the sentence says why and what to do."""
 
 
 class Restored(NamedTuple):
-    """What was put in place, and where what was there is now."""
+    """The restored copy, and the new name of the former database."""
 
     bytes: int
     version: int
     rows: dict[str, int]
-    # When the newest postback in it was received.
+    # The time of its newest postback.
     newest_at: str | None
     warnings: list[str]
     kept: Path | None = None
     kept_log: Path | None = None
-    # Postbacks of the former database that came after the copy was made; None: it is not sound.
+    # Postbacks of the former database that are newer than the copy; None: it is not sound.
     newer: int | None = None
 
 
 def restore(
     source: Path, path: Path, currency: str, now: datetime, advance: Advance, *, is_dry: bool
 ) -> Restored:
-    """Verify a copy, bring it up to date, and put it in the place of the database.
+    """Verify a copy, migrate it, and put it in the place of the database.
 
-    A dry run verifies only. Raises RestoreError, DatabaseError where the lock is not to be had.
+    A dry run verifies only. Raises RestoreError; DatabaseError if the lock stays busy.
     """
-    # Beside the file itself, where the path is a link to it.
+    # Beside the file itself if the path is a link.
     target = Path(os.path.realpath(path))
     _refuse_source(source, target)
     try:
@@ -91,7 +91,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _find_trouble(target: Path) -> str:
-    """Tell why the service takes nothing into the file that is there: a verdict."""
+    """Return the verdict that keeps the service from using the present file."""
     with locked(target) as lock:
         return _read_trouble(lock, target)
 
@@ -104,7 +104,7 @@ def _read_trouble(lock: int, target: Path) -> str:
 
 
 def _copy(source: Path, target: Path, part: Path, advance: Advance) -> Content:
-    # Where no log is to be read SQLite would write one, beside a backup, too.
+    # If there is no WAL to read SQLite would create one, beside a backup too.
     options = "mode=ro" if _has_log(source, target) else "mode=ro&immutable=1"
     try:
         with closing(connect_to_file(source, options)) as read:
@@ -123,8 +123,8 @@ def _copy(source: Path, target: Path, part: Path, advance: Advance) -> Content:
 
 
 def _has_log(source: Path, target: Path) -> bool:
-    """Tell whether a log beside the file belongs to it, and holds something."""
-    # Beside a file that was overwritten it is another's.
+    """Return whether a WAL beside the file belongs to it and has content."""
+    # Beside a file that was overwritten the WAL belongs to another.
     if _is_same(source, target) and _find_trouble(target) != overwriting.DAMAGED:
         return False
     log = name_beside(source, "-wal")
@@ -132,13 +132,13 @@ def _has_log(source: Path, target: Path) -> bool:
 
 
 def _look_into(part: Path, source: Path, currency: str, content: Content) -> Restored:
-    """Bring the copy up to date and see what is in it."""
+    """Migrate the copy and read its facts."""
     try:
         with closing(sqlite3.connect(part, isolation_level=None)) as db:
-            # No log beside it; synced as a whole in the end.
+            # No WAL beside it; the whole file is synced at the end.
             db.execute("PRAGMA journal_mode = MEMORY")
             db.execute("PRAGMA synchronous = OFF")
-            # Here, since a worker that migrates for long would be taken for one that hangs.
+            # Here, because the arbiter would kill a worker that migrates for long.
             schema.migrate(db, currency)
             (kept,) = db.execute("SELECT currency FROM tracker").fetchone()
             (newest_at,) = db.execute("SELECT max(received_at) FROM postbacks").fetchone()
@@ -162,18 +162,18 @@ def _find_warnings(db: sqlite3.Connection) -> Iterator[str]:
 def _swap(
     part: Part, target: Path, now: datetime, content: Content, restored: Restored
 ) -> Restored:
-    """Give the part the database's name; what has it and its log keep others."""
+    """Give the part the database's name; rename the former file and its WAL."""
     with locked(target) as lock, _quieted(target, lock) as former:
         newer = None if former is None else _count_newer(former, content)
-        # Whose log lies there must be known after a power cut, too.
+        # The record of the WAL there must survive a power cut.
         os.fsync(lock)
         name = _find_name(target, now)
         kept = name if target.exists() else None
         if kept is not None:
             os.link(target, kept)
         give_name(part, target, replaces=True)
-        # SQLite would replay this log into the new file. A former database that is sound finds it
-        # under this name; one that was overwritten must not.
+        # SQLite would replay this WAL into the new file. A sound former database finds its WAL
+        # under the first name; one that was overwritten must not find it.
         log = Path(f"{name}-wal" if former is not None else f"{name}.log")
         kept_log = log if _put_away(name_beside(target, "-wal"), log) else None
         name_beside(target, "-shm").unlink(missing_ok=True)
@@ -191,7 +191,7 @@ def _find_name(target: Path, now: datetime) -> Path:
 
 
 def _put_away(log: Path, name: Path) -> bool:
-    """Move a log that holds something to another name; True where there was one."""
+    """Rename a WAL that has content; True if there was one."""
     if not log.exists():
         return False
     if not log.stat().st_size:
@@ -203,7 +203,7 @@ def _put_away(log: Path, name: Path) -> bool:
 
 @contextmanager
 def _quieted(target: Path, lock: int) -> Iterator[sqlite3.Connection | None]:
-    """Empty a sound database's log and keep other programs from writing; None for another."""
+    """Checkpoint a sound database and block other programs' writes; None for a damaged one."""
     if not target.exists() or _read_trouble(lock, target):
         yield None
         return
@@ -211,7 +211,7 @@ def _quieted(target: Path, lock: int) -> Iterator[sqlite3.Connection | None]:
     try:
         yield db if _quieten(db, target, lock) else None
     finally:
-        # Its file has another name by now: SQLite leaves the log alone.
+        # The file has another name by now: SQLite does not touch the WAL.
         db.close()
 
 
@@ -219,8 +219,8 @@ def _quieten(db: sqlite3.Connection, target: Path, lock: int) -> bool:
     log = name_beside(target, "-wal")
     try:
         refuse_opened(db, lock, target)
-        # Who only reads may be in the way: then the log is kept with the file.
-        db.execute(f"PRAGMA busy_timeout = {CARRY_OVER_WAIT_SECONDS * 1000:.0f}")
+        # A reader may be in the way: then the WAL is kept with the file.
+        db.execute(f"PRAGMA busy_timeout = {CHECKPOINT_WAIT_SECONDS * 1000:.0f}")
         for is_last in (*[False] * (EMPTYING_TRIES - 1), True):
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             db.execute("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""The database: what is kept, table by table, and how an older file is brought up to date.
+"""The tables with their comments, and the migrations of older files.
 
 Times are ISO 8601 UTC text with milliseconds (`2026-11-22T10:24:50.123Z`): they sort, and SQLite's
 date functions read them. Money is whole micros (10^-6) in integers; rates are decimal text.
@@ -319,7 +319,7 @@ _SLOW_CHECKS = (
 
 
 def _quicken(check: str) -> str:
-    """Write a CHECK so that it says the same and takes less time."""
+    """Write a CHECK with the same meaning that takes less time."""
     if check.startswith("json_valid"):
         column = check[len("json_valid(") : -1]
         empty = "[]" if column == "warnings" else "{}"
@@ -473,16 +473,16 @@ MIGRATIONS = (
     _MIGRATION_5,
     _MIGRATION_6,
 )
-# From here on the tracker's row, which is written behind the scripts, has a salt of its own.
+# From this version on the row of `tracker`, written after the scripts, has a random salt.
 _FIRST_WITH_SALT = 3
 
 
 class SchemaError(Exception):
-    """The file is a database, but none that this program can take on; the sentence says why."""
+    """The file is a database that this program cannot use; the sentence says why."""
 
 
 def migrate(db: sqlite3.Connection, currency: str) -> None:
-    """Bring the open database up to date, in one transaction; two programs at once do it once.
+    """Run the missing migrations in one transaction; of two programs at once one runs them.
 
     A migration that is interrupted changes nothing: SQLite rolls DDL and user_version back too.
     """
@@ -490,7 +490,7 @@ def migrate(db: sqlite3.Connection, currency: str) -> None:
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        # Read again under the lock: another worker may just have done it.
+        # Read again under the lock: another worker may have migrated just now.
         version = read_version(db)
         if version == 0:
             _refuse_foreign(db)
@@ -509,7 +509,7 @@ def migrate(db: sqlite3.Connection, currency: str) -> None:
 
 
 def read_version(db: sqlite3.Connection) -> int:
-    """Read which migrations the database has; a newer program's database is refused."""
+    """Return the number of migrations that the database has; one of a newer program is refused."""
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
         raise SchemaError(

@@ -1,4 +1,4 @@
-"""A whole database checked after damage was met in it: nothing is taken until that has passed."""
+"""Checks the whole database after damage was found: nothing is accepted until it has passed."""
 
 import sqlite3
 import threading
@@ -16,12 +16,12 @@ from postbackd.db.sqlite.connection import (
     name_beside,
 )
 
-# What tells that somebody has mended the file, or put another one there.
+# A change of these shows that the file was repaired or replaced.
 _State = tuple[tuple[int, ...], ...]
 
 
 class Recheck:
-    """One process's check, in a thread that only reads: the answers that say 503 go on."""
+    """One process's check, in a thread that only reads: requests are answered 503 meanwhile."""
 
     def __init__(self) -> None:
         """Begin without one."""
@@ -31,7 +31,7 @@ class Recheck:
         self._flaws: list[str] = []
 
     def settle(self, path: Path) -> None:
-        """Take the file for sound once a check has passed; raises DatabaseError until then."""
+        """Trust the file once a check has passed; raises DatabaseError until then."""
         doubt = _read_doubt(path)
         if doubt is None:
             return
@@ -47,7 +47,7 @@ class Recheck:
         return self._thread is not None and self._thread.is_alive()
 
     def _is_to_begin(self, path: Path, doubt: overwriting.Record) -> bool:
-        # A check that passed is of the damage that it was begun for, and of no other.
+        # A check counts for the damage that it was started for, and for no other.
         is_new = self._doubt != (doubt.file, doubt.doubts)
         return is_new or (bool(self._flaws) and self._state != _read_state(path))
 
@@ -62,7 +62,7 @@ class Recheck:
 
 
 def settle_now(path: Path) -> None:
-    """Check a file in which damage was met, however long it takes; raises DatabaseError."""
+    """Check a damaged file, however long it takes; raises DatabaseError."""
     doubt = _read_doubt(path)
     if doubt is None:
         return
@@ -72,7 +72,7 @@ def settle_now(path: Path) -> None:
 
 
 def describe_doubt(path: Path) -> str:
-    """Say what damage is still to be checked, as far as this user may know; nothing: none."""
+    """Return the damage that is still to be checked, if this user may read it; empty: none."""
     try:
         with open(name_beside(path, "-lock"), "rb") as lock:
             record = overwriting.read_record(lock.fileno(), path)
@@ -82,9 +82,9 @@ def describe_doubt(path: Path) -> str:
 
 
 def find_flaws(path: Path, *, is_thorough: bool) -> list[str]:
-    """Read all of a database.
+    """Read a whole database, and return its flaws.
 
-    The first time the structure of its pages; thoroughly, every index against its table, too.
+    First the structure of the pages; if thorough, also every index against its table.
     """
     try:
         with closing(connect_to_file(path, "mode=ro")) as db:
@@ -102,9 +102,9 @@ def _read_doubt(path: Path) -> overwriting.Record | None:
 def _forget_doubt(path: Path, doubts: int) -> None:
     with locked(path) as lock:
         record = overwriting.read_record(lock, path)
-        # Not where damage was met again meanwhile.
+        # Not if damage was found again meanwhile.
         if record and record.doubts == doubts:
-            overwriting.note_verdict(lock, record.trust())
+            overwriting.save_verdict(lock, record.trust())
 
 
 def _read_state(path: Path) -> _State:

@@ -1,6 +1,6 @@
-"""Ctrl-Z waits for the end of a transaction: a process stopped within would hold the write lock.
+"""Defers Ctrl-Z to the end of a transaction: a process stopped in it would keep the write lock.
 
-The signals are caught from the first transaction on. SIGSTOP and a debugger cannot be.
+The signals are caught from the first transaction on. SIGSTOP and a debugger cannot be caught.
 """
 
 import signal
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Ctrl-Z, and what a job in the background is sent that reads from its terminal or writes to it.
+# Ctrl-Z, and the signals for a background job that reads from its terminal or writes to it.
 STOP_SIGNALS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 
 class _Deferral:
-    """What this process does at present: whether it catches the signals, what it has put off."""
+    """State of this process: whether it catches the signals, and which ones are deferred."""
 
     is_catching = False
     holds = 0
@@ -23,7 +23,7 @@ class _Deferral:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Put a stop that is asked for inside off until the end."""
+    """Defer a stop that is requested inside the block to its end."""
     _catch_stops()
     _Deferral.holds += 1
     try:
@@ -35,7 +35,7 @@ def deferred() -> Iterator[None]:
 
 
 def stop_if_asked() -> bool:
-    """Stop now where that was asked for, within `deferred` while nothing is held; True after it."""
+    """Stop now if requested, inside `deferred` while no lock is held; True after the stop."""
     if not _Deferral.asked:
         return False
     _stop_where_allowed()
@@ -44,12 +44,12 @@ def stop_if_asked() -> bool:
 
 def _catch_stops() -> None:
     if _Deferral.is_catching or threading.current_thread() is not threading.main_thread():
-        # Only the main thread may set handlers; where transactions are made in others, as under
-        # gthread, a stop is a stop.
+        # Only the main thread may set handlers; where other threads make transactions, as under
+        # gthread, a stop is not deferred.
         return
     _Deferral.is_catching = True
     for number in STOP_SIGNALS:
-        # What was ignored, by a shell without job control, stays ignored.
+        # A signal that is ignored, by a shell without job control, stays ignored.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _note_stop)
 
@@ -73,8 +73,8 @@ def _stop_where_allowed() -> None:
 
 
 def _stop(number: int) -> None:
-    """Do what the kernel would have done; returns when the process goes on."""
-    # Not SIGSTOP in its place: a process that no shell looks after is not stopped by these.
+    """Stop as the kernel would have done; returns when the process goes on."""
+    # Not SIGSTOP: it would also stop a process without a shell's job control; these do not.
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
     signal.signal(number, _note_stop)
