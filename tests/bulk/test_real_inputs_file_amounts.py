@@ -227,7 +227,7 @@ def test_an_amount_that_its_own_comma_cuts_is_refused(
     ran = call(tracker, capsys, "import", f"C3,1,T3\n{line}\n", "--json", *words)
 
     assert (ran.status, ran.objects[1]["verdict"]) == (1, "skipped")
-    assert "stands without quotes: put it in quotes" in ran.objects[1]["reason"]
+    assert "has no quotes: put it in quotes" in ran.objects[1]["reason"]
     assert [subid for subid, *_ in kept(tracker)] == ["C3"]
 
 

@@ -227,7 +227,7 @@ def test_a_click_id_that_happens_to_be_a_title_is_a_row(
 def test_what_is_passed_over_is_said(tracker: Client, capsys: pytest.CaptureFixture[str]) -> None:
     ran = call(tracker, capsys, "reconcile", f"Report\nof November\n\n{REPORT}")
 
-    assert "lines 1 to 2 stand before the titles and are passed over" in ran.err
+    assert "lines 1 to 2 are before the titles and are skipped" in ran.err
     assert ran.rows[0][0] == "5"
 
 
@@ -296,7 +296,7 @@ def test_a_workbook_that_would_fill_the_memory_is_refused(
     large = call(tracker, capsys, "import", bomb)
 
     assert (far.status, large.status, tracker.postbacks()) == (1, 1, [])
-    assert "goes on to row 1,048,576 and column 16,384" in far.err
+    assert "extends to row 1,048,576 and column 16,384" in far.err
     assert "the workbook unpacks to 100,001 bytes, of which 100,000 are read" in large.err
 
 
@@ -406,8 +406,8 @@ def test_a_workbook_comes_through_a_pipe(tracker: Client) -> None:
         ("C1:main", "FunnelFlux's"),
         ("subid=C1&payout=5", "is a query"),
         ("https://t.example/key/postback?subid=C1&payout=5", "is a query"),
-        ('"C1,12.50,T1,sale"', "do whole lines stand in quotes?"),
-        ("C1;5;T1", "say --delimiter ';'"),
+        ('"C1,12.50,T1,sale"', "are whole lines in quotes?"),
+        ("C1;5;T1", "try --delimiter ';'"),
     ],
 )
 def test_lines_of_other_trackers_are_refused_with_whose_they_are(
@@ -464,7 +464,7 @@ def test_rows_that_are_none_are_set_apart(
         assert (reported, ran.objects[1]["differences"]) == (["C1", ""], ["unreadable"])
         return
     assert reported == ["C1"]
-    assert re.search("set apart, since they are no rows: 1 (totals|titles again|ruled)", ran.err)
+    assert re.search("left out, because they are no data: 1 (totals|titles again|ruled)", ran.err)
 
 
 @pytest.mark.parametrize("command", ["import", "clicks import"])
@@ -490,7 +490,7 @@ def test_totals_and_titles_make_no_clicks(
     ran = call(tracker, capsys, command, content)
 
     assert ran.status == 0
-    assert "set apart, since they are no rows: 1 titles again, 1 totals" in ran.err
+    assert "left out, because they are no data: 1 titles again, 1 totals" in ran.err
     assert {row["subid"] for row in tracker.rows("SELECT subid FROM clicks")} == {
         *("C1", "C2", "C3", "C4", "CN")
     }
@@ -502,7 +502,7 @@ def test_totals_and_titles_make_no_clicks(
         ("1.23457E+18,5,T1", "is a number that a spreadsheet has rounded"),
         ("C1,5,2.1E+15", "is a number that a spreadsheet has rounded"),
         ("* amounts in USD", "is a note, and no click id"),
-        ("C1,1,234.50", "stands without quotes"),
+        ("C1,1,234.50", "has no quotes"),
         ("C1 5.00", "is a note, and no click id"),
         ('C1,"5', "this is no CSV"),
         ("C1,5,T1,sale,USD,more", "is a value with commas unquoted?"),
@@ -536,7 +536,7 @@ def test_a_dash_is_no_amount(
 
     assert (ran.status, kept(tracker)) == (0, [("C1", "", "sale", None, None)])
     [warning] = ran.objects[0]["warnings"]
-    assert warning == f"payout {payout!r} says that there is no amount"
+    assert warning == f"payout {payout!r} means that there is no amount"
 
 
 def test_a_first_sale_below_nothing_is_warned_of(

@@ -19,15 +19,15 @@ def tracker(client: Client) -> Client:
 
 
 def compare(tracker: Client, capsys: pytest.CaptureFixture[str], content: str, *words: str) -> Ran:
-    """Hold a report against the conversions; nothing is looked for that it lacks."""
+    """Compare a report with the conversions; extra ones are not searched."""
     return call(tracker, capsys, "reconcile", content, "--json", "--network", "nobody", *words)
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("subid,tid\nC1,T1\n", "nothing is compared but whether a conversion is there"),
-        ("Click ID,Order ID,Order Value\nC1,T1,100\n", "nothing is compared but whether"),
+        ("subid,tid\nC1,T1\n", "only the existence of conversions is compared"),
+        ("Click ID,Order ID,Order Value\nC1,T1,100\n", "only the existence of"),
         ("subid,tid,payout,status\nC1,T1,,\n", "1 uncompared"),
         ("subid,tid,payout,status\nC1,T1,-,\n", "1 uncompared"),
     ],
@@ -45,7 +45,7 @@ def test_what_was_not_compared_does_not_agree(
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("subid,tid,payout\nC1,T1,12.50\n", "no column is the status: every row is taken for a"),
+        ("subid,tid,payout\nC1,T1,12.50\n", "no column is the status: every row counts as a"),
         ("subid,tid,status\nC1,T1,sale\n", "no column is the amount: amounts are not compared"),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_total_is_neither_missing_nor_handed_on(
     csv = call(tracker, capsys, "reconcile", content, "--csv", "--network", "nobody")
 
     assert (ran.status, ran.out) == (0, "")
-    assert "set apart, since they are no rows: 1 totals" in ran.err
+    assert "left out, because they are no data: 1 totals" in ran.err
     assert csv.lines == ["subid,payout,tid,status,currency"]
 
 

@@ -142,7 +142,9 @@ def test_what_the_sender_has_sent_again_since_is_not_booked_twice(
     ran = Importer(client, capsys).take(write_line("subid=c1&payout=10"), "--json")
 
     assert [told["verdict"] for told in ran.objects] == ["repeated"]
-    assert ran.objects[0]["reason"].startswith("the same was received at 2026-03-02T12:00:00")
+    assert ran.objects[0]["reason"].startswith(
+        "the same request was received at 2026-03-02T12:00:00"
+    )
     assert (client.snapshot(), client.postbacks()) == before
 
 
@@ -302,7 +304,7 @@ def test_what_came_under_a_key_that_opens_nothing_is_not_booked(
     ran = caught.take(write_line("subid=c1&status=lead", asked=name, under=key), "--park")
 
     assert ran.status == 1
-    assert "under no key" in ran.rows[0][6]
+    assert "its key is none" in ran.rows[0][6]
     assert caught.client.postbacks() == []
 
 
@@ -381,13 +383,13 @@ TORN = write_line("subid=c1&tid=torn")[:99]
 FLAWS = {
     "a torn last line": (GOOD + TORN, "cut off"),
     "a line behind a torn one": (TORN + GOOD, "cut off"),
-    "a line torn at once": (b'{"ti' + GOOD, "no line of the log"),
+    "a line torn at once": (b'{"ti' + GOOD, "no line of the log in which"),
     "another log": (b"203.0.113.9 [2026-03-02] GET /***/postback 503\n" + GOOD, "no line of"),
-    "JSON of others": (b'{"time":"x"}\n' + GOOD, "no line of the log"),
-    "no object": (b"[]\n" + GOOD, "no line of the log"),
+    "JSON of others": (b'{"time":"x"}\n' + GOOD, "no line of the log in which"),
+    "no object": (b"[]\n" + GOOD, "no line of the log in which"),
     "a number for a text": (GOOD.replace(b'"c', b"1") + GOOD, "cut off"),
     "deep JSON": (b'{"time":"x","y":' + b"[" * 200_000 + b"\n" + GOOD, "cut off"),
-    "no time": (write_line("subid=c1", ended="soon") + GOOD, "no line of the log"),
+    "no time": (write_line("subid=c1", ended="soon") + GOOD, "no line of the log in which"),
     "a long line": (b"x" * (LONGEST_LINE_BYTES * 2 + 9) + b"\n" + GOOD, "longer than"),
     "a body that was not read": (write_line("subid=c1", length="9") + GOOD, "body"),
     "chunks that were not read": (write_line("subid=c1", coding="chunked") + GOOD, "body"),
@@ -442,7 +444,7 @@ def test_an_address_is_cut_where_that_is_asked_for(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--caught", "a", "--network", "n"), "--network means nothing with --caught"),
+        (("--caught", "a", "--network", "n"), "--network cannot be used with --caught"),
         (("a", "--park"), "--park goes with --caught only"),
         (("a", "b"), "several files go with --caught only"),
     ],

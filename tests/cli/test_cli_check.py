@@ -68,7 +68,7 @@ def test_a_tracker_in_order_has_nothing_to_mend(
     ("key", "sentence"),
     [
         ("sh0rtkey", "postback_key is shorter than 16 characters"),
-        ("Your_Postback_Key", "postback_key is known from an example"),
+        ("Your_Postback_Key", "postback_key is a key from an example"),
         ("xyxyxyxyxyxyxyxyxyxy", "postback_key repeats a few characters"),
     ],
 )
@@ -107,8 +107,8 @@ def test_an_old_key_is_told_with_its_last_use(
 
     found = call(good.directory, capsys)[1]["key"]
 
-    assert "ok: an old key: it was last used 3 days ago, are all networks moved?" in found
-    assert "ok: an old key: it has not been used since such uses are noted" in found
+    assert "ok: an old key: last used 3 days ago; do all networks have the new one?" in found
+    assert "ok: an old key: no use of it has been recorded" in found
 
 
 def test_what_other_users_may_read_is_a_problem(
@@ -192,7 +192,7 @@ def test_another_currency_is_a_problem(good: Client, capsys: pytest.CaptureFixtu
     status, found = call(good.directory, capsys)
 
     assert status == 1
-    assert "keeps its amounts in USD, the config says EUR" in found["currency"][0]
+    assert "has its amounts in USD, the config says EUR" in found["currency"][0]
 
 
 @pytest.mark.parametrize(("free", "level"), [(5e9, "ok"), (5e8, "warning"), (5e7, "problem")])
@@ -302,7 +302,7 @@ def test_a_network_that_has_fallen_silent_is_told_with_its_rhythm(
     assert status == 0
     assert found["silence"] == [
         "warning: network 'quiet net' posted every 40 minutes, and has been silent for 9 hours: ask"
-        " the network, and look whether its Postback URL has a key that is still good (`postback"
+        " the network, and check that its Postback URL has a key that is still valid (`postback"
         " key show`)"
     ]
     assert call(good.directory, capsys, "--strict")[0] == 1
@@ -345,7 +345,7 @@ def test_a_disk_that_will_be_full_is_told_with_the_days_left(
 
     assert found["disk"][0].startswith("warning: ")
     assert "enough for 5 days at " in found["disk"][0]
-    assert "make room before it is full" in found["disk"][0]
+    assert "free some space in time" in found["disk"][0]
 
 
 # What somebody's hand, or a fault, can do to the tables, and what the deep look says.

@@ -43,12 +43,14 @@ FOUND = [
     ),
     pytest.param(
         ["C1&payout=10", "C1&payout=12.5", "C1&payout=13"],
-        "1 conversions came again in 24 hours with another amount than stands (beside it 3 USD)",
+        "1 conversions came again in 24 hours with another amount than the stored one"
+        " (the difference is 3 USD)",
         id="another amount: the last one",
     ),
     pytest.param(
         ["C1&payout=10", "C1&payout=12&currency=EUR"],
-        "1 conversions came again in 24 hours with another amount than stands (beside it 12 EUR)",
+        "1 conversions came again in 24 hours with another amount than the stored one"
+        " (the difference is 12 EUR)",
         id="another currency",
     ),
     pytest.param(

@@ -19,7 +19,7 @@ from live import PATIENCE_SECONDS
 from postbackd.bulk import conversion_importer
 from postbackd.bulk.conversion_importer import LineImporter
 from postbackd.bulk.conversion_lines import LineReader, RawLine
-from postbackd.bulk.rearm import unguard_formula
+from postbackd.bulk.formulas import unguard_formula
 from postbackd.cli import entry as cli
 from postbackd.cli.sanitize import guard_formula
 from postbackd.db.sqlite.connection import LOCK_POLL_SECONDS
@@ -174,9 +174,9 @@ def test_files_of_many_makes_say_the_same(
 @pytest.mark.parametrize(
     ("content", "words", "sentence"),
     [
-        ("c1;12,50;t1;sale\n", (), "say --delimiter ';'"),
-        ("c1\t12,50\tt1\n", (), "say --delimiter 'tab'"),
-        ("c1|12,50|t1|\n", (), "say --delimiter '|'"),
+        ("c1;12,50;t1;sale\n", (), "add --delimiter ';'"),
+        ("c1\t12,50\tt1\n", (), "add --delimiter 'tab'"),
+        ("c1|12,50|t1|\n", (), "add --delimiter '|'"),
         ("c1,5,т1\n".encode("cp1251"), (), "not UTF-8"),
     ],
 )
@@ -320,7 +320,7 @@ def test_after_ctrl_c_what_was_told_is_on_disk(tracker: Client) -> None:
     assert running.returncode == 130
     numbers = [int(line.split(b"\t")[0]) for line in told + out.splitlines()]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert f"stopped: the lines through {len(numbers)} are in" in err.decode()
+    assert f"stopped: the lines up to {len(numbers)} are imported" in err.decode()
     assert len(tracker.postbacks()) >= len(numbers)
     assert "Traceback" not in err.decode()
 
@@ -356,7 +356,7 @@ def test_wrong_bytes_in_a_pipe_end_the_import_with_a_sentence(tracker: Client) -
     assert "the file is not UTF-8" in ran.err
     kept = len(tracker.postbacks())
     assert kept >= 1000
-    assert f"the lines through {kept} are in" in ran.err
+    assert f"the lines up to {kept} are imported" in ran.err
 
 
 def test_a_database_that_stays_locked_is_told(
@@ -370,7 +370,7 @@ def test_a_database_that_stays_locked_is_told(
 
     assert ran.status == 1
     assert "another program holds a write lock" in ran.err
-    assert "no lines are in" in ran.err
+    assert "no lines are imported" in ran.err
 
 
 @pytest.mark.parametrize("name", ["missing.csv", ".", "nul\0"])

@@ -139,7 +139,7 @@ def test_clicks_come_in_with_all_that_is_said_of_them(
 
     assert ran.status == 0
     assert ran.out == ("2 lines: 2 new clicks, 0 updated, 0 skipped; 0 parked postbacks applied\n")
-    assert ran.err == "postback: columns that are ignored: 'Country'\n"
+    assert ran.err == "postback: ignored columns: 'Country'\n"
     first, second = list_clicks(client, capsys)
     assert list(first) == [
         *("id", "subid", "campaign", "offer", "clicked_at", "cost_model", "sub_ids", "created_at"),
@@ -288,7 +288,7 @@ def test_a_time_that_cannot_be_read_costs_the_time_only(
 
     assert ran.status == 1
     assert "line 2: clicked_at 'last week' is no time" in ran.err
-    assert "1 clicks came in without their time" in ran.err
+    assert "1 clicks were imported without their time" in ran.err
     assert list_clicks(client, capsys)[0]["clicked_at"] is None
 
 
@@ -511,9 +511,9 @@ def test_ctrl_c_keeps_what_is_in_and_says_how_far_it_came(client: Client) -> Non
     kept = count_clicks(client)
     assert kept >= SORTED_ROWS
     assert f"{kept} new clicks" in out.decode()
-    assert "stopped: the lines through" in err.decode()
+    assert "stopped: the lines up to" in err.decode()
     assert "Traceback" not in err.decode()
-    last = int(err.decode().partition("through ")[2].split()[0])
+    last = int(err.decode().partition("up to ")[2].split()[0])
     assert SORTED_ROWS < last <= kept + 1
 
 

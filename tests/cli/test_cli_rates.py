@@ -124,7 +124,7 @@ def test_a_refused_rate_is_shown_and_accepted_by_hand(tracker: Tracker) -> None:
     )
     assert tracker.findings()[1] == (
         "warning",
-        f"ecb, {TODAY}: {reason}; refused once: `postback rates accept EUR` takes it",
+        f"ecb, {TODAY}: {reason}; refused once: `postback rates accept EUR` accepts it",
     )
 
     accepted = tracker.call("rates", "accept", "eur")
@@ -149,7 +149,7 @@ def test_rates_that_are_too_old_are_a_problem_unless_there_are_no_newer_ones(
 
     [(level, message)] = tracker.findings()
     assert level == "problem"
-    assert message.startswith("the newest fetched rate is 4 days old: see the service's log")
+    assert message.startswith("the newest fetched rate is 4 days old: see the service log")
 
 
 def change(directory: Path, statement: str) -> None:

@@ -285,7 +285,7 @@ def test_without_any_row_that_is_known_nothing_is_extra(
     ran = reconcile(tracker, capsys, "subid,tid\nnobody,t1\n")
 
     assert differences(ran) == {"nobody": "missing"}
-    assert "extra ones were not looked for" in ran.err
+    assert "extra conversions were not searched" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_reports_of_many_makes_are_read(
     [
         ("", (), "the file is empty"),
         ("\n", (), "the file is empty"),
-        ("c1,10\n", (), "no column is known to hold the click id"),
+        ("c1,10\n", (), "no column is known to have the click id"),
         ("campaign,payout\nx,1\n", (), "name it with --subid-column"),
         ("subid\nc1\n", ("--tid-column", "order"), "no column is 'order'"),
         ("subid\nc1\n", ("--subid-column", "2"), "no column is '2'"),

@@ -331,7 +331,7 @@ def test_where_room_is_short_what_matters_least_goes(
     lines = without_styles(ran.out).splitlines()
     assert lines[0].split()[:2] == ["day", "clicks"]
     assert max(map(len, lines[:-2])) <= columns
-    assert any(line.startswith("No room for: ") and missing in line for line in lines)
+    assert any(line.startswith("Columns left out: ") and missing in line for line in lines)
 
 
 @pytest.mark.parametrize(

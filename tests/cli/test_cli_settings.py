@@ -160,7 +160,7 @@ def test_unsetting_a_rate_ends_it(home: Path, capsys: pytest.CaptureFixture[str]
     ran = call(home, capsys, "rates", "unset", "EUR")
     again = call(home, capsys, "rates", "unset", "EUR")
 
-    assert ran == Ran(0, "The rate for EUR by hand is ended.\n", "")
+    assert ran == Ran(0, "The rate for EUR set by hand has ended.\n", "")
     assert again == Ran(1, "", "postback: no rate for EUR is set by hand\n")
 
 

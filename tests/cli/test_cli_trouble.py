@@ -553,7 +553,7 @@ def test_what_the_system_refuses_is_told_without_its_number(
     assert drawn[0] == 1
     assert f"postback: '{gone}/x.svg': No such file or directory; nothing" in drawn[2]
     assert status == 1
-    assert "the directory that you are in is gone: change to" in capsys.readouterr().err
+    assert "the current directory has been deleted: change to" in capsys.readouterr().err
 
 
 def test_a_lock_file_that_may_not_be_written_is_told(tmp_path: Path) -> None:

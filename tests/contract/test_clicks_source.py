@@ -125,8 +125,8 @@ def test_a_click_of_a_file_has_them(
     [
         ("subid,cost", "c1,free", "cost 'free' is unreadable"),
         ("subid,cost", 'c1,"1,234"', "two readings"),
-        ("subid,cost,currency", "c1,1,643", "in no currency that is known"),
-        ("subid,cost,currency", "c1,$1,EUR", "in no currency that is known"),
+        ("subid,cost,currency", "c1,1,643", "has no known currency"),
+        ("subid,cost,currency", "c1,$1,EUR", "has no known currency"),
     ],
 )
 def test_a_cost_of_a_file_that_is_none_is_told_and_the_click_comes_in(
@@ -136,7 +136,7 @@ def test_a_cost_of_a_file_that_is_none_is_told_and_the_click_comes_in(
 
     assert ran.status == 1
     assert sentence in ran.err
-    assert "1 clicks came in without their cost" in ran.err
+    assert "1 clicks were imported without their cost" in ran.err
     assert read(client) == (None, None, None, None)
 
 

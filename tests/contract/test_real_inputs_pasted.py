@@ -266,7 +266,7 @@ def test_a_body_beside_the_address_is_read_as_the_receiver_reads_it(
 
 # What is sent with a type of its own reaches the receiver with it.
 TYPED = [
-    ('{"subid":"C1","status":"sale","payout":5}', "taken for the body of a POST"),  # D73
+    ('{"subid":"C1","status":"sale","payout":5}', "read as the body of a POST"),  # D73
     (f'curl {PLACE} --json \'{{"subid":"C1","payout":5}}\'', "read as a command for curl"),
     (f"http POST {PLACE} subid=C1 payout:=5", "read as a command for HTTPie"),
     (f"curl -F subid=C1 -F payout=5 {PLACE}", "read as a command for curl"),
@@ -293,8 +293,8 @@ NOTES = [
     (f"curl -d @body.txt {PLACE}", "the body is in a file, which is not read"),
     (f"wget --post-file=body.txt {PLACE}", "the body is in a file, which is not read"),
     (f"fetch('{PLACE}?subid=' + subid)", "a part of the address comes from a variable"),
-    (f"{URL}.", "what stands behind the address is left out: '.'"),
-    (f"see {URL}", "the address is taken, and what stands around it left out"),
+    (f"{URL}.", "the text behind the address is left out: '.'"),
+    (f"see {URL}", "the address is read, and the text around it left out"),
     (f"{URL}\u200b", "1 invisible characters (such as zero-width spaces) are left out"),
     (quote(URL, safe=""), "the address was percent-encoded as a whole"),
     (quote(QUERY, safe=""), "the query was percent-encoded as a whole"),
@@ -387,8 +387,8 @@ def test_no_key_is_shown_however_it_came(
 
 
 HINTS = [
-    ("subid=C1?payout=10&status=rejected", "a second '?' stands in subid"),  # D67
-    (f"{PLACE}?subid=C1?status=rejected", "a second '?' stands in subid"),
+    ("subid=C1?payout=10&status=rejected", "a second '?' is in subid"),  # D67
+    (f"{PLACE}?subid=C1?status=rejected", "a second '?' is in subid"),
     ("subid=C1&status=spam&rejected_status=spam;duplicate", "has ';' between its words"),  # D50
     ("subid=C1&status=fdp&deposit_status=fdp,x", "'deposit_status' is no list here"),  # D51
     ("subid=C1&status=sale&payout=5¤cy=EUR", "'¤' was '&curren'"),  # D74
@@ -407,16 +407,16 @@ def test_what_is_wrong_in_it_is_told(
 
 
 REFUSED = [
-    ("   ", "nothing came"),
-    ("\u200b", "nothing came"),
-    (f"{URL}\n{URL.replace('C1', 'C2')}", "2 addresses came: paste one postback"),
-    (f"{URL} and {PLACE}?subid=C2", "2 addresses came: paste one postback"),
+    ("   ", "the text is empty"),
+    ("\u200b", "the text is empty"),
+    (f"{URL}\n{URL.replace('C1', 'C2')}", "has 2 addresses: paste one postback"),
+    (f"{URL} and {PLACE}?subid=C2", "has 2 addresses: paste one postback"),
     ("subid=C1\nsubid=C2", "2 lines came: paste one postback"),
     (f'"GET {PATH}?a=1 HTTP/1.1"\n"GET {PATH}?a=2 HTTP/1.1"', "2 lines came"),
     ("<?xml version='1.0'?><postback><subid>C1</subid></postback>", "this is XML or HTML"),
     ("<!doctype html><html><body>x</body></html>", "this is XML or HTML"),
-    ('{"subid": "C1"', "this begins like JSON, and is none"),
-    ("{'subid': 'C1', 'status': 'sale'}", "the quotes are no double ones"),
+    ('{"subid": "C1"', "this begins like JSON, and is not valid"),
+    ("{'subid': 'C1', 'status': 'sale'}", "the quotes are not double ones"),
     ('["C1", "C2"]', "this is a JSON array"),
     ("affiliate@network.example", "this is a mail address"),
     ("C1,5,T1,sale", "this is a line of a file: see `postback import`"),

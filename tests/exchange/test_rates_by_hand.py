@@ -80,7 +80,7 @@ def test_a_rate_that_looks_like_a_slip_is_refused_without_force(
     assert ran.status == (0 if said is None else 1)
     if said is not None:
         assert f"1 EUR = {rate} USD {said}" in ran.err
-        assert "say --force where it is right" in ran.err
+        assert "add --force if it is right" in ran.err
         assert rate_in_force(tracker, capsys, "EUR") == before
         assert call(tracker, capsys, "rates", "set", "EUR", rate, "--force").status == 0
     assert rate_in_force(tracker, capsys, "EUR") == rate
