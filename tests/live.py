@@ -126,7 +126,7 @@ def live_server(
     server.prefix = tuple(prefix)
     if keeps_house_often:
         (directory / "busy_housekeeping.py").write_text(BUSY_HOUSEKEEPING)
-        server.application = "busy_house:application"
+        server.application = "busy_housekeeping:application"
     try:
         server.start()
         yield server

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from cli_calls import Ran, call_process
 from conftest import Client, ReceiverWith
-from test_overwriting import run_and_kill
+from killed_service import run_and_kill
+from tree import find_data
 
 from postbackd.cli import entry as cli
 from postbackd.db.sqlite import restore as restoring
@@ -19,7 +20,7 @@ from postbackd.db.sqlite import schema
 from postbackd.db.sqlite.connection import DatabaseError, name_beside
 from storage import open_database
 
-DATABASES = Path(__file__).parent / "databases"
+DATABASES = find_data("databases")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ And that nothing which SQLite itself does, in whatever program, is taken for tha
 import os
 import random
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 from cli_calls import build_environment, call_process
 from conftest import write_config
+from killed_service import run_and_kill
 
 from postbackd.db.sqlite import overwriting
 from postbackd.db.sqlite.connection import DatabaseError, name_beside
@@ -302,31 +302,6 @@ def test_an_older_copy_of_a_large_database_is_noticed_by_its_end(
 
         with pytest.raises(DatabaseError, match="was overwritten while in use"), db.transaction():
             pass
-
-
-# Leaves a log as it lies: no process that is killed closes anything.
-KILLED = """
-import os, signal
-from pathlib import Path
-from storage import open_database
-db = open_database(Path("postback.db"), "USD")
-for commit in range(40):
-    with db.transaction():
-        db.db.executemany("INSERT INTO clicks (subid) VALUES (?)",
-            ((f"k-{commit}-{row}",) for row in range(20)))
-    if commit == 20:
-        assert db.carry_over_log()
-{behind}
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def run_and_kill(path: Path, behind: str = "") -> None:
-    script = KILLED.replace("{behind}", behind)
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=path.parent, env=build_environment({}), check=False
-    )
-    assert done.returncode == -signal.SIGKILL
 
 
 @pytest.fixture
