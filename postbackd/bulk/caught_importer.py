@@ -220,7 +220,7 @@ class CaughtImporter:
         return BookedRequest(entry, LEFT, reason, outcome.warnings, arrival, is_in=False)
 
     def _take_click(self, entry: Entry, caught: Caught, route: "Opened") -> BookedRequest:
-        reading = read_click(_build_environ(caught), route.orders)
+        reading = read_click(_build_environ(caught), route.active)
         arrival = _read(caught, route)
         row = reading.row
         if row is None:
@@ -301,7 +301,7 @@ def _without_copied_ids(piece: list[BookedRequest]) -> list[BookedRequest]:
 class Opened(NamedTuple):
     """The address that a request's key opens, a click's or a postback's, and its settings."""
 
-    orders: ActiveConfig
+    active: ActiveConfig
     is_click: bool
     leads_only: bool
 
@@ -319,26 +319,26 @@ class Keyring:
         day = caught.received_at.astimezone(UTC).date()
         if day not in self._days:
             self._days[day] = self._read_day(day)
-        orders, kinds_by_tag = self._days[day]
+        active, kinds_by_tag = self._days[day]
         kinds = kinds_by_tag.get(caught.tag, ())
         for route in ROUTES:
             if route.name.decode() == caught.name and route.key in kinds:
-                return Opened(orders, route.key == "click", route.key == "pixel")
+                return Opened(active, route.key == "click", route.key == "pixel")
         return None
 
     def _read_day(self, day: date) -> tuple[ActiveConfig, Mapping[str, set[str]]]:
-        orders = read_orders(self._settings, day)
+        active = read_orders(self._settings, day)
         kinds: dict[str, set[str]] = {}
-        for kind, keys in orders.keys.items():
+        for kind, keys in active.keys.items():
             for key in filter(None, keys):
                 kinds.setdefault(tag_key(key), set()).add(kind)
-        return orders, kinds
+        return active, kinds
 
 
 def _read(caught: Caught, route: Opened) -> Arrival:
     """Read a request as the receiver reads it."""
     at = utc_text(caught.received_at)
-    arrival = read_arrival(_build_environ(caught), at, route.orders)
+    arrival = read_arrival(_build_environ(caught), at, route.active)
     incoming = arrival.postback.incoming._replace(leads_only=route.leads_only)
     return arrival._replace(source="caught", postback=arrival.postback._replace(incoming=incoming))
 

@@ -55,7 +55,7 @@ class ClickTitles:
 
     def describe_missing(self, titles: Sequence[str]) -> str:
         """Write what to do where no title is one of click ids."""
-        return "no column is known to hold the click id: call its column 'subid'"
+        return "no column is known to have the click id: call its column 'subid'"
 
 
 class ClickFile:

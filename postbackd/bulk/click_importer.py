@@ -103,7 +103,7 @@ class Importer:
 
     def _commit(self, piece: Sequence[ClickRow]) -> tuple[float, StoredClicks]:
         with self._storage.transaction():
-            # Measured from here: the wait for the lock does not hold anybody up.
+            # Measured from here: the wait for the lock delays no other process.
             started = time.monotonic()
             intake = booking.record_clicks(self._storage, piece, self._read_clock(), self._terms)
         return started, intake

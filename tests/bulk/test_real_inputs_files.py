@@ -1,4 +1,4 @@
-"""Files as networks, trackers and people make them: read, or refused as what they are.
+"""Files of networks, trackers and people: read, or refused by their kind.
 
 Each row of these tables is one of a kind, from the public documentation of networks and trackers
 and from threads of people who had such a file.
@@ -420,7 +420,7 @@ def test_lines_of_other_trackers_are_refused_with_whose_they_are(
     assert (among.status, told["line"], told["verdict"]) == (1, 2, "skipped")
     assert whose in told["reason"]
     if "delimiter" in whose:
-        # As a whole it may stand so, and is read.
+        # A whole file in this form is read.
         return
     assert first.status == 1
     assert whose in (first.err if not first.out else first.objects[0]["reason"])
@@ -460,7 +460,7 @@ def test_rows_that_are_none_are_set_apart(
 
     reported = [found["subid"] for found in ran.objects]
     if row.startswith(","):
-        # Nothing says what that is: it is no row that agrees, and it is told.
+        # Its kind is unknown: it does not count as a row that agrees, and is reported.
         assert (reported, ran.objects[1]["differences"]) == (["C1", ""], ["unreadable"])
         return
     assert reported == ["C1"]
@@ -476,7 +476,7 @@ def test_a_table_from_a_chat_is_read(
     ran = call(tracker, capsys, command, content)
 
     assert "1 ruled lines" in ran.err
-    # The line of the end has no click id, and is told.
+    # The last line has no click id, and is reported.
     assert ran.status == 1
     assert kept(tracker) == ([ONE] if command == "import" else [])
 
@@ -647,7 +647,7 @@ def test_titles_are_found_in_what_somebody_types(tracker: Client) -> None:
     )
     assert running.stdin is not None
     assert running.stderr is not None
-    # The pipe stays open: nothing more comes until the titles were understood.
+    # The pipe stays open: the titles must be read before more lines come.
     running.stdin.write(b"tid,subid,payout\n")
     running.stdin.flush()
     ready, _, _ = select.select([running.stderr], [], [], PATIENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""`reconcile` with reports of networks: it compares what is there, or says what is not."""
+"""`reconcile` with reports of networks: it compares the columns that are there."""
 
 import pytest
 from cli_calls import Ran, call_process

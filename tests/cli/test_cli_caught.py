@@ -24,12 +24,12 @@ AT_ELEVEN = NOON - timedelta(hours=1)
 
 
 def write_line(query: str = "", *, at: datetime = AT_ELEVEN, **changes: str) -> bytes:
-    """Write a request down as nginx does, but for `escape=json` of what is beyond ASCII."""
+    """Write a request as nginx does, except `escape=json` of letters beyond ASCII."""
     name = changes.pop("asked", "postback")
     key = changes.pop("under", TAGS[name])
     said = {
         "time": at.isoformat(timespec="seconds"),
-        # The receiver was asked in vain for a quarter of a second.
+        # nginx tried the receiver for a quarter of a second.
         "ended": f"{at.timestamp() + 0.25:.3f}",
         "took": "0.250",
         "status": "503",
@@ -54,7 +54,7 @@ def write_line(query: str = "", *, at: datetime = AT_ELEVEN, **changes: str) -> 
 
 
 def write_post(query: str, body: str, **changes: str) -> bytes:
-    """Write a POST with a form down."""
+    """Write a POST with a form as nginx does."""
     about = {"type": FORM, **changes}
     return write_line(query, method="POST", length=str(len(body)), body=body, **about)  # type: ignore[arg-type]
 
@@ -63,7 +63,7 @@ class Importer:
     """Imports into the database of a client, in this process."""
 
     def __init__(self, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-        """Take the client, and what hears the command."""
+        """Remember the client, and the capture of the command's output."""
         self.client = client
         self._capsys = capsys
 
@@ -80,13 +80,13 @@ class Importer:
         return Ran(status, *self._capsys.readouterr())
 
     def verdicts(self, content: bytes, *words: str) -> list[str]:
-        """Import a file with this content, and give each line's verdict."""
+        """Import a file with this content; returns each line's verdict."""
         return [told["verdict"] for told in self.take(content, "--json", *words).objects]
 
 
 @pytest.fixture
 def caught(client: Client, capsys: pytest.CaptureFixture[str]) -> Importer:
-    """An import into a tracker that knows the click c1, made at ten."""
+    """An import into a tracker with the click c1, which came at ten."""
     client.clock.forward(hours=-2)
     client.click("c1")
     client.clock.forward(hours=2)
@@ -466,7 +466,7 @@ def test_standard_input_comes_alone(caught: Importer) -> None:
 
 
 def test_a_tag_is_the_key_as_nginx_sees_it() -> None:
-    """As computed by nginx 1.22; slashes that follow one another are one there."""
+    """Tags computed by nginx 1.22, which merges repeated slashes."""
     assert tag_key(b"k") == "d9c87fd0ff"
     assert tag_key(b"s3cret/key-of the-tests") == "eac1abbcde"
     assert tag_key(b"s3cret//key-of the-tests/") == "eac1abbcde"

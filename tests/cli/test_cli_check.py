@@ -1,4 +1,4 @@
-"""`postback check`: what is in order, what is not, and what to do."""
+"""`postback check`: its findings, and what they say to do."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ GOOD_KEY = "Yae2ohph9Ahm3eiG"
 
 @pytest.fixture
 def good(receiver_with: ReceiverWith) -> Client:
-    """A tracker in which nothing is to be mended."""
+    """A tracker without problems."""
     client = receiver_with(
         postback_key=GOOD_KEY, click_key="ieS8phah5Quoh7ai", public_url="https://t.example"
     )
@@ -37,7 +37,7 @@ def good(receiver_with: ReceiverWith) -> Client:
 def call(
     home: Path, capsys: pytest.CaptureFixture[str], *options: str
 ) -> tuple[int, dict[str, list[str]]]:
-    """Run the check; gives its status and the levels and messages by subject."""
+    """Run the check; returns its status, and the levels and messages by subject."""
     status = cli.main(["check", "--json", *options, "--config", str(home / "config.ini.php")])
     ran = Ran(status, *capsys.readouterr())
     assert ran.err == ""
@@ -128,7 +128,7 @@ def test_a_directory_that_others_may_write_is_a_problem(
 ) -> None:
     good.directory.chmod(0o777)
     status, found = call(good.directory, capsys)
-    # In a directory such as /tmp they may not replace what is not theirs.
+    # With the sticky bit, as in /tmp, users cannot replace files of others.
     good.directory.chmod(0o1777)
     status_of_sticky, _ = call(good.directory, capsys)
 
@@ -233,7 +233,7 @@ def test_what_was_settled_is_not_counted(good: Client, capsys: pytest.CaptureFix
     send(good, "subid=later&status=lead")
     good.get("/ieS8phah5Quoh7ai/click?subid=later")
     send(good, "subid=c1&status=paid")
-    # As a replay does it, once the URL names the word.
+    # As a replay settles it, once the URL names the word.
     good.write(
         "UPDATE postbacks SET settled_at = received_at, settled_verdict = 'repeated'"
         " WHERE verdict = 'unmapped'"
@@ -281,7 +281,7 @@ def test_old_rates_are_a_problem_unless_set_by_hand(
 def add_postbacks(
     client: Client, network: str, minutes_ago: range, verdict: str, word: str
 ) -> None:
-    """Write log rows as a network's postbacks leave them."""
+    """Write rows of the postback log, as a network's postbacks do."""
     for minutes in minutes_ago:
         at = utc_text(datetime.now(UTC) - timedelta(minutes=minutes))
         client.write(
@@ -348,7 +348,7 @@ def test_a_disk_that_will_be_full_is_told_with_the_days_left(
     assert "free some space in time" in found["disk"][0]
 
 
-# What somebody's hand, or a fault, can do to the tables, and what the deep look says.
+# Changes of the tables by hand or by a fault, and what `check --deep` says.
 DISAGREEMENTS = {
     "DELETE FROM conversion_history": "without a row of history",
     "UPDATE conversions SET status = 'rejected'": "last row of history says something else",
@@ -414,7 +414,7 @@ def test_of_a_large_database_the_newest_rows_are_read(
 def large(
     good: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Client:
-    """A tracker whose database counts as large, all of it in the file itself."""
+    """A tracker whose database counts as large, with an empty write-ahead log."""
     subids = [f"b{number}" for number in range(400)]
     (good.directory / "clicks.csv").write_text("\n".join(["subid", *subids]))
     (good.directory / "lines.csv").write_text("\n".join(f"{subid},1,t" for subid in subids))
@@ -430,7 +430,7 @@ def large(
 
 
 def damage_page(client: Client, tree: str, *, newest: bool) -> None:
-    """Write nonsense over the last or the first leaf of a table or an index."""
+    """Overwrite the last or the first leaf of a table or an index."""
     with closing(sqlite3.connect(client.database)) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [tree]).fetchone()

@@ -1,4 +1,4 @@
-"""`postback check` names the money that came and is not booked as it came."""
+"""The `money` lines of `postback check`: money that was not booked as it came."""
 
 from datetime import UTC, datetime
 
@@ -19,7 +19,7 @@ def find_money(client: Client, capsys: pytest.CaptureFixture[str]) -> list[tuple
     return [(row["level"], row["message"]) for row in shown if row["check"] == "money"]
 
 
-# What comes in the last day, and how what is said of it begins.
+# Postbacks of the last day, and how the message begins.
 FOUND = [
     pytest.param(
         ["C1&payout=10&tid=1", "C1&payout=20&tid=2", "CN&payout=1&tid=1", "CN&payout=2.5&tid=2"],
@@ -75,7 +75,7 @@ def test_money_that_is_not_booked_as_it_came_is_named(
     assert "`postback log" in message
 
 
-# What is nothing to be named.
+# Postbacks without a message.
 QUIET = [
     pytest.param(["C1&payout=10", "C1&payout=10.0"], id="the same again"),
     pytest.param(["C1&payout=10&tid=1", "C1&status=lead&payout=3&tid=2"], id="a late lead"),

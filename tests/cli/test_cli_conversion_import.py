@@ -1,4 +1,4 @@
-"""`postback import`: each line goes the way of a live postback, and is told what came of it."""
+"""`postback import`: each line is judged like a live postback, and its verdict is printed."""
 
 import csv
 import io
@@ -254,13 +254,13 @@ def test_a_terminal_shows_the_lines_that_need_a_hand(tracker: Client) -> None:
 def test_live_postbacks_are_let_through(
     tracker: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two pieces the import waits, without the lock, for longer than waiters look again."""
+    """Between two pieces the import waits without the lock, longer than waiters' interval."""
     answers: list[str | None] = []
     pauses: list[float] = []
 
     def pause(seconds: float) -> None:
         pauses.append(seconds)
-        # From the receiver's own thread: held up for as long as the import holds the lock.
+        # Sent from this thread: it waits while the import holds the lock.
         answers.append(tracker.send("subid=c1&status=lead").verdict)
 
     monkeypatch.setattr(conversion_importer, "WORK_SECONDS", 0)
@@ -279,7 +279,7 @@ def test_live_postbacks_are_let_through(
 def test_a_line_is_told_when_it_is_on_disk(
     tracker: Client, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    # No time at all: the machine does something else.
+    # No time to work at all, as on a busy machine.
     monkeypatch.setattr(conversion_importer, "WORK_SECONDS", seconds)
     terms = BookingOptions("USD")
     reader = LineReader(terms, {})
@@ -293,7 +293,7 @@ def test_a_line_is_told_when_it_is_on_disk(
 
 
 def start_import(client: Client, lines: int) -> subprocess.Popen[bytes]:
-    """Start an import from a pipe that stays open behind so many lines."""
+    """Start an import from a pipe that stays open after `lines` lines."""
     running = subprocess.Popen(
         build_command("import", "-"),
         cwd=client.directory,

@@ -28,7 +28,7 @@ def explain(client: Client, capsys: pytest.CaptureFixture[str], *words: str) -> 
 
 
 def tell(client: Client, capsys: pytest.CaptureFixture[str], pasted: str) -> dict[str, Any]:
-    """Give the one object that `--json` shows."""
+    """Return the one object that `--json` prints."""
     ran = explain(client, capsys, pasted, "--json")
     assert (ran.status, ran.err) == (0, "")
     [told] = ran.objects
@@ -319,14 +319,14 @@ def test_what_html_mangled_is_told_once(
 
 
 def test_what_is_right_draws_no_hints(tracker: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    # The letter beyond ASCII too: the server takes it as it is.
+    # With a letter beyond ASCII, unescaped.
     query = "subid=c1&status=sale&payout=12.5&currency=eur&tid=t7&from=net&aff=Click-17&sub_id_1=ü"
 
     assert tell(tracker, capsys, query)["did_you_mean"] == []
 
 
-# What a request may hold, put together at random: the parts are told one by one, and must come to
-# what the reader of postbacks makes of the whole.
+# Parameters put together at random: they are described one by one, and must agree with the reader
+# of postbacks, which reads all of them.
 NAMES = st.sampled_from(
     [*SUBID_NAMES, "payout", "revenue", "profit", "tid", "status", "from", "x", "amp;tid", "Payout"]
 )
@@ -406,7 +406,7 @@ def test_standard_input_keeps_the_key_out_of_the_shells_history(client: Client) 
     [
         (b"", "the text is empty: paste the URL"),
         (b"subid=c1\nsubid=c2\n", "2 lines came: paste one postback, on one line"),
-        ("subid=c1".encode("utf-16-le"), "the input holds NUL bytes"),
+        ("subid=c1".encode("utf-16-le"), "the input contains NUL bytes"),
     ],
 )
 def test_what_is_no_line_is_refused(client: Client, stdin: bytes, sentence: str) -> None:

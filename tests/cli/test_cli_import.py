@@ -1,4 +1,4 @@
-"""`postback clicks import`: a file of clicks taken in, beside a running service."""
+"""`postback clicks import`: a file of clicks imported, beside a running service."""
 
 import io
 import json
@@ -159,7 +159,7 @@ def test_clicks_come_in_with_all_that_is_said_of_them(
 def test_what_was_parked_is_applied_with_its_click(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The command goes by the real time, and what is parked for long is not applied.
+    # The command uses the real time, and a postback parked for too long is not applied.
     client.clock.now = datetime.now(UTC)
     for tid in ("t1", "t2"):
         client.send(f"subid=c1&status=sale&tid={tid}")
@@ -439,7 +439,7 @@ def test_a_piece_is_cut_where_much_is_parked(client: Client, importer: Importer)
 
     pieces = list(importer._split([ClickRow(f"c{number}") for number in range(1000)]))
 
-    # 500 clicks with two each, and 500 without.
+    # 500 clicks with two parked postbacks each, and 500 without.
     full, rest = PARKED_AT_ONCE // 2, 500
     assert [len(piece) for piece in pieces] == [full] * (500 // full) + [500 % full + rest]
 

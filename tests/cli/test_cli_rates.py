@@ -1,4 +1,4 @@
-"""`postback rates update`, `accept`, `recompute`, `show`; what `check` says of fetched rates."""
+"""`postback rates update`, `accept`, `recompute`, `show`; the lines of `check` about rates."""
 
 import json
 import sqlite3
@@ -49,7 +49,7 @@ cbr_url = "{self.services.url}/cbr"
         return call_process(self.directory, *words)
 
     def findings(self) -> list[tuple[str, str]]:
-        """Give what `check` finds about rates."""
+        """Return the findings of `check` about rates."""
         rows = self.call("check", "--json").objects
         return [(row["level"], row["message"]) for row in rows if row["check"] == "rates"]
 

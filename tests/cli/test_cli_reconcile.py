@@ -1,4 +1,4 @@
-"""`postback reconcile`: a network's own report against what we hold."""
+"""`postback reconcile`: a network's own report compared with the conversions."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from conftest import Client
 from postbackd.cli import entry as cli
 
 TITLES = "Click ID,Transaction ID,Commission,Status,Currency"
-# One row that agrees, then one for each way to disagree; t5 is with us only.
+# One row that agrees, then one for each difference; t5 is in the database only.
 REPORT = f"""{TITLES}
 c1,t1,10.00,Approved,usd
 c2,t2,10,approved,USD
@@ -47,7 +47,7 @@ def tracker(client: Client) -> Client:
 def reconcile(
     client: Client, capsys: pytest.CaptureFixture[str], content: str | bytes, *words: str
 ) -> Ran:
-    """Hold a report against the client's conversions."""
+    """Compare a report with the client's conversions."""
     path = client.directory / "report.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     config = str(client.directory / "config.ini.php")
@@ -110,7 +110,7 @@ def test_what_is_missing_is_mended_by_importing_what_reconcile_writes(
     tracker.click("=c7")
     report = REPORT + "=c7,+t7,1.5,approved,EUR\nc8,,-5,rejected,\n"
     words = ("reconcile", "-", *MAP, "--csv")
-    # Whoever asks for colours wants no sentence among the lines either.
+    # With colours forced, no sentence is among the lines either.
     csv = call_process(tracker.directory, *words, stdin=report.encode(), FORCE_COLOR="1")
     assert csv.status == 1
     assert "\n'=c7,1.5,'+t7,sale,EUR" in csv.out
@@ -257,7 +257,7 @@ def test_extra_is_looked_for_where_the_report_can_be_expected_to_have_it(
     client.send("subid=c9&tid=t9&from=other")
     rows = [1] if times or "--until" in words or "--since" in words else [1, 2, 3, 4]
     if not times or times == "last week":
-        # The last one that is found bounds the time.
+        # The last conversion that was found ends the time span.
         client.write("UPDATE conversions SET created_at = '2026-03-02T12:00:00.000Z'")
         rows = [1, 2, 3, 4] if "--until" not in words else [1]
     report = "subid,tid,date\n" + "".join(f"c{n},t{n},{times}\n" for n in rows)

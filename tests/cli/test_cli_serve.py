@@ -1,4 +1,4 @@
-"""`postback serve`: make what is missing, say where networks call, become gunicorn."""
+"""`postback serve`: create missing files, print the Postback URL, become gunicorn."""
 
 import json
 import os
@@ -22,14 +22,14 @@ from tools.durability.servers import find_free_port
 
 
 class BecameGunicornError(Exception):
-    """Instead of the real thing."""
+    """Raised instead of replacing this process."""
 
 
 @pytest.fixture
 def become(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Catch the command line that this process would become."""
     for name in ("POSTBACK_CONFIG", logs.FORMAT_VARIABLE):
-        # What it sets for the program it becomes is no other test's.
+        # Variables that it sets for gunicorn must not reach other tests.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     command: list[str] = []
@@ -64,7 +64,7 @@ def test_config_and_database_are_made_where_missing(
     assert (tmp_path / "config.ini.php").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "postback.db").stat().st_mode & 0o777 == 0o600
     assert os.environ["POSTBACK_CONFIG"] == str(tmp_path / "config.ini.php")
-    # What a service prints ends in a journal: no key there.
+    # The output of a service goes to a journal, which must not have the key.
     said = capsys.readouterr()
     assert settings.postback_key.decode() not in said.out + said.err
     assert "run `postback url`" in said.out

@@ -1,4 +1,4 @@
-"""`postback offers`, `campaigns`, `rates` and `key`: what is set by hand."""
+"""`postback offers`, `campaigns`, `rates` and `key`: settings made by hand."""
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal

@@ -58,7 +58,7 @@ EVERYTHING = [
     ("serve",),
 ]
 
-# They print what the program itself knows.
+# These commands need no config.
 NEED_NOTHING = [("completion", "bash"), ("man",)]
 
 
@@ -149,7 +149,7 @@ def test_words_that_are_no_utf_8_are_told_in_a_sentence(
 ) -> None:
     client.get("/health")
 
-    # As Python hands over the byte 0xff.
+    # As Python decodes the byte 0xff.
     status, _, err = call(client.directory, capsys, *words, "a\udcff")
 
     assert status == 1
@@ -177,7 +177,7 @@ def test_without_a_config_each_says_where_it_looked(
     assert f"there is no config file yet: looked for '{tmp_path}/config.ini.php'" in out + err
 
 
-# What only takes away makes no database either.
+# Commands that only remove rows create no database either.
 TAKERS = [("purge", "--older-than", "400d", "--dry-run"), ("rates", "unset", "EUR")]
 
 
@@ -220,7 +220,7 @@ def test_what_needs_no_key_works_without_a_usable_one(
     config_path = write_config(client.directory, {"postback_key": key, **old})
 
     for words in (*READERS, *WRITERS):
-        # These look for the keys in what they are given, or hide them.
+        # These search the keys in their input, or hide them.
         if words[0] not in {"explain", "import", "reconcile", "replay"}:
             assert call(client.directory, capsys, *words)[0] == 0, words
     for words in (("url",), ("key", "show")):

@@ -1,4 +1,4 @@
-"""What a query says (section 2 of the contract), and which status it means (section 3)."""
+"""The parameters of a query (section 2 of the contract), and its status (section 3)."""
 
 import json
 from urllib.parse import parse_qs, quote, urlencode

@@ -1,4 +1,4 @@
-"""What people paste into `postback explain`: commands, tags, links of chats, lines of logs, bodies.
+"""Text pasted into `postback explain`: commands, tags, links of chats, lines of logs, bodies.
 
 Each row is one of a kind, from manuals of the programs that write it, support threads and
 documentation of networks; hosts, keys and ids are made up. Whatever is around it, the postback is
@@ -130,7 +130,7 @@ SENTENCES = [
     f"[Full request URI: {URL}]",
     f"{URL} <{URL}>",
     f"HTTPS://T.EXAMPLE.COM:8443{PATH}?{QUERY}",
-    # Set apart, escaped in a program's source, made harmless.
+    # With blanks, escaped in a program's source, written harmless.
     f"{PLACE}?subid=C1 &status=sale & payout=5",
     f"{PLACE} ? subid=C1& status=sale& payout=5",
     URL.replace("/", "\\/"),
@@ -223,7 +223,7 @@ KINDS = {
 
 
 def tell(client: Client, capsys: pytest.CaptureFixture[str], pasted: str) -> dict[str, Any]:
-    """Give the one object that `explain --json` shows."""
+    """Return the one object that `explain --json` prints."""
     status = cli.main(
         ["explain", pasted, "--json", "--config", str(client.directory / "config.ini.php")]
     )
@@ -235,7 +235,7 @@ def tell(client: Client, capsys: pytest.CaptureFixture[str], pasted: str) -> dic
 
 @pytest.fixture
 def tracker(client: Client) -> Client:
-    """A tracker that knows C1."""
+    """A tracker with the click C1."""
     client.click("C1")
     return client
 
@@ -264,7 +264,7 @@ def test_a_body_beside_the_address_is_read_as_the_receiver_reads_it(
         assert [part["name"] for part in told["parts"][:3]] == ["subid", "status", "payout"], pasted
 
 
-# What is sent with a type of its own reaches the receiver with it.
+# A body with a type reaches the receiver with that type.
 TYPED = [
     ('{"subid":"C1","status":"sale","payout":5}', "read as the body of a POST"),  # D73
     (f'curl {PLACE} --json \'{{"subid":"C1","payout":5}}\'', "read as a command for curl"),
@@ -328,7 +328,7 @@ AS_IT_IS = [
     ("subid=https://a.example/k/postback?x", "https://a.example/k/postback?x"),
     # A browser leaves an entity without ';' in an attribute alone.
     (f'<img src="{PLACE}?subid=C1&currency=EUR">', "C1"),
-    # The body of a postback may hold an address.
+    # The body of a postback may contain an address.
     (f"curl '{PLACE}' -d 'subid=C9&url=https://a.example/x'", "C9"),
 ]
 
@@ -459,7 +459,7 @@ def test_what_is_long_and_odd_is_read_or_refused_at_once(pasted: str) -> None:
     with suppress(UnclearError):
         read_pasted(pasted)
 
-    # Far from the minutes that it takes to look at all pairs of signs.
+    # Much less than the minutes for all pairs of signs.
     assert time.process_time() - began < 5
 
 
@@ -492,7 +492,7 @@ def test_on_a_terminal_the_lines_that_were_pasted_are_taken_together(tracker: Cl
 
 @pytest.mark.parametrize("end", ["\\", "&", "?", "`", "^", "& "])
 def test_a_line_that_goes_on_is_waited_for(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    # Nothing more is there at once: somebody types.
+    # No more lines are there at once: a person types.
     monkeypatch.setattr(select, "select", lambda *_: ([], [], []))
     keyboard, terminal = os.openpty()
     lines = [f"first {end}\n", "second\n", "third\n"]

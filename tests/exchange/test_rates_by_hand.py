@@ -208,7 +208,7 @@ def find_messages(
 BY_HAND = [
     ("1.09", 1, 0, None),
     ("1.09", 7, 0, None),
-    ("1.09", 8, 0, "set by hand 8 days ago, still goes before 1.0876"),
+    ("1.09", 8, 0, "set by hand 8 days ago, still takes precedence over 1.0876"),
     ("1.09", 400, None, None),
     ("1.09", 10, 12, None),
     ("10.9", 0, 0, "is more than 1.5 times off 1.0876"),

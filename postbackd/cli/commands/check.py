@@ -406,8 +406,8 @@ def _check_rates_by_hand(
             yield Finding(Level.WARNING, "rates", message)
         elif age > OLD_HAND_RATE_DAYS and fetched.day > rate.day:
             message = (
-                f"{said} {age} days ago, still goes before {beside}: `postback rates unset"
-                f" {currency}` where it is not meant any more"
+                f"{said} {age} days ago, still takes precedence over {beside}: run `postback rates"
+                f" unset {currency}` if it is not wanted any more"
             )
             yield Finding(Level.WARNING, "rates", message)
 

@@ -87,7 +87,7 @@ def _decode(raw: bytes) -> str:
         if raw.startswith(mark):
             return raw.removeprefix(mark).decode(encoding, "replace")
     if b"\0" in raw:
-        raise RefusedError("the input holds NUL bytes: save it as UTF-8, or paste it")
+        raise RefusedError("the input contains NUL bytes: save it as UTF-8, or paste it")
     return raw.decode("utf-8", "surrogateescape")
 
 

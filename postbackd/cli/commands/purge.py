@@ -107,7 +107,7 @@ def _purge(db: Storage, purge: Purge, age: Age) -> int:
     last = ("", 0)
     while (chunk := purge.list_old(db.db, age, last, rows)).ids:
         with db.transaction():
-            # Measured from here: the wait for the lock does not hold anybody up.
+            # Measured from here: the wait for the lock delays no other process.
             started = time.monotonic()
             deleted += purge.delete(db.db, age, chunk.ids)
         rows = PIECE_SIZE.adapt(rows, time.monotonic() - started)

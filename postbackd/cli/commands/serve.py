@@ -91,7 +91,7 @@ def _announce(settings: Settings, addresses: Sequence[str]) -> None:
         output.print_line(f"Config file:  {settings.path}")
     else:
         # In the form of the service log: the journal has both.
-        sentence = "The Postback URL holds the key: run `postback url` to see it."
+        sentence = "The Postback URL contains the key: run `postback url` to see it."
         output.print_line(logs.format_event(sentence))
 
 
