@@ -1,25 +1,36 @@
 """The WSGI callable: a request in, a verdict out. Run it as `gunicorn postback:application`.
 
-A request travels one way: read the query (`query`), judge it (`statuses`), keep the outcome
-(`booking`, `group_commit`), answer. Only here is HTTP spoken.
+Requests are answered in batches, since a sync of the disk costs as much for one as for a hundred:
+
+    read      `_read`: the environ becomes an `Answer`, or a `DatabaseWork`: a job for the database
+              and the answer to make of its outcome (`query` and `click` read what was sent)
+    judge     `booking.record`, one job after the other in one transaction (`statuses` decides)
+    commit    `group_commit.Committer`: the rows of all of them, one sync
+    answer    `_finish`: each `DatabaseWork` makes its answer of what came of its job, a 503 where
+              nothing was committed
+
+`Receiver.answer_all` goes these steps for a server that gathers requests, such as our worker;
+`Receiver.__call__`, plain WSGI, for one request, and shares the commit with other threads. Only
+judging and the commit hold the write lock. HTTP is spoken here alone.
 """
 
 import hmac
 import logging
 import os
 import re
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 from postbackd.config.entries import ConfigError
 from postbackd.config.settings import Settings, find_config, load
-from postbackd.db.refusals import Kind
-from postbackd.db.rows import ClickRow, utc_text
+from postbackd.db.rows import utc_text
 from postbackd.intake import booking, click
 from postbackd.intake.answers import (
     CORS,
@@ -32,8 +43,8 @@ from postbackd.intake.answers import (
     unavailable_answer,
 )
 from postbackd.intake.body import BODY_LIMIT_BYTES, CutShortError, Environ, read_body
-from postbackd.intake.booking import Arrival, Outcome, StoredClicks
-from postbackd.intake.group_commit import Job, UnavailableError
+from postbackd.intake.booking import Arrival, Outcome
+from postbackd.intake.group_commit import Job, UnavailableError, attempt
 from postbackd.intake.query import (
     names_click,
     read_cookies,
@@ -53,6 +64,9 @@ from storage import Storage
 LOG = logging.getLogger("postback")
 
 REASON_LIMIT_CHARACTERS = 200
+
+# How long a write check is believed: /health may be asked by several balancers at once.
+HEALTH_SECONDS = 2.0
 
 # The transparent pixel: 1x1, two colours, the first of them transparent. Source: GIF89a.
 PIXEL = bytes.fromhex(
@@ -82,30 +96,45 @@ class Receiver:
         self._started_with: Settings | None = None
         # Services of the process we were forked from: closing their database here would be unsafe.
         self._left_behind: list[Service] = []
+        self._making = threading.Lock()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request."""
-        (answer,) = self._answer([environ], self._find_service().run_one)
-        headers = answer.headers
-        if answer.status is not HTTPStatus.NO_CONTENT:
-            headers = [*headers, ("Content-Length", str(len(answer.body)))]
-        start_response(f"{answer.status.value} {answer.status.phrase}", headers)
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [answer.body]
+        """Answer one request; its commit is shared with those of other threads."""
+        batch = self._begin()
+        reading = _read(environ, batch)
+        if isinstance(reading, DatabaseWork):
+            reading = _finish(reading, batch.service.run(reading.job), batch)
+        headers = reading.headers
+        if reading.status is not HTTPStatus.NO_CONTENT:
+            headers = [*headers, ("Content-Length", str(len(reading.body)))]
+        start_response(f"{reading.status.value} {reading.status.phrase}", headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [reading.body]
 
     def answer_all(self, environs: Sequence[Environ]) -> list[Answer]:
         """Answer requests that share one commit, made by this thread, for a server that can wait.
 
-        What they did is on disk when this returns. A HEAD's answer has its body still. One thread
-        at a time, and not beside `__call__`: each would be a user of the database in one process.
+        What they did is on disk when this returns. A HEAD's answer has its body still.
         """
-        return self._answer(environs, self._find_service().commit)
+        batch = self._begin()
+        readings = [_read(environ, batch) for environ in environs]
+        jobs = [reading.job for reading in readings if isinstance(reading, DatabaseWork)]
+        outcomes = iter(batch.service.commit(jobs) if jobs else ())
+        return [
+            _finish(reading, next(outcomes), batch)
+            if isinstance(reading, DatabaseWork)
+            else reading
+            for reading in readings
+        ]
 
     def answer_on(self, environ: Environ, storage: Storage) -> Answer:
         """Answer a request, and do what it asks on a database of the caller's, not on ours."""
-        (answer,) = self._answer([environ], lambda jobs: [job(storage) for job in jobs])
+        batch = self._begin()
+        reading = _read(environ, batch)
+        if isinstance(reading, DatabaseWork):
+            reading = _finish(reading, attempt(storage, reading.job), batch)
         # Nobody used the key: it was only tried. At its end the service would write the use down.
-        self._find_service().key_uses.seen.clear()
-        return answer
+        batch.service.key_uses.seen.clear()
+        return reading
 
     def remember_start(self) -> None:
         """Hold what is read at start only, for all processes that are forked from now on.
@@ -119,51 +148,36 @@ class Receiver:
             # Each process tells what is wrong, and begins with what it reads first.
             self._started_with = None
 
-    def start(self) -> None:
-        """Begin the housekeeping before the first request comes."""
-        self._find_service().start()
-
-    def run_housekeeping(self) -> None:
-        """Do what is due beside the requests; for a server that uses `answer_all`."""
-        self._find_service().run_housekeeping()
-
-    def note_refusal(self, status: int, reason: str, address: str) -> None:
-        """Count a request that the server refused by itself; `postback check` shows the counts."""
-        self._find_service().note_refusal(Kind(status, reason), address)
-
     def close(self) -> None:
         """Commit and answer what was taken, and let the database go."""
         if self._service is not None:
             self._service.close()
             self._service = None
 
-    def _find_service(self) -> Service:
+    @property
+    def service(self) -> Service:
+        """The working half of this process, made when it is first asked for."""
         service = self._service
-        if service is None or service.pid != os.getpid():
-            if service is not None:
-                self._left_behind.append(service)
-            path = self._find_config()
-            service = self._service = Service(path, self._clock, self._started_with)
+        if service is not None and service.pid == os.getpid():
+            return service
+        # Of two threads that come first one makes it.
+        with self._making:
+            service = self._service
+            if service is None or service.pid != os.getpid():
+                if service is not None:
+                    self._left_behind.append(service)
+                path = self._find_config()
+                service = self._service = Service(path, self._clock, self._started_with)
         return service
 
     def _find_config(self) -> Path:
         return self._config_path or find_config(os.environ)
 
-    def _answer(self, environs: Sequence[Environ], run: "Run") -> list[Answer]:
-        """Read the requests, have what they ask of the database done, answer."""
-        service = self._find_service()
+    def _begin(self) -> "Batch":
+        service = self.service
         active = service.find_active_config()
-        moment = service.read_clock()
-        batch = Batch(service, active, moment, utc_text(moment))
-        readings = [_read(environ, batch) for environ in environs]
-        jobs = [reading.job for reading in readings if isinstance(reading, DatabaseWork)]
-        outcomes = iter(_run_jobs(jobs, run, batch) if jobs else ())
-        return [
-            _finish(reading, next(outcomes), batch)
-            if isinstance(reading, DatabaseWork)
-            else reading
-            for reading in readings
-        ]
+        moment = service.clock()
+        return Batch(service, active, moment, utc_text(moment))
 
 
 application = Receiver()
@@ -189,9 +203,6 @@ class DatabaseWork(NamedTuple):
     unavailable: Callable[[], Answer]
 
 
-Run = Callable[[Sequence[Job[Any]]], list[Any]]
-
-
 def _read(environ: Environ, batch: Batch) -> Answer | DatabaseWork:
     try:
         return _route(environ, batch)
@@ -199,16 +210,6 @@ def _read(environ: Environ, batch: Batch) -> Answer | DatabaseWork:
         return unavailable_answer()
     except Exception as error:  # the one edge: the sender must know to send again
         return _break_off(error, batch)
-
-
-def _run_jobs(jobs: Sequence[Job[Any]], run: Run, batch: Batch) -> Sequence[Any]:
-    try:
-        return run(jobs)
-    except UnavailableError as error:
-        return [error] * len(jobs)
-    except Exception as error:  # the same edge
-        _break_off(error, batch)
-        return [UnavailableError("a request broke off")] * len(jobs)
 
 
 def _finish(work: DatabaseWork, outcome: Any, batch: Batch) -> Answer:
@@ -384,9 +385,12 @@ def _log_and_answer(
 
 
 def _job_of(environ: Environ, active: ActiveConfig, arrival: Arrival) -> Job[Outcome]:
+    subid, terms = arrival.postback.incoming.subid, active.terms
+    about = (subid,) if subid else ()
+    size = len(arrival.query) + len(arrival.body or b"")
     if environ["REQUEST_METHOD"] == "HEAD":
-        return lambda db: booking.preview(db, arrival, active.terms)
-    return lambda db: booking.record(db, arrival, active.terms)
+        return Job(lambda db: booking.preview(db, arrival, terms), about)
+    return Job(lambda db: booking.record(db, arrival, terms), about, size)
 
 
 def _read_click(environ: Environ, batch: Batch, active: ActiveConfig) -> Answer | DatabaseWork:
@@ -395,12 +399,17 @@ def _read_click(environ: Environ, batch: Batch, active: ActiveConfig) -> Answer 
     row = reading.row
     if row is None:
         return _answer_click(Verdict.INVALID, reading.flaw, reasons)
-    if environ["REQUEST_METHOD"] == "HEAD":
-        job = partial(_preview_click, row=row)
-    else:
-        job = partial(booking.record_clicks, rows=[row], now=batch.now, terms=active.terms)
+    is_head = environ["REQUEST_METHOD"] == "HEAD"
+
+    def do(db: Storage) -> Verdict:
+        if is_head:
+            is_new = db.find_click(row.subid) is None
+        else:
+            is_new = booking.record_clicks(db, [row], batch.now, active.terms).new > 0
+        return Verdict.RECORDED if is_new else Verdict.UPDATED
+
     return DatabaseWork(
-        lambda db: Verdict.RECORDED if job(db).new else Verdict.UPDATED,
+        Job(do),
         lambda verdict: _answer_click(verdict, _RETURNED_BODY, reasons),
         unavailable_answer,
     )
@@ -414,10 +423,6 @@ def read_click(environ: Environ, active: ActiveConfig) -> click.ClickReading:
     if _NO_QUESTION_MARK in environ:
         reading = reading._replace(row=None, flaw=click.NO_QUESTION_MARK)
     return reading._replace(warnings=sent.warnings + reading.warnings)
-
-
-def _preview_click(db: Storage, row: ClickRow) -> StoredClicks:
-    return StoredClicks(new=int(db.find_click(row.subid) is None), settled=0)
 
 
 def _answer_click(verdict: Verdict, body: str, reasons: Headers) -> Answer:
@@ -449,15 +454,16 @@ def _read_health(environ: Environ, batch: Batch) -> Answer | DatabaseWork:
         return text_answer(
             HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", ("Allow", "GET, HEAD")
         )
-    if batch.service.was_healthy_lately:
+    service = batch.service
+    if monotonic() < service.healthy_until:
         return text_answer(HTTPStatus.OK, "ok")
 
     def answer(_: None) -> Answer:
-        batch.service.save_health()
+        service.healthy_until = monotonic() + HEALTH_SECONDS
         return text_answer(HTTPStatus.OK, "ok")
 
     return DatabaseWork(
-        lambda db: db.save_health_check(batch.received_at),
+        Job(lambda db: db.save_health_check(batch.received_at)),
         answer,
         lambda: _answer_unwell("the database takes no writes"),
     )

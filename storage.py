@@ -1,36 +1,40 @@
-"""What a postback, a click and a rate read and write, in the trade's words: one method a question.
+"""What a postback, a click and a rate read and write: all SQL of the write path.
 
-Storage decides nothing. The connection and its transactions are `db/sqlite/connection.py`'s, the
-tables `db/sqlite/schema.py`'s, their rows `db/rows.py`'s, what people ask from a terminal
+Storage decides nothing. What most postbacks ask and change goes by the shelf (`shelf`), which is
+read and written here, a statement a table; the other questions are asked of the tables, one method
+each. The connection and its transactions are `db/sqlite/connection.py`'s, the tables
+`db/sqlite/schema.py`'s, their rows `db/rows.py`'s, what people ask from a terminal
 `reports/queries.py`'s.
 """
 
 import itertools
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
-from functools import lru_cache
+from functools import cache, lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from postbackd.db.rows import (
-    CONVERSION_COLUMNS,
+    AMOUNT_COLUMNS,
+    COST_COLUMNS,
     Again,
     ClickRow,
+    ConversionRow,
     KnownClick,
     LastTry,
     ParkedPostback,
-    PostbackRow,
     Settled,
     Waiting,
     leave_copies_out,
-    read_conversion,
     sub_ids_json,
     to_json,
     utc_text,
 )
+from postbackd.db.shelf import Shelf, SubIdPatch
 from postbackd.db.sqlite import stop_signals
 from postbackd.db.sqlite.connection import (
     WAL_AUTOCHECKPOINT_PAGES,
@@ -40,14 +44,19 @@ from postbackd.db.sqlite.connection import (
     open_connection,
 )
 from rates import Rate, decimal_text, from_micros, to_micros
-from statuses import Click, Conversion, Past, Verdict
+from statuses import Click, Past, Verdict
 
 # An import of clicks with random ids touches a page of the index for every one: with SQLite's own
 # 2 MiB they would be written out and read back within one transaction.
 BULK_CACHE_KIB = 48 * 1024
 
-# A statement of its own for each click took half as long again.
-CLICKS_A_STATEMENT = 64
+# Rows that one INSERT brings: a statement of its own for each took a quarter longer, for each click
+# half as long again.
+ROWS_A_STATEMENT = (64, 16)
+
+# Ids that one SELECT asks for at most; a smaller list is filled up to a power of two, so that a
+# handful of statements is prepared in all.
+IDS_A_STATEMENT = 256
 
 
 def open_database(path: Path, currency: str, *, create: bool = True) -> "Storage":
@@ -60,38 +69,123 @@ def open_database(path: Path, currency: str, *, create: bool = True) -> "Storage
         raise DatabaseError(describe_trouble(error, path)) from error
 
 
-class Storage(Database):
-    """An open database and the questions that a postback and a click ask of it."""
+class Storage(Shelf, Database):
+    """An open database: the shelf of its present transaction, and what else is asked of it."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        """Take on an open, migrated connection; `open_database` gives one."""
+        Database.__init__(self, db, path)
+        Shelf.__init__(self)
+
+    @contextmanager
+    def transaction(self, about: Iterable[str] = ()) -> Iterator[None]:
+        """Make what happens inside one commit, on disk when this returns; any exception undoes it.
+
+        `about`: the click ids that will be asked for, as far as they are known; they are read at
+        once, any other when it is asked for. Raises DatabaseError where the commit went into a
+        file that is no longer at its path.
+        """
+        with super().transaction():
+            self._is_open = True
+            try:
+                self._take_readable(about)
+                yield
+                self.write()
+            finally:
+                self._is_open = False
+                self.clear()
+
+    def _take_readable(self, subids: Iterable[str]) -> None:
+        try:
+            self.take(subids)
+        except UnicodeEncodeError:
+            # One of them is no text that a database takes: only the job that asks for it is to
+            # fail.
+            self.clear()
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Make what happens inside undone as a whole where it raises, and nothing beside it."""
+        self.write()
+        with super().savepoint():
+            try:
+                yield
+                self.write()
+            except BaseException:
+                self.clear()
+                raise
+
+    # The shelf, read
+
+    def _read_clicks(self, subids: Sequence[str]) -> Iterator[tuple[str, KnownClick, bool]]:
+        for row in _select(self.db, _find_clicks_sql, subids):
+            click_id, subid, campaign_id, offer_id, sub_ids, is_due, has_conversions, *about = row
+            click = _make_click(*about)
+            known = KnownClick(click_id, campaign_id, offer_id, sub_ids, bool(is_due), click)
+            yield subid, known, has_conversions
+
+    def _read_conversions_of(self, click_ids: Sequence[int]) -> Iterator[tuple[ConversionRow, int]]:
+        for row in _select(self.db, _find_conversions_of_sql, click_ids):
+            yield ConversionRow._make(row[:-1]), row[-1]
+
+    def _read_conversions(
+        self, conversion_ids: Sequence[int]
+    ) -> Iterator[tuple[ConversionRow, int]]:
+        for row in _select(self.db, _find_conversions_sql, conversion_ids):
+            yield ConversionRow._make(row[:-1]), row[-1]
+
+    def _read_last_ids(self) -> dict[str, int]:
+        row = self.db.execute(_FIND_LAST_IDS).fetchone()
+        return dict(zip(("clicks", "conversions", "postbacks"), row, strict=True))
+
+    def _read_has_parked(self, subid: str) -> bool:
+        return self.db.execute(_FIND_ONE_PARKED, (subid,)).fetchone() is not None
+
+    def _read_rate(self, currency: str, day: date) -> Rate | None:
+        for statement in (_FIND_RATE_BY_HAND, _FIND_RATE_BY_THEN, _FIND_NEWEST_RATE):
+            row = self.db.execute(statement, {"currency": currency, "day": str(day)}).fetchone()
+            if row is not None:
+                return Rate(Decimal(row[0]), date.fromisoformat(row[1]), row[2])
+        return None
+
+    # The shelf, written
+
+    def _write(self) -> None:
+        changes = self.to_write
+        _insert(self.db, _ADD_CLICK, changes.clicks)
+        if changes.click_sub_ids:
+            self._patch_clicks(changes.click_sub_ids)
+        for external_id, click_id, only_missing in changes.external_ids:
+            sql = _ADD_EXTERNAL_ID if only_missing else _SET_EXTERNAL_ID
+            self.db.execute(sql, (external_id, click_id))
+        if changes.changed_conversions:
+            self._change_conversions()
+        _insert(self.db, _ADD_CONVERSION, self.list_new_conversions())
+        patches = [(to_json(sub_ids), row_id) for row_id, sub_ids in changes.conversion_sub_ids]
+        self._run_each(_PATCH_CONVERSION, patches)
+        _insert(self.db, _ADD_POSTBACK, changes.postbacks)
+        _insert(self.db, _ADD_HISTORY, changes.history)
+        self._run_each(_SETTLE_POSTBACK, changes.settlements)
+        self._run_each(_CLEAR_DUE_CLICK, [(click_id,) for click_id in changes.settled_clicks])
+
+    def _patch_clicks(self, patches: Sequence[SubIdPatch]) -> None:
+        # In order: what a click lacks may be what the patch before it brings.
+        for only_missing, some in itertools.groupby(patches, attrgetter("only_missing")):
+            sql = _ADD_TO_CLICK if only_missing else _PATCH_CLICK
+            self._run_each(sql, [(to_json(patch.sub_ids), patch.click_id) for patch in some])
+
+    def _change_conversions(self) -> None:
+        changed = self.list_changed_conversions()
+        # By itself, since it is in an index, of which a page would be written with every change.
+        tids = [(now.tid, now.id) for was, now in changed if was.tid != now.tid]
+        self._run_each(_SET_TID, tids)
+        self._run_each(_CHANGE_CONVERSION, [_OF_CHANGE(now) for _, now in changed])
+
+    def _run_each(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        if rows:
+            self.db.executemany(sql, rows)
 
     # Clicks
-
-    def find_click(self, subid: str) -> KnownClick | None:
-        """Find a click and the conversions that stand on it."""
-        row = self.db.execute(_FIND_CLICK, (subid,)).fetchone()
-        return self._known_click(row) if row else None
-
-    def _known_click(self, row: tuple[Any, ...]) -> KnownClick:
-        click_id, campaign_id, offer_id, sub_ids, is_due, has_conversions, *about = row
-        offer, allows_rebills, cost_model = about
-        conversions = self._find_conversions(click_id) if has_conversions else ()
-        allows_rebills = None if allows_rebills is None else bool(allows_rebills)
-        click = Click(offer, allows_rebills, cost_model, conversions)
-        return KnownClick(click_id, campaign_id, offer_id, sub_ids, bool(is_due), click)
-
-    def _find_conversions(self, click_id: int) -> tuple[Conversion, ...]:
-        rows = self.db.execute(
-            f"SELECT {CONVERSION_COLUMNS} FROM conversions WHERE click_id = ? ORDER BY id",
-            (click_id,),
-        )
-        return tuple(map(read_conversion, rows))
-
-    def add_bare_click(self, subid: str, now: str) -> int:
-        """Make a click of which only the subid is known; gives its id."""
-        cursor = self.db.execute(
-            "INSERT INTO clicks (subid, created_at) VALUES (?, ?)", (subid, now)
-        )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
 
     def put_clicks(self, rows: Iterable[ClickRow], now: str) -> int:
         """Make clicks, or let what is given replace what stands; returns how many are new."""
@@ -113,18 +207,14 @@ class Storage(Database):
             )
             for row in rows
         ]
-        before = self._last_click_id()
-        rest = len(values) - len(values) % CLICKS_A_STATEMENT
-        for start in range(0, rest, CLICKS_A_STATEMENT):
-            some = values[start : start + CLICKS_A_STATEMENT]
-            self.db.execute(_PUT_MANY_CLICKS, tuple(itertools.chain.from_iterable(some)))
-        self.db.executemany(_PUT_CLICK, values[rest:])
+        if self._changes_clicks:
+            self.write()
+        before = self._find_last_id("clicks")
+        _insert(self.db, _PUT_CLICK, values, _OR_CHANGE_CLICK)
+        self._forget_clicks(value[0] for value in values)
         # Ids are given in order and only to new rows, and we hold the write lock.
-        return self._last_click_id() - before
-
-    def _last_click_id(self) -> int:
-        last: int = self.db.execute("SELECT coalesce(max(id), 0) FROM clicks").fetchone()[0]
-        return last
+        last = self._last_ids["clicks"] = self._read_last_ids()["clicks"]
+        return last - before
 
     @contextmanager
     def bulk(self) -> Iterator[None]:
@@ -141,70 +231,11 @@ class Storage(Database):
         with stop_signals.deferred():
             self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def patch_click_sub_ids(
-        self, click_id: int, sub_ids: Mapping[str, str], *, only_missing: bool = False
-    ) -> None:
-        """Replace those of a click's sub ids that are given, or only add what it lacks."""
-        patched = "json_patch(?, sub_ids)" if only_missing else "json_patch(sub_ids, ?)"
-        self.db.execute(
-            f"UPDATE clicks SET sub_ids = {patched} WHERE id = ?", (to_json(sub_ids), click_id)
-        )
-
-    def set_external_id(
-        self, click_id: int, external_id: str, *, only_missing: bool = False
-    ) -> None:
-        """Replace the traffic source's own id of a click, or only add it where it is not known."""
-        kept = " AND external_id IS NULL" if only_missing else ""
-        self.db.execute(
-            f"UPDATE clicks SET external_id = ? WHERE id = ?{kept}", (external_id, click_id)
-        )
-
-    # Conversions
-
-    def add_conversion(self, click: KnownClick, values: Mapping[str, Any]) -> int:
-        """Make a conversion of a click; `values` are columns. Gives its id.
-
-        Its history is begun with `begin_history`, once there is a postback to name.
-        """
-        row = {
-            "click_id": click.id,
-            "campaign_id": click.campaign_id,
-            "offer_id": click.offer_id,
-            **values,
-        }
-        cursor = self.db.execute(_add_conversion_sql(tuple(row)), tuple(row.values()))
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
-
-    def change_conversion(
-        self, conversion_id: int, values: Mapping[str, Any], sub_ids: Mapping[str, str]
-    ) -> None:
-        """Change columns of a conversion, and replace those of its sub ids that are given."""
-        changes = "".join(f", {name} = ?" for name in values)
-        self.db.execute(
-            f"UPDATE conversions SET sub_ids = json_patch(sub_ids, ?){changes} WHERE id = ?",
-            (to_json(sub_ids), *values.values(), conversion_id),
-        )
-
-    def add_history(
-        self, conversion_id: int, change: str, at: str, postback_id: int | None
-    ) -> None:
-        """Write down what the conversion is from now on."""
-        self.db.execute(_ADD_HISTORY, (at, change, postback_id, conversion_id))
-
-    def begin_history(
-        self, conversion_id: int, values: Mapping[str, Any], at: str, postback_id: int
-    ) -> None:
-        """Write down what a new conversion is, by the `values` it was made with.
-
-        The same as `add_history`, which would read them back from the table.
-        """
-        read = values.get
-        about = [read(name) for name in _HISTORY_COLUMNS]
-        self.db.execute(_BEGIN_HISTORY, (conversion_id, at, postback_id, *about))
+    # Amounts that wait for a rate
 
     def find_waiting_days(self, kind: str, currency: str) -> list[date]:
         """List the days of which amounts (`kind` "payout") or costs ("cost") wait for a rate."""
+        self.write()
         rows = self.db.execute(_FIND_WAITING_DAYS[kind], (currency,))
         return [date.fromisoformat(day) for (day,) in rows]
 
@@ -212,27 +243,23 @@ class Storage(Database):
         self, kind: str, currency: str, day: date, below_micros: int, limit: int
     ) -> list[Waiting]:
         """List those of a day that wait for a rate, and are smaller than so many micros."""
+        self.write()
         rows = self.db.execute(_FIND_WAITING[kind], (currency, str(day), below_micros, limit))
         return [Waiting(conversion_id, from_micros(micros)) for conversion_id, micros in rows]
 
     def find_waiting_currencies(self) -> list[str]:
         """List the currencies whose rate is known by now and that amounts or costs wait for."""
+        self.write()
         return [currency for (currency,) in self.db.execute(_FIND_WAITING_CURRENCIES)]
 
     # Postbacks
-
-    def add_postback(self, row: PostbackRow) -> int:
-        """Append to the log; gives the row's id."""
-        # A plain tuple of plain values: any other type is looked up in the adapters first.
-        cursor = self.db.execute(_ADD_POSTBACK, tuple(row))
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
 
     def find_parked(self, subid: str, different: int, in_all: int) -> list[ParkedPostback]:
         """List what is parked for a click id, in the order received: so many different queries.
 
         One that comes behind its equal is left out, and counted with the first.
         """
+        self.write()
         rows = self.db.execute(_FIND_PARKED, (subid, different + 1)).fetchall()
         if len(rows) <= different:
             return leave_copies_out(ParkedPostback(*row) for row in rows)
@@ -241,6 +268,7 @@ class Storage(Database):
 
     def find_past(self, again: Again) -> Past:
         """Tell what the log knows of a postback that may have come before."""
+        self.write()
         row = self.db.execute(_FIND_PAST, again._asdict()).fetchone()
         return Past(*map(bool, row))
 
@@ -249,41 +277,31 @@ class Storage(Database):
     ) -> str | None:
         """Tell when the first postback came that said just this, from this moment on."""
         values = {"subid": subid, "query": query, "body": body, "since": since}
+        self.write()
         row = self.db.execute(_FIND_SAME_REQUEST, values).fetchone()
         return None if row is None else row[0]
 
     def find_click_gaps(self, click_id: int) -> frozenset[str]:
         """Tell which columns of a click say nothing yet, by the names of a `ClickRow`."""
+        self.write()
         columns = self.db.execute(_FIND_CLICK_GAPS, (click_id,)).fetchone()
         return frozenset(name for name, value in zip(_GAPS, columns, strict=True) if value is None)
 
     def has_moved_since(self, click_id: int, moment: str) -> bool:
         """Tell whether a conversion of the click was changed after a moment."""
+        self.write()
         sql = "SELECT EXISTS (SELECT 1 FROM conversions WHERE click_id = ? AND updated_at > ?)"
         return bool(self.db.execute(sql, (click_id, moment)).fetchone()[0])
 
     def count_parked(self, subids: Iterable[str]) -> dict[str, int]:
         """Count what is parked for each of these click ids; those without are left out."""
-        if self.db.execute(_FIND_ANY_PARKED).fetchone() is None:
-            return {}
-        return dict(self.db.execute(_COUNT_PARKED, (to_json(list(subids)),)).fetchall())
-
-    def settle_postback(
-        self, postback_id: int, at: str, verdict: Verdict, reason: str, conversion_id: int | None
-    ) -> None:
-        """Write down what came of a parked or replayed postback later.
-
-        What comes of a replay that was parked has come of its original too.
-        """
-        self.db.execute(
-            "UPDATE postbacks SET settled_at = ?1, settled_verdict = ?2, settled_reason = ?3,"
-            " conversion_id = ?4"
-            " WHERE id IN (?5, (SELECT replay_of FROM postbacks WHERE id = ?5))",
-            (at, verdict, reason, conversion_id, postback_id),
-        )
+        if self._changes_clicks:
+            self.write()
+        return dict(_select(self.db, _count_parked_sql, list(dict.fromkeys(subids))))
 
     def find_last_try(self, postback_id: int) -> LastTry | None:
         """Tell how a postback was put through last: by its newest replay, else as it came."""
+        self.write()
         row = self.db.execute(_FIND_LAST_TRY, (postback_id,)).fetchone()
         if row is None:
             return None
@@ -295,6 +313,7 @@ class Storage(Database):
 
         `received_at`: when the postback behind that change was received.
         """
+        self.write()
         return any(
             self.db.execute(
                 _GIVEN_LATER.format(value=value), (conversion_id, received_at)
@@ -304,6 +323,7 @@ class Storage(Database):
 
     def withdraw_parked_replays(self, original_id: int, at: str) -> None:
         """End the earlier replays of a postback that wait for a click still."""
+        self.write()
         self.db.execute(
             "UPDATE postbacks SET settled_at = ?, settled_verdict = 'refused',"
             " settled_reason = 'put through again otherwise'"
@@ -313,10 +333,12 @@ class Storage(Database):
 
     def settle_copies(self, parked: ParkedPostback, at: str, settled: Settled) -> None:
         """Write down what came of the parked postbacks that say the very same."""
+        self.write()
         self.db.execute(_SETTLE_COPIES, (at, *settled, parked.id, parked.query))
 
     def refuse_parked(self, subid: str, at: str, reason: str, before: str | None = None) -> None:
         """Refuse all that is parked for a click id, or only what came before a time."""
+        self.write()
         self.db.execute(
             "UPDATE postbacks SET settled_at = ?, settled_verdict = 'refused', settled_reason = ?"
             " WHERE subid = ? AND verdict = 'parked' AND settled_at IS NULL AND received_at < ?",
@@ -325,6 +347,8 @@ class Storage(Database):
 
     def find_due_clicks(self, limit: int) -> list[tuple[int, str]]:
         """List clicks (id, subid) that have come and for which postbacks are parked."""
+        if self._changes_clicks:
+            self.write()
         return self.db.execute(
             "SELECT click_id, subid FROM due_clicks JOIN clicks ON clicks.id = click_id"
             " ORDER BY click_id LIMIT ?",
@@ -335,21 +359,9 @@ class Storage(Database):
         """List likewise those of these click ids."""
         if not self.find_due_clicks(1):
             return []
-        return self.db.execute(_FIND_DUE_AMONG, (to_json(list(subids)),)).fetchall()
-
-    def clear_due_click(self, click_id: int) -> None:
-        """Take a click off the list: nothing is parked for it any more."""
-        self.db.execute("DELETE FROM due_clicks WHERE click_id = ?", (click_id,))
+        return sorted(_select(self.db, _find_due_sql, list(dict.fromkeys(subids))))
 
     # Rates
-
-    def find_rate(self, currency: str, day: date) -> Rate | None:
-        """Find the rate for a day: one set by hand, else the newest by then, else the newest."""
-        for statement in (_FIND_RATE_BY_HAND, _FIND_RATE_BY_THEN, _FIND_NEWEST_RATE):
-            row = self.db.execute(statement, {"currency": currency, "day": str(day)}).fetchone()
-            if row is not None:
-                return Rate(Decimal(row[0]), date.fromisoformat(row[1]), row[2])
-        return None
 
     def has_rate_of(self, currency: str) -> bool:
         """Tell whether any rate names a currency, one set by hand that has not ended or fetched."""
@@ -371,6 +383,8 @@ class Storage(Database):
 
     def end_rate_by_hand(self, currency: str, now: datetime) -> bool:
         """End the rate by hand in force; False where there was none."""
+        # What was asked for before may be another rate now.
+        self._rates.clear()
         cursor = self.db.execute(
             "UPDATE rates SET ended_at = ?"
             " WHERE currency = ? AND source = 'hand' AND ended_at IS NULL",
@@ -382,6 +396,7 @@ class Storage(Database):
 
     def set_offer(self, name: str, *, allow_rebills: bool) -> bool:
         """Say whether an offer allows rebills; True where it was not known yet and is made."""
+        self._begin_anew()
         is_new = _is_unknown(self.db, "offers", name)
         self.db.execute(
             "INSERT INTO offers (name, allow_rebills) VALUES (?, ?)"
@@ -392,6 +407,7 @@ class Storage(Database):
 
     def set_campaign(self, name: str, cost_model: str | None) -> bool:
         """Set a campaign's cost model (None: unknown); True where it was not known yet."""
+        self._begin_anew()
         is_new = _is_unknown(self.db, "campaigns", name)
         self.db.execute(
             "INSERT INTO campaigns (name, cost_model) VALUES (?, ?)"
@@ -400,9 +416,20 @@ class Storage(Database):
         )
         return is_new
 
+    def _begin_anew(self) -> None:
+        # What the shelf says of a click's offer and campaign is about to change.
+        self.write()
+        self.clear()
+
     def save_health_check(self, now: str) -> None:
         """Write a row, so that its commit proves the database takes writes."""
         self.db.execute("UPDATE tracker SET health_checked_at = ?", (now,))
+
+
+# Clicks share a few offers and cost models: making each its own took as long as finding it.
+@lru_cache(maxsize=1024)
+def _make_click(offer: str | None, allows_rebills: int | None, cost_model: str | None) -> Click:
+    return Click(offer, None if allows_rebills is None else bool(allows_rebills), cost_model)
 
 
 def _is_unknown(db: sqlite3.Connection, table: str, name: str) -> bool:
@@ -432,23 +459,93 @@ class _Names:
         return found
 
 
-_FIND_CLICK = (
-    "SELECT clicks.id, campaign_id, offer_id, sub_ids,"
-    " EXISTS (SELECT 1 FROM due_clicks WHERE click_id = clicks.id),"
-    " EXISTS (SELECT 1 FROM conversions WHERE click_id = clicks.id),"
-    " offers.name, offers.allow_rebills,"
-    " coalesce(clicks.cost_model, campaigns.cost_model) FROM clicks"
-    " LEFT JOIN offers ON offers.id = offer_id"
-    " LEFT JOIN campaigns ON campaigns.id = campaign_id"
-    " WHERE clicks.subid = ?"
-)
+def _insert(
+    db: sqlite3.Connection, sql: str, rows: Sequence[Sequence[Any]], conflict: str = ""
+) -> None:
+    """Insert rows, many with a statement."""
+    start = 0
+    for size in ROWS_A_STATEMENT:
+        while len(rows) - start >= size:
+            some = itertools.chain.from_iterable(rows[start : start + size])
+            db.execute(_insert_sql(sql, size, conflict), tuple(some))
+            start += size
+    if start < len(rows):
+        db.executemany(_insert_sql(sql, 1, conflict), rows[start:])
 
 
-def _put_clicks_sql(count: int) -> str:
+@cache
+def _insert_sql(sql: str, count: int, conflict: str) -> str:
+    marks = f"({', '.join('?' * (sql.count(',') + 1))})"
+    return f"{sql} VALUES {', '.join([marks] * count)} {conflict}"
+
+
+def _select(
+    db: sqlite3.Connection, write_sql: Callable[[int], str], ids: Sequence[Any]
+) -> list[Any]:
+    """Select by a list of ids, many with a statement."""
+    rows: list[Any] = []
+    for start in range(0, len(ids), IDS_A_STATEMENT):
+        some = ids[start : start + IDS_A_STATEMENT]
+        size = 1 << (len(some) - 1).bit_length()
+        # One that stands there twice is looked for once.
+        fill = itertools.repeat(some[0], size - len(some))
+        rows += db.execute(write_sql(size), (*some, *fill)).fetchall()
+    return rows
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
+
+
+@cache
+def _find_clicks_sql(count: int) -> str:
     return f"""
-    INSERT INTO clicks (subid, campaign_id, offer_id, clicked_at, cost_model, sub_ids, created_at,
+    SELECT clicks.id, subid, campaign_id, offer_id, sub_ids,
+        EXISTS (SELECT 1 FROM due_clicks WHERE click_id = clicks.id),
+        EXISTS (SELECT 1 FROM conversions WHERE click_id = clicks.id),
+        offers.name, offers.allow_rebills, coalesce(clicks.cost_model, campaigns.cost_model)
+    FROM clicks
+    LEFT JOIN offers ON offers.id = offer_id
+    LEFT JOIN campaigns ON campaigns.id = campaign_id
+    WHERE subid IN ({_marks(count)})
+"""
+
+
+_CONVERSIONS = """
+    SELECT id, click_id, tid, status, original_status, previous_status,
+        amount_micros, currency, amount_day, payout_micros, rate, rate_day, rate_source,
+        cost_amount_micros, cost_currency, cost_day, cost_micros, cost_rate, cost_rate_day,
+        cost_rate_source, campaign_id, offer_id, network, sub_ids, created_at, updated_at, sale_at,
+        (SELECT coalesce(max(seq), 0) FROM conversion_history WHERE conversion_id = conversions.id)
+    FROM conversions
+"""
+
+
+@cache
+def _find_conversions_of_sql(count: int) -> str:
+    return f"{_CONVERSIONS} WHERE click_id IN ({_marks(count)}) ORDER BY id"
+
+
+@cache
+def _find_conversions_sql(count: int) -> str:
+    return f"{_CONVERSIONS} WHERE id IN ({_marks(count)})"
+
+
+_FIND_LAST_IDS = """
+    SELECT (SELECT coalesce(max(id), 0) FROM clicks),
+        (SELECT coalesce(max(id), 0) FROM conversions),
+        (SELECT coalesce(max(id), 0) FROM postbacks)
+"""
+
+# What is inserted is written whole, with every column; `_insert` adds the marks. The order is that
+# of the rows.
+
+_PUT_CLICK = """
+    INSERT INTO clicks (
+        subid, campaign_id, offer_id, clicked_at, cost_model, sub_ids, created_at,
         external_id, source, click_cost_micros, click_cost_currency)
-    VALUES {", ".join([f"({', '.join('?' * 11)})"] * count)}
+"""
+_OR_CHANGE_CLICK = """
     ON CONFLICT (subid) DO UPDATE SET
         campaign_id = coalesce(excluded.campaign_id, campaign_id),
         offer_id = coalesce(excluded.offer_id, offer_id),
@@ -458,23 +555,74 @@ def _put_clicks_sql(count: int) -> str:
         source = coalesce(excluded.source, source),
         click_cost_micros = coalesce(excluded.click_cost_micros, click_cost_micros),
         click_cost_currency = coalesce(excluded.click_cost_currency, click_cost_currency),
+        external_id = coalesce(excluded.external_id, external_id),
+        source = coalesce(excluded.source, source),
+        click_cost_micros = coalesce(excluded.click_cost_micros, click_cost_micros),
+        click_cost_currency = coalesce(excluded.click_cost_currency, click_cost_currency),
         sub_ids = json_patch(sub_ids, excluded.sub_ids)
 """
 
+_ADD_CLICK = "INSERT INTO clicks (id, subid, created_at)"
 
-_PUT_CLICK = _put_clicks_sql(1)
-_PUT_MANY_CLICKS = _put_clicks_sql(CLICKS_A_STATEMENT)
+_ADD_CONVERSION = """
+    INSERT INTO conversions (
+        id, click_id, tid, status, original_status, previous_status,
+        amount_micros, currency, amount_day, payout_micros, rate, rate_day, rate_source,
+        cost_amount_micros, cost_currency, cost_day, cost_micros, cost_rate, cost_rate_day,
+        cost_rate_source, campaign_id, offer_id, network, sub_ids, created_at, updated_at, sale_at)
+"""
 
+_ADD_POSTBACK = """
+    INSERT INTO postbacks (
+        id, received_at, source, method, remote_addr, query, subid, tid, original_status,
+        verdict, reason, warnings, conversion_id, network, replay_of, body, body_type)
+"""
 
-# Which columns are given depends on what the postback said: a handful of statements in all.
-@lru_cache(maxsize=64)
-def _add_conversion_sql(names: tuple[str, ...]) -> str:
-    return f"INSERT INTO conversions ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+_ADD_HISTORY = """
+    INSERT INTO conversion_history (
+        conversion_id, seq, at, change, postback_id, status, original_status, tid,
+        amount_micros, currency, payout_micros, rate, rate_day, rate_source,
+        cost_micros, cost_rate, cost_rate_day, cost_rate_source)
+"""
 
+_PATCH_CLICK = "UPDATE clicks SET sub_ids = json_patch(sub_ids, ?) WHERE id = ?"
+_ADD_TO_CLICK = "UPDATE clicks SET sub_ids = json_patch(?, sub_ids) WHERE id = ?"
+_PATCH_CONVERSION = "UPDATE conversions SET sub_ids = json_patch(sub_ids, ?) WHERE id = ?"
 
-_ADD_POSTBACK = f"""
-    INSERT INTO postbacks ({", ".join(PostbackRow._fields)})
-    VALUES ({", ".join("?" * len(PostbackRow._fields))})
+_SET_EXTERNAL_ID = "UPDATE clicks SET external_id = ? WHERE id = ?"
+_ADD_EXTERNAL_ID = f"{_SET_EXTERNAL_ID} AND external_id IS NULL"
+
+_SET_TID = "UPDATE conversions SET tid = ? WHERE id = ?"
+
+# All that may change of a conversion, but for `tid` and `sub_ids`.
+_CHANGE_CONVERSION = """
+    UPDATE conversions SET status = ?, original_status = ?, previous_status = ?,
+        amount_micros = ?, currency = ?, amount_day = ?,
+        payout_micros = ?, rate = ?, rate_day = ?, rate_source = ?,
+        cost_amount_micros = ?, cost_currency = ?, cost_day = ?,
+        cost_micros = ?, cost_rate = ?, cost_rate_day = ?, cost_rate_source = ?,
+        network = ?, updated_at = ?, sale_at = ?
+    WHERE id = ?
+"""
+_OF_CHANGE = attrgetter(
+    *("status", "original_status", "previous_status"),
+    *AMOUNT_COLUMNS,
+    *COST_COLUMNS,
+    *("network", "updated_at", "sale_at"),
+    "id",
+)
+
+_SETTLE_POSTBACK = """
+    UPDATE postbacks SET settled_at = ?1, settled_verdict = ?2, settled_reason = ?3,
+        conversion_id = ?4
+    WHERE id IN (?5, (SELECT replay_of FROM postbacks WHERE id = ?5))
+"""
+
+_CLEAR_DUE_CLICK = "DELETE FROM due_clicks WHERE click_id = ?"
+
+_FIND_ONE_PARKED = """
+    SELECT 1 FROM postbacks
+    WHERE subid = ? AND verdict = 'parked' AND settled_at IS NULL LIMIT 1
 """
 
 _FIND_PARKED = """
@@ -600,54 +748,23 @@ _GIVEN_LATER = """
             (SELECT received_at FROM postbacks WHERE id = giver.replay_of), giver.received_at)
 """
 
-# CROSS JOIN: the click ids lead, each a look into the index.
-_FIND_DUE_AMONG = """
-    SELECT clicks.id, subid FROM (SELECT DISTINCT value FROM json_each(?))
-    CROSS JOIN clicks ON clicks.subid = value
-    WHERE EXISTS (SELECT 1 FROM due_clicks WHERE click_id = clicks.id) ORDER BY clicks.id
+
+@cache
+def _find_due_sql(count: int) -> str:
+    return f"""
+    SELECT id, subid FROM clicks
+    WHERE subid IN ({_marks(count)}) AND EXISTS (SELECT 1 FROM due_clicks WHERE click_id = id)
 """
 
-_FIND_ANY_PARKED = """
-    SELECT 1 FROM postbacks WHERE verdict = 'parked' AND settled_at IS NULL LIMIT 1
+
+@cache
+def _count_parked_sql(count: int) -> str:
+    return f"""
+    SELECT subid, count(*) FROM postbacks
+    WHERE subid IN ({_marks(count)}) AND verdict = 'parked' AND settled_at IS NULL
+    GROUP BY subid
 """
 
-# CROSS JOIN: the click ids lead, each a look into the index of what is parked.
-_COUNT_PARKED = """
-    SELECT value, count(*) FROM (SELECT DISTINCT value FROM json_each(?))
-    CROSS JOIN postbacks ON postbacks.subid = value
-        AND postbacks.verdict = 'parked' AND postbacks.settled_at IS NULL
-    GROUP BY value
-"""
-
-# What the history keeps of a conversion, under the same names.
-_HISTORY_COLUMNS = (
-    "status",
-    "original_status",
-    "tid",
-    "amount_micros",
-    "currency",
-    "payout_micros",
-    "rate",
-    "rate_day",
-    "rate_source",
-    "cost_micros",
-    "cost_rate",
-    "cost_rate_day",
-    "cost_rate_source",
-)
-_HISTORY = f"""
-    INSERT INTO conversion_history (
-        conversion_id, seq, at, change, postback_id, {", ".join(_HISTORY_COLUMNS)})
-"""
-_BEGIN_HISTORY = f"""{_HISTORY}
-    VALUES (?, 1, ?, 'recorded', ?{", ?" * len(_HISTORY_COLUMNS)})
-"""
-_ADD_HISTORY = f"""{_HISTORY}
-    SELECT id,
-        (SELECT coalesce(max(seq), 0) + 1 FROM conversion_history WHERE conversion_id = c.id),
-        ?, ?, ?, {", ".join(_HISTORY_COLUMNS)}
-    FROM conversions AS c WHERE id = ?
-"""
 
 HAS_RATE = """
     SELECT 1 FROM rates WHERE currency = ? AND (source <> 'hand' OR ended_at IS NULL) LIMIT 1

@@ -58,16 +58,24 @@ class LineImporter:
         self._read_clock = read_clock
         self._forces = forces
         self._pieces = 0
+        # How many lines the last piece took: so many click ids are read at once for the next.
+        self._lines_a_piece = 100
 
     def take(self, lines: Sequence[Line]) -> Iterator[list[ImportedLine]]:
         """Book lines; yielded ones are on disk."""
         start = 0
         while start < len(lines):
-            with self._storage.transaction():
+            with self._storage.transaction(self._list_subids(lines, start)):
                 piece = self._keep(lines, start)
             yield piece
             start += len(piece)
+            self._lines_a_piece = len(piece)
             self._let_others_through()
+
+    def _list_subids(self, lines: Sequence[Line], start: int) -> Iterator[str]:
+        for line in lines[start : start + self._lines_a_piece]:
+            if line.postback is not None and line.postback.incoming.subid:
+                yield line.postback.incoming.subid
 
     def _keep(self, lines: Sequence[Line], start: int) -> list[ImportedLine]:
         deadline = time.monotonic() + WORK_SECONDS

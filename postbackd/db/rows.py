@@ -69,6 +69,56 @@ class PostbackRow(NamedTuple):
     body_type: str | None = None
 
 
+class ConversionRow(NamedTuple):
+    """A conversion; the fields are the columns, in the order of the table."""
+
+    id: int
+    click_id: int
+    tid: str
+    status: str
+    original_status: str | None
+    previous_status: str | None
+    amount_micros: int | None
+    currency: str | None
+    amount_day: str | None
+    payout_micros: int | None
+    rate: str | None
+    rate_day: str | None
+    rate_source: str | None
+    cost_amount_micros: int | None
+    cost_currency: str | None
+    cost_day: str | None
+    cost_micros: int | None
+    cost_rate: str | None
+    cost_rate_day: str | None
+    cost_rate_source: str | None
+    campaign_id: int | None
+    offer_id: int | None
+    network: str | None
+    sub_ids: str
+    created_at: str
+    updated_at: str
+    sale_at: str | None
+
+
+# What the history keeps of a conversion, under the same names.
+HISTORY_COLUMNS = (
+    "status",
+    "original_status",
+    "tid",
+    "amount_micros",
+    "currency",
+    "payout_micros",
+    "rate",
+    "rate_day",
+    "rate_source",
+    "cost_micros",
+    "cost_rate",
+    "cost_rate_day",
+    "cost_rate_source",
+)
+
+
 class Again(NamedTuple):
     """What the log is asked about a postback that may have come before; the fields are parameters.
 
@@ -169,14 +219,22 @@ def utc_text(moment: datetime) -> str:
 
 
 # What the engine sees of a conversion, in the order in which `read_conversion` takes it.
-CONVERSION_COLUMNS = (
-    "conversions.id, tid, status, amount_micros, currency, cost_amount_micros, cost_currency,"
-    " previous_status, conversions.sub_ids"
+SEEN_COLUMNS = (
+    "id",
+    "tid",
+    "status",
+    "amount_micros",
+    "currency",
+    "cost_amount_micros",
+    "cost_currency",
+    "previous_status",
+    "sub_ids",
 )
+CONVERSION_COLUMNS = ", ".join(f"conversions.{name}" for name in SEEN_COLUMNS)
 
 
 def read_conversion(row: Sequence[Any]) -> Conversion:
-    """Read a conversion as the engine sees it, from `CONVERSION_COLUMNS`."""
+    """Read a conversion as the engine sees it, from `SEEN_COLUMNS`."""
     conversion_id, tid, status, amount, currency, cost, cost_currency, previous, sub_ids = row
     return Conversion(
         conversion_id,
@@ -191,44 +249,51 @@ def read_conversion(row: Sequence[Any]) -> Conversion:
     )
 
 
-def amount_columns(priced: Priced) -> dict[str, Any]:
-    """Give the columns that hold what was sent and what it is worth."""
-    return {
-        "amount_micros": to_micros(priced.amount),
-        "currency": priced.currency,
-        "amount_day": None if priced.day is None else priced.day.isoformat(),
-        **payout_columns(priced),
-    }
+# The columns of an amount and of a cost, in the order of `money_values`.
+AMOUNT_COLUMNS = (
+    "amount_micros",
+    "currency",
+    "amount_day",
+    "payout_micros",
+    "rate",
+    "rate_day",
+    "rate_source",
+)
+COST_COLUMNS = (
+    "cost_amount_micros",
+    "cost_currency",
+    "cost_day",
+    "cost_micros",
+    "cost_rate",
+    "cost_rate_day",
+    "cost_rate_source",
+)
+# The first of them say what was sent, the others what it is worth in the tracker's currency.
+_SENT = 3
+
+MoneyValues = tuple[
+    int | None, str | None, str | None, int | None, str | None, str | None, str | None
+]
+NO_MONEY: MoneyValues = (None, None, None, None, None, None, None)
+
+
+def money_values(priced: Priced) -> MoneyValues:
+    """Give what was sent and what it is worth, as the columns of an amount or a cost hold it."""
+    amount, currency, day, worth, rate = priced
+    sent = (to_micros(amount), currency, None if day is None else day.isoformat())
+    if worth is None or rate is None:
+        return (*sent, None, None, None, None)
+    return (*sent, to_micros(worth), _rate_text(rate.value), rate.day.isoformat(), rate.source)
 
 
 def payout_columns(priced: Priced) -> dict[str, Any]:
     """Give the columns of an amount in the tracker's currency, with the rate that made it."""
-    return _worth_columns(priced, "payout_micros", "")
-
-
-def cost_columns(priced: Priced) -> dict[str, Any]:
-    """Give the columns that hold a cost as it was sent and what it is worth."""
-    return {
-        "cost_amount_micros": to_micros(priced.amount),
-        "cost_currency": priced.currency,
-        "cost_day": None if priced.day is None else priced.day.isoformat(),
-        **cost_worth_columns(priced),
-    }
+    return dict(zip(AMOUNT_COLUMNS[_SENT:], money_values(priced)[_SENT:], strict=True))
 
 
 def cost_worth_columns(priced: Priced) -> dict[str, Any]:
     """Give the columns of a cost in the tracker's currency, with the rate that made it."""
-    return _worth_columns(priced, "cost_micros", "cost_")
-
-
-def _worth_columns(priced: Priced, worth_name: str, prefix: str) -> dict[str, Any]:
-    rate = priced.rate
-    return {
-        worth_name: None if priced.worth is None else to_micros(priced.worth),
-        f"{prefix}rate": None if rate is None else _rate_text(rate.value),
-        f"{prefix}rate_day": None if rate is None else rate.day.isoformat(),
-        f"{prefix}rate_source": None if rate is None else rate.source,
-    }
+    return dict(zip(COST_COLUMNS[_SENT:], money_values(priced)[_SENT:], strict=True))
 
 
 # A day has a handful of them.

@@ -93,7 +93,9 @@ def _fill_in_day(
     filled = 0
     # What is too large for this rate waits for another one, and is in nobody's way.
     below = find_convertible_below(rate.value)
-    for waiting in db.find_waiting(kind, currency, day, below, limit):
+    found = db.find_waiting(kind, currency, day, below, limit)
+    db.take_conversions(waiting.conversion_id for waiting in found)
+    for waiting in found:
         priced = price_at(Priced(waiting.amount, currency, day, None, None), rate)
         if priced.worth is not None:
             _convert_late(db, waiting.conversion_id, _COLUMNS[kind](priced), utc_text(now))
@@ -120,7 +122,7 @@ def unset_rate(db: Storage, currency: str, now: datetime) -> bool:
 
 
 def _convert_late(db: Storage, conversion_id: int, values: Mapping[str, Any], at: str) -> None:
-    db.change_conversion(conversion_id, {**values, "updated_at": at}, {})
+    db.change_conversion(conversion_id, {**values, "updated_at": at})
     db.add_history(conversion_id, "converted", at, None)
 
 
@@ -149,14 +151,16 @@ def book_recomputed(db: Storage, span: DateRange, chunk: range, now: datetime) -
     """Do the same and book it, with a row of history for each conversion that changes."""
     at = utc_text(now)
     changes: list[Recomputed] = []
-    for conversion in _list_converted(db.db, span, chunk):
-        priced = list(_price_anew(db, conversion, span.day))
+    found = list(_list_converted(db.db, span, chunk))
+    all_priced = [list(_price_anew(db, conversion, span.day)) for conversion in found]
+    db.take_conversions(row.id for row, priced in zip(found, all_priced, strict=True) if priced)
+    for conversion, priced in zip(found, all_priced, strict=True):
         if not priced:
             continue
         values: dict[str, Any] = {"updated_at": at}
         for change, anew in priced:
             values |= _COLUMNS[change.kind](anew)
-        db.change_conversion(conversion.id, values, {})
+        db.change_conversion(conversion.id, values)
         db.add_history(conversion.id, "recomputed", at, None)
         changes += [change for change, _ in priced]
     return changes

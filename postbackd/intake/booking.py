@@ -1,10 +1,11 @@
 """The one way of a postback: judge it with the engine, keep it and its effect in one transaction.
 
 A live request, an imported line, a replay and a click's arrival all come through here. The caller
-holds the transaction; nothing here commits, but for `settle_all_due_clicks`.
+holds the transaction; nothing here commits, but for `settle_all_due_clicks`. What is asked and
+changed is on the transaction's shelf (`shelf`), and written when its batch is done.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -12,20 +13,24 @@ from typing import Any, NamedTuple, Protocol
 
 from postbackd.config.settings import Settings
 from postbackd.db.rows import (
+    AMOUNT_COLUMNS,
+    COST_COLUMNS,
+    NO_MONEY,
     Again,
     ClickRow,
+    ConversionRow,
     KnownClick,
+    MoneyValues,
     ParkedPostback,
     PostbackRow,
     Settled,
-    amount_columns,
-    cost_columns,
+    money_values,
     to_json,
     utc_text,
 )
 from postbackd.intake.currencies import ISO_CODES
 from postbackd.intake.query import Postback, read_fields, read_postback, warn_of_query
-from rates import Priced, Rate, decimal_text, price_at
+from rates import Priced, decimal_text, price_at, to_micros
 from statuses import (
     MONEY,
     Change,
@@ -49,9 +54,8 @@ PARKED_IN_ALL = 1000
 # for it, and some 60 where each click has its hundred parked.
 DUE_CLICKS_AT_ONCE = 4
 
-# The source of the rate of an amount that was sent in the tracker's own currency.
+# The source of the rate, which is 1, of an amount that was sent in the tracker's own currency.
 SAME_CURRENCY = "same"
-_ONE = Decimal(1)
 
 
 class BookingOptions(NamedTuple):
@@ -122,19 +126,15 @@ BOOKED = frozenset({Verdict.RECORDED, Verdict.UPDATED, Verdict.REPEATED})
 
 
 class Effect(NamedTuple):
-    """What a decision's change did: to which conversion, what pricing warned of.
-
-    `made_with` are a new conversion's columns; None where none was made.
-    """
+    """What a decision's change did: to which conversion, what pricing warned of."""
 
     conversion_id: int | None
     warnings: tuple[str, ...] = ()
-    made_with: Mapping[str, Any] | None = None
 
 
 def record(db: Storage, arrival: Arrival, terms: BookingOptions) -> Outcome:
     """Judge a postback and write down both it and its effect."""
-    arrival = arrival._replace(postback=know_currency(db, arrival.postback, terms))
+    arrival = _know_its_currency(db, arrival, terms)
     decision, known = judge_arrival(db, arrival, terms)
     if _brings_click(decision, known):
         # What was parked for the click came first, and may change what this postback meets.
@@ -148,13 +148,13 @@ def record(db: Storage, arrival: Arrival, terms: BookingOptions) -> Outcome:
         effect.conversion_id,
     )
     postback_id = db.add_postback(_postback_row(arrival, outcome))
-    _note_change(db, decision, effect, arrival.received_at, postback_id)
+    _note_change(db, decision, effect.conversion_id, arrival.received_at, postback_id)
     return outcome
 
 
 def preview(db: Storage, arrival: Arrival, terms: BookingOptions) -> Outcome:
     """Say what would come of a postback, and write nothing."""
-    known_arrival = arrival._replace(postback=know_currency(db, arrival.postback, terms))
+    known_arrival = _know_its_currency(db, arrival, terms)
     decision, known = judge_arrival(db, known_arrival, terms)
     if _brings_click(decision, known):
         with suppress(_UndoneError), db.savepoint():
@@ -162,9 +162,9 @@ def preview(db: Storage, arrival: Arrival, terms: BookingOptions) -> Outcome:
             raise _UndoneError
         return outcome
     change = decision.change
-    money = () if change is None else _price_change(db, change, known_arrival, terms)[1]
+    money = () if change is None else _price_change(db, change, known_arrival, terms)
     conversion_id = None if decision.conversion is None else decision.conversion.id
-    warnings = known_arrival.postback.warnings + decision.warnings + money
+    warnings = known_arrival.postback.warnings + decision.warnings + _list_warnings(*money)
     return Outcome(decision.verdict, decision.reason, warnings, conversion_id)
 
 
@@ -219,6 +219,11 @@ def know_currency(db: KnowsRates, postback: Postback, terms: BookingOptions) -> 
     )
 
 
+def _know_its_currency(db: Storage, arrival: Arrival, terms: BookingOptions) -> Arrival:
+    postback = know_currency(db, arrival.postback, terms)
+    return arrival if postback is arrival.postback else arrival._replace(postback=postback)
+
+
 def record_clicks(
     db: Storage, rows: Iterable[ClickRow], now: datetime, terms: BookingOptions
 ) -> StoredClicks:
@@ -226,6 +231,8 @@ def record_clicks(
     rows = list(rows)
     new = db.put_clicks(rows, utc_text(now))
     due = db.find_due_clicks_among(row.subid for row in rows)
+    if not due:
+        return StoredClicks(new, 0)
     parked = db.count_parked(subid for _, subid in due)
     _settle_clicks(db, due, now, terms)
     return StoredClicks(new, sum(parked.values()))
@@ -255,11 +262,12 @@ def settle_all_due_clicks(
 
 
 def _settle_clicks(
-    db: Storage, due: Iterable[tuple[int, str]], now: datetime, terms: BookingOptions
+    db: Storage, due: Sequence[tuple[int, str]], now: datetime, terms: BookingOptions
 ) -> None:
+    db.take(subid for _, subid in due)
     for click_id, subid in due:
         _settle_parked(db, subid, now, terms)
-        db.clear_due_click(click_id)
+        db.clear_due_click(click_id, subid)
 
 
 def _bring_click(
@@ -271,7 +279,7 @@ def _bring_click(
     click_id = db.add_bare_click(subid, arrival.received_at) if known is None else known.id
     now = datetime.fromisoformat(arrival.replayed_at or arrival.received_at)
     _settle_parked(db, subid, now, terms)
-    db.clear_due_click(click_id)
+    db.clear_due_click(click_id, subid)
 
 
 def _apply(
@@ -285,57 +293,70 @@ def _apply(
     change = decision.change
     if change is None:
         return Effect(None if decision.conversion is None else decision.conversion.id)
-    money, warnings = _price_change(db, change, arrival, terms)
     assert known is not None
-    made_with = None
+    amount, cost = _price_change(db, change, arrival, terms)
     if change.conversion is None:
-        made_with = _new_conversion(known, change, arrival, money)
-        conversion_id = db.add_conversion(known, made_with)
-        if change.sub_ids:
-            db.change_conversion(conversion_id, {}, change.sub_ids)
+        conversion_id = db.next_conversion_id()
+        db.add_conversion(_new_conversion(conversion_id, known, change, arrival, amount, cost))
     else:
         conversion_id = change.conversion.id
-        _change_conversion(db, change, arrival, money)
+        db.change_conversion(conversion_id, _list_changes(change, arrival, amount, cost))
     if change.sub_ids:
-        db.patch_click_sub_ids(known.id, change.sub_ids, only_missing=change.fills)
+        db.patch_sub_ids(known.id, conversion_id, change.sub_ids, only_missing=change.fills)
     external_id = arrival.postback.external_id
     if external_id is not None:
         db.set_external_id(known.id, external_id, only_missing=change.fills)
-    return Effect(conversion_id, warnings, made_with)
+    return Effect(conversion_id, _list_warnings(amount, cost))
 
 
 def _new_conversion(
-    known: KnownClick, change: Change, arrival: Arrival, money: Mapping[str, Any]
+    conversion_id: int,
+    known: KnownClick,
+    change: Change,
+    arrival: Arrival,
+    amount: "Valued",
+    cost: "Valued",
+) -> ConversionRow:
+    at = arrival.received_at
+    # By position, since names would take longer than all else here; `ConversionRow` has them.
+    # `_value_` is what `.value` gives, which is looked up by a method in Python.
+    return ConversionRow(
+        conversion_id,
+        known.id,
+        change.tid,
+        change.status._value_,
+        arrival.postback.incoming.word,
+        None,
+        *amount.columns,
+        *cost.columns,
+        known.campaign_id,
+        known.offer_id,
+        arrival.postback.network,
+        known.sub_ids,
+        at,
+        at,
+        at if change.status in MONEY else None,
+    )
+
+
+def _list_changes(
+    change: Change, arrival: Arrival, amount: "Valued", cost: "Valued"
 ) -> dict[str, Any]:
-    at = arrival.received_at
-    return {
-        "tid": change.tid,
-        "status": change.status.value,
-        "original_status": arrival.postback.incoming.word,
-        "network": arrival.postback.network,
-        "sub_ids": known.sub_ids,
-        "created_at": at,
-        "updated_at": at,
-        "sale_at": at if change.status in MONEY else None,
-        **money,
-    }
-
-
-def _change_conversion(
-    db: Storage, change: Change, arrival: Arrival, money: Mapping[str, Any]
-) -> None:
     assert change.conversion is not None
-    postback = arrival.postback
     at = arrival.received_at
-    values = {"tid": change.tid, "updated_at": at, **money}
+    values: dict[str, Any] = {"tid": change.tid, "updated_at": at}
+    if amount is not NOTHING:
+        values |= zip(AMOUNT_COLUMNS, amount.columns, strict=True)
+    if cost is not NOTHING:
+        values |= zip(COST_COLUMNS, cost.columns, strict=True)
     if change.status is not change.conversion.status:
-        values["status"] = change.status
-        values["previous_status"] = change.conversion.status
-        values["original_status"] = postback.incoming.word
+        values["status"] = change.status._value_
+        values["previous_status"] = change.conversion.status.value
+        values["original_status"] = arrival.postback.incoming.word
         values |= _sale_time(change.conversion, change.status, at)
-    if postback.network is not None and not change.fills:
-        values["network"] = postback.network
-    db.change_conversion(change.conversion.id, values, change.sub_ids)
+    if arrival.postback.network is not None and not change.fills:
+        values["network"] = arrival.postback.network
+    return values
 
 
 def _sale_time(before: Conversion, status: Status, at: str) -> dict[str, str | None]:
@@ -350,80 +371,93 @@ def _sale_time(before: Conversion, status: Status, at: str) -> dict[str, str | N
 
 
 def _note_change(
-    db: Storage, decision: Decision, effect: Effect, at: str, postback_id: int
+    db: Storage, decision: Decision, conversion_id: int | None, at: str, postback_id: int
 ) -> None:
-    if effect.conversion_id is None or decision.change is None:
+    if conversion_id is None or decision.change is None:
         return
-    if effect.made_with is None:
-        change = "forced" if decision.rule is Rule.FORCED else decision.verdict
-        db.add_history(effect.conversion_id, change, at, postback_id)
-    else:
-        db.begin_history(effect.conversion_id, effect.made_with, at, postback_id)
+    what: str = decision.verdict._value_
+    if decision.change.conversion is None:
+        what = "recorded"
+    elif decision.rule is Rule.FORCED:
+        what = "forced"
+    db.add_history(conversion_id, what, at, postback_id)
+
+
+class Valued(NamedTuple):
+    """An amount or a cost as it is booked: its columns, and what there is to be said about it."""
+
+    columns: MoneyValues
+    warning: str | None = None
+
+
+NOTHING = Valued(NO_MONEY)
 
 
 def _price_change(
     db: Storage, change: Change, arrival: Arrival, terms: BookingOptions
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    incoming = arrival.postback.incoming
-    values: dict[str, Any] = {}
-    warnings: dict[str, None] = {}
+) -> tuple[Valued, Valued]:
+    """Give what the change takes of the postback's amount, and of its cost."""
+    incoming, at = arrival.postback.incoming, arrival.received_at
+    amount = cost = NOTHING
     if change.takes_amount and incoming.amount is not None:
-        priced, trouble = _price(db, incoming.amount, incoming.currency, arrival, terms)
-        values |= amount_columns(priced)
-        warnings |= dict.fromkeys(trouble)
+        amount = _price(db, incoming.amount, incoming.currency, at, terms)
     if change.takes_cost and incoming.cost is not None:
-        priced, trouble = _price(db, incoming.cost, incoming.currency, arrival, terms)
-        values |= cost_columns(priced)
-        warnings |= dict.fromkeys(trouble)
-    return values, tuple(warnings)
+        cost = _price(db, incoming.cost, incoming.currency, at, terms)
+    return amount, cost
 
 
 def _price(
-    db: Storage, amount: Decimal, currency: str | None, arrival: Arrival, terms: BookingOptions
-) -> tuple[Priced, tuple[str, ...]]:
+    db: Storage, amount: Decimal, currency: str | None, received_at: str, terms: BookingOptions
+) -> Valued:
     """Convert an amount as far as that can be done now, and warn where it cannot."""
-    if currency is None:
-        return Priced(amount, None, None, None, None), ()
-    day = date.fromisoformat(arrival.received_at[:10])
+    day = received_at[:10]
     if currency == terms.currency:
-        return Priced(amount, currency, day, amount, Rate(_ONE, day, SAME_CURRENCY)), ()
-    unpriced = Priced(amount, currency, day, None, None)
-    rate = db.find_rate(currency, day)
+        micros = to_micros(amount)
+        return Valued((micros, currency, day, micros, "1", day, SAME_CURRENCY))
+    if currency is None:
+        return Valued((to_micros(amount), None, None, None, None, None, None))
+    unpriced = Priced(amount, currency, date.fromisoformat(day), None, None)
+    rate = db.find_rate(currency, date.fromisoformat(day))
     if rate is None:
         warning = f"no rate for {currency} is at hand: converted as soon as there is one"
-        return unpriced, (warning,)
+        return Valued(money_values(unpriced), warning)
     priced = price_at(unpriced, rate)
-    if priced.worth is None:
-        what = f"{amount:f} {currency} is too much to convert at its rate"
-        return priced, (
-            f"{what} {decimal_text(rate.value)}: converted as soon as there is another",
-        )
-    return priced, ()
+    if priced.worth is not None:
+        return Valued(money_values(priced))
+    what = f"{amount:f} {currency} is too much to convert at its rate {decimal_text(rate.value)}"
+    return Valued(money_values(priced), f"{what}: converted as soon as there is another")
+
+
+def _list_warnings(*valued: Valued) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.warning for one in valued if one.warning is not None))
 
 
 def _postback_row(arrival: Arrival, outcome: Outcome) -> PostbackRow:
     incoming = arrival.postback.incoming
+    # By position, since names would take twice as long.
     return PostbackRow(
-        received_at=arrival.replayed_at or arrival.received_at,
-        source=arrival.source,
-        method=arrival.method,
-        remote_addr=arrival.remote_addr,
-        query=arrival.query,
-        subid=incoming.subid,
-        tid=incoming.tid,
-        original_status=incoming.word,
-        verdict=outcome.verdict.value,
-        reason=outcome.reason.detail,
-        warnings=to_json(outcome.warnings) if outcome.warnings else "[]",
-        conversion_id=outcome.conversion_id,
-        network=arrival.postback.network,
-        replay_of=arrival.replay_of,
-        body=arrival.body,
-        body_type=arrival.body_type,
+        arrival.replayed_at or arrival.received_at,
+        arrival.source,
+        arrival.method,
+        arrival.remote_addr,
+        arrival.query,
+        incoming.subid,
+        incoming.tid,
+        incoming.word,
+        outcome.verdict._value_,
+        outcome.reason.detail,
+        to_json(outcome.warnings) if outcome.warnings else "[]",
+        outcome.conversion_id,
+        arrival.postback.network,
+        arrival.replay_of,
+        arrival.body,
+        arrival.body_type,
     )
 
 
 def _settle_parked(db: Storage, subid: str, now: datetime, terms: BookingOptions) -> None:
+    if not db.has_parked(subid):
+        return
     at, oldest = utc_text(now), utc_text(now - timedelta(days=terms.park_days))
     reason = f"parked for more than {terms.park_days} days before its click came"
     db.refuse_parked(subid, at, reason, before=oldest)
@@ -455,7 +489,7 @@ def _settle_one(db: Storage, parked: ParkedPostback, at: str, terms: BookingOpti
     effect = _apply(db, decision, known, arrival, terms)
     reason = "; ".join((decision.reason.detail, *effect.warnings))
     db.settle_postback(parked.id, at, decision.verdict, reason, effect.conversion_id)
-    _note_change(db, decision, effect, parked.received_at, parked.id)
+    _note_change(db, decision, effect.conversion_id, parked.received_at, parked.id)
     return Settled(decision.verdict, reason, effect.conversion_id)
 
 

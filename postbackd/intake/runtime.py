@@ -1,8 +1,9 @@
-"""The receiver's working half in one process: the config in force, the writer, the housekeeping."""
+"""The receiver's working half in one process: config in force, commits, housekeeping."""
 
 import atexit
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -22,16 +23,21 @@ from postbackd.exchange.runner import RateKeeper
 from postbackd.intake import booking
 from postbackd.intake.booking import BookingOptions
 from postbackd.intake.client_address import anonymize, find_client
-from postbackd.intake.group_commit import Committer, Job, UnavailableError, Writer, attempt_all
+from postbackd.intake.group_commit import (
+    TICK_SECONDS,
+    WAIT_LIMIT_SECONDS,
+    Committer,
+    Job,
+    Line,
+    UnavailableError,
+    cut,
+)
 from postbackd.masking import KeyMask
 from storage import Storage, open_database
 
 LOG = logging.getLogger("postback.service")
 
 Clock = Callable[[], datetime]
-
-# How long a write check is believed: /health may be asked by several balancers at once.
-HEALTH_SECONDS = 2.0
 
 # How long a server's only thread keeps house before it looks at its connections again.
 HOUSE_SECONDS = 0.1
@@ -95,100 +101,167 @@ class Service:
     ) -> None:
         """Take the config file's path, where to read the time, what the server was started with."""
         self.pid = os.getpid()
-        self._clock = clock
+        self.clock = clock
         self._watch = ConfigWatch(config_path, started_with=started_with)
         self._active_config: ActiveConfig | None = None
-        self._committer = Committer(self._open_storage, self._housekeep)
-        self._writer = Writer(self._committer)
+        self._committer = Committer(self._open_storage)
+        # Held while a commit is made, and the housekeeping looked at.
+        self._turn = threading.Lock()
+        self._line = Line()
+        self._closing = threading.Event()
+        self._is_closed = False
+        self._ticker: threading.Thread | None = None
         self._rate_keeper = RateKeeper()
         self._recheck = Recheck()
         self.key_uses = KeyUses()
         self._refusals = Refusals()
         self._filled_to_rate_id = -1
+        self._next_tick = self._rests_until = 0.0
         self._has_opened = False
-        self._healthy_until = 0.0
+        self.healthy_until = 0.0
         atexit.register(self.close)
 
     def close(self) -> None:
         """Commit and answer what was taken, and stop."""
         atexit.unregister(self.close)
-        self._write_last_news()
-        self._writer.close()
-        if not self._writer.has_run:
-            self._committer.leave_storage()
+        if self.pid != os.getpid():
+            return
+        self._closing.set()
+        with suppress(UnavailableError):
+            last = self._line.close()
+            self._line.wait(last, WAIT_LIMIT_SECONDS)
+            if last.leads:
+                self._line.hand_out(self._line.take(), [None])
+        if self._turn.acquire(timeout=WAIT_LIMIT_SECONDS):
+            self._leave_storage()
+            self._turn.release()
         self._rate_keeper.close()
 
-    def _write_last_news(self) -> None:
+    def _leave_storage(self) -> None:
+        self._is_closed = True
         news = self.key_uses.list_news(precision=timedelta())
-        if not news and not self._refusals.has_any:
-            return
+        if news or self._refusals.has_any:
 
-        def write(db: Storage) -> None:
-            self.key_uses.write(db.db, news)
-            self._refusals.write(db.db, self._clock(), precision=timedelta())
+            def write(db: Storage) -> None:
+                self.key_uses.write(db.db, news)
+                self._refusals.write(db.db, self.clock(), precision=timedelta())
 
-        # Whoever stops a service does not wait for this.
-        with suppress(UnavailableError):
-            if self._writer.has_run:
-                self._writer.run(write, seconds=1)
-            else:
-                self._committer.commit([write])
-
-    def start(self) -> None:
-        """Begin the housekeeping without waiting for a request, where a config is in force."""
-        if self.find_active_config() is not None:
-            self._writer.start()
+            self._committer.commit([Job(write)])
+        self._committer.leave_storage()
 
     def find_active_config(self) -> ActiveConfig | None:
         """Give what is in force now; None while no usable key has been read since the start."""
         settings = self._watch.current(monotonic())
         if settings is None:
             return None
-        today = self._clock().astimezone(UTC).date()
+        today = self.clock().astimezone(UTC).date()
         active = self._active_config
         if active is None or active.settings is not settings or active.today != today:
             active = self._active_config = read_orders(settings, today)
         return active
 
-    def read_clock(self) -> datetime:
-        """Give the present moment."""
-        return self._clock()
-
-    def run_one(self, jobs: Sequence[Job[Any]]) -> list[Any]:
-        """Have the writer's thread do a job, for a server that answers each request by itself."""
-        (job,) = jobs
-        return [self._writer.run(job)]
+    # Commits
 
     def commit(self, jobs: Sequence[Job[Any]]) -> list[Any]:
-        """Do jobs in one commit made by this thread: what each gave, or its exception.
+        """Do jobs in a commit made by this thread, with what is due: what each gave, or its error.
 
-        For a server whose only thread answers many requests together. Not beside `run_one`.
+        For a server that answers many requests together.
         """
-        return self._committer.commit(jobs)
+        with self._turn:
+            if self._is_closed:
+                return [UnavailableError("the service is stopping")] * len(jobs)
+            due = self._list_due()
+            outcomes: list[Any] = []
+            for batch in cut([*due, *jobs]):
+                outcomes += self._committer.commit(batch)
+            self._note_due(outcomes[: len(due)])
+        return outcomes[len(due) :]
+
+    def run(self, job: Job[Any]) -> Any:
+        """Have a job done in a commit with others, made by one of their threads: its outcome.
+
+        For a server that gives each request a thread.
+        """
+        self.start()
+        try:
+            place = self._line.stand(job)
+            self._line.wait(place, WAIT_LIMIT_SECONDS)
+        except UnavailableError as error:
+            return error
+        if place.leads:
+            self._lead()
+        return place.outcome
+
+    def _lead(self) -> None:
+        batch = self._line.take()
+        outcomes: list[Any] = [UnavailableError("a commit broke off")] * len(batch)
+        try:
+            outcomes = self.commit([place.job for place in batch])
+        finally:
+            self._line.hand_out(batch, outcomes)
+
+    # Housekeeping
+
+    def start(self) -> None:
+        """See to it that the housekeeping is done where nobody else ticks, and no request comes."""
+        if (
+            self._ticker is None
+            and not self._closing.is_set()
+            and self.find_active_config() is not None
+        ):
+            with self._turn:
+                if self._ticker is None:
+                    self._ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)
+                    self._ticker.start()
+
+    def _tick(self) -> None:
+        # It does what a request does that comes now and then, and owns nothing.
+        while not self._closing.wait(max(0.0, self._next_tick - monotonic())):
+            self.run_housekeeping()
 
     def run_housekeeping(self) -> None:
-        """Do the housekeeping where it is due, for a server that uses `commit`."""
+        """Do the housekeeping where it is due."""
         if self.find_active_config() is None:
             return
         deadline = monotonic() + HOUSE_SECONDS
-        while self._committer.next_tick <= monotonic() < deadline:
-            self._committer.commit([])
+        while self._next_tick <= monotonic() < deadline:
+            self.commit([])
 
-    @property
-    def was_healthy_lately(self) -> bool:
-        """Tell whether the database has just taken a write check."""
-        return monotonic() < self._healthy_until
-
-    def note_refusal(self, kind: Kind, address: str) -> None:
-        """Count a request that the server refused; the housekeeping writes the count."""
+    def note_refusal(self, status: int, reason: str, address: str) -> None:
+        """Count a request that the server refused by itself; `postback check` shows the counts."""
         active = self.find_active_config()
         # Before a config has said how much of an address may be kept, nothing of it is.
         client = None if active is None else active.find_client(address, "")
-        self._refusals.note(kind, client or "", self._clock())
+        self._refusals.note(Kind(status, reason), client or "", self.clock())
 
-    def save_health(self) -> None:
-        """Remember that the database has taken one now."""
-        self._healthy_until = monotonic() + HEALTH_SECONDS
+    def _list_due(self) -> list[Job[Any]]:
+        """List what is due beside the jobs of a commit."""
+        active = self.find_active_config()
+        if active is None or monotonic() < self._rests_until:
+            return []
+        now = self.clock()
+        return [
+            Job(partial(_settle_some, now=now, terms=active.terms)),
+            Job(partial(self._fill_in, now=now)),
+            Job(partial(self._rate_keeper.look, settings=active.settings, now=now)),
+            Job(lambda db: self.key_uses.write(db.db, self.key_uses.list_news())),
+            Job(lambda db: self._refusals.write(db.db, now)),
+        ]
+
+    def _note_due(self, outcomes: Sequence[Any]) -> None:
+        has_more = bool(outcomes) and outcomes[0] is True
+        self._next_tick = monotonic() + (0 if has_more else TICK_SECONDS)
+        for outcome in outcomes:
+            # What the database refused has been told already.
+            if isinstance(outcome, Exception) and not isinstance(outcome, UnavailableError):
+                LOG.error("housekeeping broke off", exc_info=outcome)
+                # What breaks once may break again, and with it all that is done along with it.
+                self._rests_until = self._next_tick
+
+    def _fill_in(self, db: Storage, now: datetime) -> None:
+        last_rate_id = db.find_last_rate_id()
+        if last_rate_id != self._filled_to_rate_id and repricing.fill_in_waiting(db, now) == 0:
+            self._filled_to_rate_id = last_rate_id
 
     def _open_storage(self) -> Storage:
         active = self.find_active_config()
@@ -208,31 +281,6 @@ class Service:
         self.key_uses.forget_written()
         self._filled_to_rate_id = -1
         return storage
-
-    def _housekeep(self, db: Storage) -> bool:
-        """Do what is due beside the jobs; True where more of it waits already."""
-        active = self.find_active_config()
-        if active is None:
-            return False
-        now = self._clock()
-        steps: list[Job[Any]] = [
-            partial(_settle_some, now=now, terms=active.terms),
-            partial(self._fill_in, now=now),
-            partial(self._rate_keeper.look, settings=active.settings, now=now),
-            lambda db: self.key_uses.write(db.db, self.key_uses.list_news()),
-            lambda db: self._refusals.write(db.db, now),
-        ]
-        # One that breaks does not keep the others from their turn.
-        more, *others = attempt_all(db, steps)
-        for outcome in (more, *others):
-            if isinstance(outcome, Exception):
-                LOG.error("housekeeping broke off", exc_info=outcome)
-        return more is True
-
-    def _fill_in(self, db: Storage, now: datetime) -> None:
-        last_rate_id = db.find_last_rate_id()
-        if last_rate_id != self._filled_to_rate_id and repricing.fill_in_waiting(db, now) == 0:
-            self._filled_to_rate_id = last_rate_id
 
 
 def _settle_some(db: Storage, now: datetime, terms: BookingOptions) -> bool:

@@ -4,9 +4,10 @@ One thread, epoll, no blocking on a client. Each turn of the loop reads what has
 requests that are whole answered together (`Receiver.answer_all`, which commits once), and only
 then sends the answers; where the commit fails, all of them are 503.
 
-Any WSGI callable runs under it; one without `answer_all` is just called. Answers are held whole,
-so a callable that streams without end has no place here. TLS, uwsgi and the PROXY protocol are
-refused at start, and HTTP/2 is not spoken: nginx stands in front.
+Any WSGI callable runs under it; one without `answer_all` is just called, and only a `service` of
+the receiver's kind is ticked. Answers are held whole, so a callable that streams without end has no
+place here. TLS, uwsgi and the PROXY protocol are refused at start, and HTTP/2 is not spoken: nginx
+stands in front.
 """
 
 import logging
@@ -24,7 +25,7 @@ from gunicorn.http import wsgi
 from gunicorn.workers.base import Worker
 
 from postbackd.intake.answers import Answer, unavailable_answer
-from postbackd.intake.group_commit import BATCH_LIMIT, WAIT_LIMIT_SECONDS, UnavailableError
+from postbackd.intake.group_commit import BATCH_LIMIT, WAIT_LIMIT_SECONDS
 from postbackd.server.connection import READ_BYTES, Call, Connection, Hold
 from postbackd.server.http_request import Address, HeadReader, describe_refusal, make_peer
 from postbackd.server.http_response import FakeSocket, Headers, Response, write_error
@@ -133,6 +134,8 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         self._poller.register(self.PIPE[0], select.EPOLLIN)
         self._listeners = {listener.fileno(): listener for listener in self.sockets}
         self._is_accepting = False
+        # gunicorn looks a setting up by way of an exception: once is enough.
+        self._keepalive: int = self.cfg.keepalive
         self._connection_limit: int = max(1, self.cfg.worker_connections)
         # Connections that the other side is to close; the longest lingering first. They keep nobody
         # out: where they become too many, the first ones have to go.
@@ -146,8 +149,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         self._reader = HeadReader(self.cfg, reads_plain=not self._tells)
         self._errors = wsgi.WSGIErrorsWrapper(self.cfg)
         self._answer_all = getattr(self.wsgi, "answer_all", None)
-        self._run_housekeeping = getattr(self.wsgi, "run_housekeeping", None)
-        self._note_refusal = getattr(self.wsgi, "note_refusal", None)
+        self._has_service = hasattr(getattr(self.wsgi, "service", None), "run_housekeeping")
         self._now = time.monotonic()
         self._next_tick = self._next_notice = 0.0
         self._next_complaints: dict[str, float] = {}
@@ -363,10 +365,10 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _count_refusal(self, connection: Connection, status: int, reason: str) -> None:
         """Tell the callable, where it wants to know, what it never gets to see."""
-        if self._note_refusal is not None:
+        if self._has_service:
             address = connection.peer.address
             host = address if isinstance(address, str) else address[0]
-            self._note_refusal(status, reason, host)
+            self.wsgi.service.note_refusal(status, reason, host)
 
     def _admit(self, call: Call) -> None:
         """Count a request, and decide whether its connection goes on after it."""
@@ -376,7 +378,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
         # A server that is full lets go of those it has served, so that others get in.
-        if not (self.alive and self.cfg.keepalive and self._is_accepting):
+        if not (self.alive and self._keepalive and self._is_accepting):
             call.keeps_alive = False
         call.connection.is_closing = not call.keeps_alive
         if self._answer_all and self._now - call.connection.queued_at > WAIT_LIMIT_SECONDS:
@@ -398,8 +400,6 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             answers = self._answer_all([call.environ for call in calls])
             for call, answer in zip(calls, answers, strict=True):
                 self._write(call, answer)
-        except UnavailableError:
-            self._withdraw(calls)
         except Exception:
             self.log.exception("Error answering %s requests", len(calls))
             self._withdraw(calls)
@@ -488,7 +488,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             connection.is_timed = True
             connection.deadline = self._now + REQUEST_LIMIT_SECONDS
         else:
-            connection.deadline = self._now + self.cfg.keepalive
+            connection.deadline = self._now + self._keepalive
 
     def _part(self, connection: Connection) -> None:
         """Close after the last answer, once the other side has had time to read it."""
@@ -555,7 +555,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             # left it to the others.
             for fd in self._listeners:
                 self._accept(fd, ACCEPT_LIMIT_AMONG_OTHERS)
-        if self._run_housekeeping is not None:
+        if self._has_service:
             self._do_housekeeping()
         for connection in list(self._connections.values()):
             if connection.deadline <= self._now and not connection.is_queued:
@@ -564,12 +564,8 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         self._next_tick = time.monotonic() + TICK_SECONDS
 
     def _do_housekeeping(self) -> None:
-        assert self._run_housekeeping is not None
         try:
-            self._run_housekeeping()
-        except UnavailableError:
-            # The committer has told the log; the next turn tries again.
-            pass
+            self.wsgi.service.run_housekeeping()
         except Exception:
             self.log.exception("Error keeping house")
 

@@ -53,7 +53,7 @@ def test_each_key_is_shown_with_its_last_use(tracker: Client, show: Show) -> Non
 
 def test_a_use_is_written_down_soon_then_once_a_minute_and_at_the_end(tracker: Client) -> None:
     def uses() -> list[str]:
-        tracker.receiver.run_housekeeping()
+        tracker.receiver.service.run_housekeeping()
         return [row["last_used_at"] for row in tracker.rows("SELECT * FROM key_uses")]
 
     tracker.send("subid=c1")

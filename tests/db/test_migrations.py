@@ -65,10 +65,11 @@ def test_a_database_of_version_1_keeps_every_row(old_file: Path) -> None:
 
 
 def test_a_history_row_of_a_migrated_database_may_say_recomputed(old_file: Path) -> None:
-    with open_database(old_file, "USD") as db, db.transaction():
-        db.add_history(1, "recomputed", "2026-03-03T12:00:00.000Z", None)
+    with open_database(old_file, "USD") as db:
+        with db.transaction():
+            db.add_history(1, "recomputed", "2026-03-03T12:00:00.000Z", None)
         assert db.db.execute("PRAGMA foreign_key_check").fetchall() == []
-        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+        with pytest.raises(sqlite3.IntegrityError, match="CHECK"), db.transaction():
             db.add_history(1, "forgotten", "2026-03-03T12:00:00.000Z", None)
 
     rows = read_all(old_file, "conversion_history", "seq, change, payout_micros")

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import storage
-from postbackd.db.rows import CONVERSION_COLUMNS, ClickRow, PostbackRow
+from postbackd.db.rows import ClickRow, PostbackRow
 from postbackd.db.sqlite import schema
 from postbackd.db.sqlite.connection import DatabaseError
 from rates import decimal_text, from_micros
@@ -277,9 +277,14 @@ def test_a_flood_of_parked_postbacks_is_read_as_a_few_are(
 
 
 PLANS = [
-    (storage._FIND_CLICK, "SEARCH clicks USING INDEX"),
+    (storage._find_clicks_sql(1), "SEARCH clicks USING INDEX"),
+    (storage._find_clicks_sql(4), "SEARCH clicks USING INDEX"),
+    (storage._find_due_sql(4), "SEARCH clicks USING COVERING INDEX"),
+    (storage._find_conversions_sql(4), "SEARCH conversions USING INTEGER PRIMARY KEY (rowid=?)"),
+    (storage._FIND_ONE_PARKED, "SEARCH postbacks USING INDEX postbacks_parked (subid=?)"),
+    (storage._count_parked_sql(4), "SEARCH postbacks USING INDEX postbacks_parked (subid=?)"),
     (
-        f"SELECT {CONVERSION_COLUMNS} FROM conversions WHERE click_id = ? ORDER BY id",
+        storage._find_conversions_of_sql(4),
         "SEARCH conversions USING INDEX sqlite_autoindex_conversions_1 (click_id=?)",
     ),
     (storage._FIND_PARKED, "SEARCH postbacks USING INDEX postbacks_parked (subid=?)"),

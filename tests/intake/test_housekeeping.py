@@ -63,8 +63,8 @@ def test_all_that_is_due_is_settled_without_further_requests(due: Client) -> Non
     assert answer_together(due) == 200
 
     # Once would do, on a machine that is quick.
-    due.receiver.run_housekeeping()
-    due.receiver.run_housekeeping()
+    due.receiver.service.run_housekeeping()
+    due.receiver.service.run_housekeeping()
 
     assert count_due(due) == 0
     assert len(due.conversions()) == 3 * AT_ONCE

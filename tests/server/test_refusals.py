@@ -70,8 +70,8 @@ def test_check_tells_how_often_when_last_and_from_where(tracker: Client, told: T
     tracker.send("subid=c1")
     at = tracker.clock.now
     for number in range(3):
-        tracker.receiver.note_refusal(431, "the head is too long", f"203.0.113.{number}")
-    tracker.receiver.note_refusal(400, "malformed chunks", "")
+        tracker.receiver.service.note_refusal(431, "the head is too long", f"203.0.113.{number}")
+    tracker.receiver.service.note_refusal(400, "malformed chunks", "")
     tracker.receiver.close()
 
     first, second = told()
@@ -95,7 +95,7 @@ def test_what_is_older_than_a_day_is_not_told(tracker: Client, told: Told) -> No
     now = tracker.clock.now
     for days in (2, 0):
         tracker.clock.now = now - timedelta(days=days)
-        tracker.receiver.note_refusal(414, "too long", f"192.0.2.{days}")
+        tracker.receiver.service.note_refusal(414, "too long", f"192.0.2.{days}")
     tracker.receiver.close()
     assert len(tracker.rows("SELECT * FROM refused_requests")) == 2
 
@@ -134,7 +134,7 @@ def test_the_counts_of_all_processes_and_hours_add_up(
     other = receiver_with(directory=tracker.directory)
     for hours, client in ((2, tracker), (1, other), (0, tracker)):
         client.clock.now = now - timedelta(hours=hours)
-        client.receiver.note_refusal(400, "x", f"192.0.2.{hours}")
+        client.receiver.service.note_refusal(400, "x", f"192.0.2.{hours}")
         client.send("subid=c1")
     for client in (other, tracker):
         client.receiver.close()
@@ -172,7 +172,7 @@ def test_no_count_is_lost_with_a_database_that_was_replaced(counted: Counted) ->
 
 def test_no_more_of_an_address_is_kept_than_may_be(receiver_with: ReceiverWith) -> None:
     client = receiver_with(anonymize_ip="yes")
-    client.receiver.note_refusal(400, "x", "203.0.113.77")
+    client.receiver.service.note_refusal(400, "x", "203.0.113.77")
     client.receiver.close()
 
     assert client.rows("SELECT last_address FROM refused_requests") == [

@@ -40,6 +40,11 @@ CARRY_OVER_WAIT_SECONDS = 0.2
 # longer once, smaller more often; 1000 to 4000 measured best.
 WAL_AUTOCHECKPOINT_PAGES = 2000
 
+# What one connection keeps of the file's pages: the clicks of the last hours, and the index over
+# click ids, are read again with every batch. With SQLite's own 2 MiB a postback took a twentieth
+# longer.
+CACHE_KIB = 16 * 1024
+
 # Every statement of the write path stays prepared; preparing them anew took a third of the time.
 CACHED_STATEMENTS = 256
 
@@ -158,6 +163,8 @@ def connect(path: Path) -> sqlite3.Connection:
         timeout=BUSY_TIMEOUT_SECONDS,
         isolation_level=None,
         cached_statements=CACHED_STATEMENTS,
+        # Whichever thread commits uses it, one at a time.
+        check_same_thread=False,
     )
     db.text_factory = READ_TEXT
     return db
@@ -226,7 +233,8 @@ def leave_alone(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _keep_log(path: Path) -> sqlite3.Connection:
-    keeper = connect_to_file(path, "mode=ro")
+    # Closed by whichever thread closes the connection beside it.
+    keeper = connect_to_file(path, "mode=ro", check_same_thread=False)
     try:
         # SQLite holds its lock on the file from the first read on.
         keeper.execute("PRAGMA user_version").fetchone()
@@ -279,6 +287,7 @@ def _configure(db: sqlite3.Connection) -> None:
     # postbacks that were answered 200.
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA foreign_keys = ON")
+    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     db.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
 
 
@@ -417,7 +426,7 @@ def _take_lock(lock: int, path: Path) -> None:
 
 
 class Database:
-    """An open database file. Use from one thread; `with` closes it."""
+    """An open database file. Use from one thread at a time; `with` closes it."""
 
     def __init__(self, db: sqlite3.Connection, path: Path) -> None:
         """Take on an open, migrated connection; `open_connection` gives one."""
