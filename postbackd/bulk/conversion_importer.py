@@ -58,7 +58,7 @@ class LineImporter:
         self._read_clock = read_clock
         self._forces = forces
         self._pieces = 0
-        # How many lines the last piece took: so many click ids are read at once for the next.
+        # The lines of the last piece: for the next one as many click ids are read at once.
         self._lines_a_piece = 100
 
     def take(self, lines: Sequence[Line]) -> Iterator[list[ImportedLine]]:
