@@ -156,7 +156,7 @@ def test_an_amount_with_none_or_two_is_refused_with_a_sentence(
     ],
 )
 @pytest.mark.parametrize("how", ["option", "config"])
-def test_with_decimal_commas_three_last_digits_are_nobody_knows_what(
+def test_with_decimal_commas_three_last_digits_are_ambiguous(
     receiver_with: ReceiverWith,
     capsys: pytest.CaptureFixture[str],
     how: str,

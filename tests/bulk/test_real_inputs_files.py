@@ -119,9 +119,7 @@ def test_no_place_counts_where_titles_stand(
     assert ("--no-titles" if words else "--subid-column") in ran.err
 
 
-def test_titles_that_nobody_knows_can_be_named(
-    tracker: Client, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_titles_can_be_named(tracker: Client, capsys: pytest.CaptureFixture[str]) -> None:
     content = "Заказ,Клик,Сумма\nT1,C1,12.50\n"
     words = ("--subid-column=Клик", "--amount-column", "сумма", "--tid-column=1")
 
@@ -300,7 +298,7 @@ def test_a_workbook_that_would_fill_the_memory_is_refused(
     assert "the workbook unpacks to 100,001 bytes, of which 100,000 are read" in large.err
 
 
-def test_an_archive_is_told_with_what_is_in_it(
+def test_an_archive_is_reported_with_what_is_in_it(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = call(tracker, capsys, "import", pack({"report-2026-11.csv": REPORT}))
@@ -599,7 +597,7 @@ def test_clicks_come_in_by_the_titles_and_times_of_other_trackers(
         (["11/10/2026 13:00 PM", "31.02.2026"], (), [None, None]),
     ],
 )
-def test_a_date_with_two_readings_is_read_where_the_file_or_somebody_says_how(
+def test_a_date_with_two_readings_is_read_where_the_file_or_an_option_says_how(
     client: Client,
     capsys: pytest.CaptureFixture[str],
     times: list[str],
@@ -636,7 +634,7 @@ def test_times_without_a_zone_are_in_the_one_that_is_said(
     assert client.rows("SELECT clicked_at FROM clicks")[0]["clicked_at"] == at
 
 
-def test_titles_are_found_in_what_somebody_types(tracker: Client) -> None:
+def test_titles_are_found_in_typed_lines(tracker: Client) -> None:
     running = subprocess.Popen(
         build_command("import", "-"),
         cwd=tracker.directory,

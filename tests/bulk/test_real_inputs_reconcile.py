@@ -215,7 +215,7 @@ def test_the_times_of_a_report_say_where_extra_ones_are_looked_for(
     assert "extra: conversions from 2026-11-2" in ran.err
 
 
-def test_times_that_cannot_be_read_are_told(
+def test_times_that_cannot_be_read_are_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = "subid,tid,date,payout\nC1,T1,11/10/2026,12.50\nC2,T2,soon,10\n"

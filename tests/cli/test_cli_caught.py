@@ -397,7 +397,7 @@ FLAWS = {
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
-def test_what_is_no_request_is_told_and_the_rest_is_booked(caught: Importer, flaw: str) -> None:
+def test_what_is_no_request_is_reported_and_the_rest_is_booked(caught: Importer, flaw: str) -> None:
     content, reason = FLAWS[flaw]
 
     ran = caught.take(content, "--json")
@@ -409,7 +409,7 @@ def test_what_is_no_request_is_told_and_the_rest_is_booked(caught: Importer, fla
     assert [c.tid for c in caught.client.conversions("c1")] == ["good"]
 
 
-def test_a_packed_file_that_is_cut_off_is_told(caught: Importer) -> None:
+def test_a_packed_file_that_is_cut_off_is_reported(caught: Importer) -> None:
     packed = gzip.compress(b"".join(write_line(f"subid=c1&tid={n}") for n in range(999)))
 
     ran = caught.take(packed[:-20], "--json")

@@ -51,7 +51,7 @@ def send(client: Client, query: str) -> None:
     client.get(f"/{GOOD_KEY}/postback?{query}")
 
 
-def test_a_tracker_in_order_has_nothing_to_mend(
+def test_a_tracker_in_order_has_no_problem(
     good: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, found = call(good.directory, capsys)
@@ -96,7 +96,7 @@ def test_an_old_key_near_its_end_is_a_warning(
     assert f"warning: an old key ends with {soon}" in call(good.directory, capsys)[1]["key"][2]
 
 
-def test_an_old_key_is_told_with_its_last_use(
+def test_an_old_key_is_reported_with_its_last_use(
     good: Client, receiver_with: ReceiverWith, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"postback_key": GOOD_KEY, "postback_key_old": "older, oldest"}
@@ -149,7 +149,7 @@ def test_a_config_says_which_line_is_wrong(
     assert "line " in found["config"][0]
 
 
-def test_a_key_nobody_knows_draws_a_warning_with_its_line(
+def test_an_unknown_key_draws_a_warning_with_its_line(
     good: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = good.directory / "config.ini.php"
@@ -161,7 +161,7 @@ def test_a_key_nobody_knows_draws_a_warning_with_its_line(
     assert "the nearest known key is [rates] source" in found["config"][0]
 
 
-def test_no_config_and_no_database_are_told_with_their_places(
+def test_no_config_and_no_database_are_reported_with_their_places(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, found = call(tmp_path, capsys)
@@ -196,7 +196,7 @@ def test_another_currency_is_a_problem(good: Client, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(("free", "level"), [(5e9, "ok"), (5e8, "warning"), (5e7, "problem")])
-def test_little_disk_space_is_told_in_time(
+def test_little_disk_space_is_reported_in_time(
     good: Client,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -291,7 +291,7 @@ def add_postbacks(
         )
 
 
-def test_a_network_that_has_fallen_silent_is_told_with_its_rhythm(
+def test_a_network_that_has_fallen_silent_is_reported_with_its_rhythm(
     good: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_postbacks(good, "quiet net", range(540, 540 + 40 * 30, 40), "repeated", "sale")
@@ -308,7 +308,7 @@ def test_a_network_that_has_fallen_silent_is_told_with_its_rhythm(
     assert call(good.directory, capsys, "--strict")[0] == 1
 
 
-def test_what_suddenly_has_no_meaning_is_told_with_the_word(
+def test_what_suddenly_has_no_meaning_is_reported_with_the_word(
     good: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_postbacks(good, "net 1", range(2000, 2400, 20), "repeated", "sale")
@@ -324,7 +324,7 @@ def test_what_suddenly_has_no_meaning_is_told_with_the_word(
     ]
 
 
-def test_a_disk_that_will_be_full_is_told_with_the_days_left(
+def test_a_disk_that_will_be_full_is_reported_with_the_days_left(
     good: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good.write(
@@ -475,6 +475,6 @@ def test_damage_among_old_rows_of_a_large_database_is_seen_by_a_deep_look_only(
     assert "`postback restore FILE`" in str(deep[1])
 
 
-def test_no_key_stands_among_the_examples_by_chance() -> None:
+def test_no_key_is_among_the_examples_by_chance() -> None:
     assert all(len(key) >= check.SHORTEST_KEY_BYTES for key in check.EXAMPLE_KEYS)
     assert all(key == key.lower() for key in check.EXAMPLE_KEYS)

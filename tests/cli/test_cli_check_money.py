@@ -100,7 +100,7 @@ def test_what_is_booked_as_it_came_is_not(
     assert find_money(tracker, capsys) == []
 
 
-def test_a_currency_that_nobody_knows_is_not_another_one_when_it_comes_again(
+def test_an_unknown_currency_is_not_another_one_when_it_comes_again(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.send("subid=C1&payout=10&currency=LEAD")

@@ -276,7 +276,7 @@ def test_live_postbacks_are_let_through(
 
 
 @pytest.mark.parametrize("seconds", [0, 0.03])
-def test_a_line_is_told_when_it_is_on_disk(
+def test_a_line_is_reported_when_it_is_on_disk(
     tracker: Client, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     # No time to work at all, as on a busy machine.
@@ -308,7 +308,7 @@ def start_import(client: Client, lines: int) -> subprocess.Popen[bytes]:
     return running
 
 
-def test_after_ctrl_c_what_was_told_is_on_disk(tracker: Client) -> None:
+def test_after_ctrl_c_the_printed_lines_are_on_disk(tracker: Client) -> None:
     running = start_import(tracker, 1500)
     assert running.stdout is not None
     running.stdout.readline()
@@ -325,7 +325,7 @@ def test_after_ctrl_c_what_was_told_is_on_disk(tracker: Client) -> None:
     assert "Traceback" not in err.decode()
 
 
-def test_a_reader_that_leaves_is_told_how_far_the_import_came(tracker: Client) -> None:
+def test_a_reader_that_leaves_does_not_hide_how_far_the_import_came(tracker: Client) -> None:
     path = tracker.directory / "lines.csv"
     path.write_text("".join(f"n{number},5,t{number}\n" for number in range(3000)))
     running = subprocess.Popen(
@@ -359,7 +359,7 @@ def test_wrong_bytes_in_a_pipe_end_the_import_with_a_sentence(tracker: Client) -
     assert f"the lines up to {kept} are imported" in ran.err
 
 
-def test_a_database_that_stays_locked_is_told(
+def test_a_database_that_stays_locked_is_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("postbackd.db.sqlite.connection.BUSY_TIMEOUT_SECONDS", 0.05)
@@ -374,7 +374,7 @@ def test_a_database_that_stays_locked_is_told(
 
 
 @pytest.mark.parametrize("name", ["missing.csv", ".", "nul\0"])
-def test_a_file_that_cannot_be_read_is_told(
+def test_a_file_that_cannot_be_read_is_reported(
     client: Client, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     status = cli.main(["import", name, "--config", str(client.directory / "config.ini.php")])

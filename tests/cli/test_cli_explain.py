@@ -111,7 +111,9 @@ def test_it_writes_nothing(client: Client, capsys: pytest.CaptureFixture[str]) -
     assert read_files(client) == before
 
 
-def test_what_is_left_unread_is_told(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_unread_is_reported(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
     client.click("c1")
 
     told = tell(client, capsys, f"subid=c1&{'x&' * 1100}payout=3")
@@ -310,7 +312,7 @@ def test_did_you_mean(
     assert hint in "\n".join(tell(tracker, capsys, pasted)["did_you_mean"])
 
 
-def test_what_html_mangled_is_told_once(
+def test_names_mangled_by_html_are_reported_once(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hints = tell(tracker, capsys, "subid=c1&payout=5%C2%A4cy=eur")["did_you_mean"]
@@ -455,7 +457,7 @@ def test_a_hostile_query_moves_no_cursor_and_fits_a_narrow_terminal(client: Clie
     assert "\u202e" not in ran.out
 
 
-def test_a_part_in_another_case_is_told_with_the_name_it_is_read_as() -> None:
+def test_a_part_in_another_case_is_reported_with_the_name_it_is_read_as() -> None:
     meanings = [
         part.meaning for part in read_parts("Payout=5&tid=1&amp;tid=2&tid=", BookingOptions("USD"))
     ]

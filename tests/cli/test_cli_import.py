@@ -256,7 +256,7 @@ def test_another_encoding_is_refused_before_anything_is_taken(
 
 
 @pytest.mark.parametrize("encoding", ["klingon", "rot13", "base64"])
-def test_an_encoding_that_is_none_is_told(
+def test_an_encoding_that_is_none_is_reported(
     client: Client, capsys: pytest.CaptureFixture[str], encoding: str
 ) -> None:
     ran = take_in(client, capsys, "subid\nc1\n", "--encoding", encoding)
@@ -265,7 +265,7 @@ def test_an_encoding_that_is_none_is_told(
     assert "encoding" in ran.err
 
 
-def test_bad_lines_are_told_by_number_and_the_rest_goes_in(
+def test_bad_lines_are_reported_by_number_and_the_rest_goes_in(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = take_in(
@@ -341,7 +341,7 @@ def test_what_is_hostile_in_a_line_reaches_no_terminal(
 
 
 @pytest.mark.parametrize("name", ["missing.csv", ".", "nul\0"])
-def test_a_file_that_cannot_be_read_is_told(
+def test_a_file_that_cannot_be_read_is_reported(
     client: Client, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     config = str(client.directory / "config.ini.php")

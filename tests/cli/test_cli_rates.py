@@ -98,7 +98,7 @@ def test_without_a_network_the_command_and_check_say_so_and_all_else_works(
     assert tracker.call("rates", "set", "EUR", "1.1").status == 0
 
 
-def test_what_was_never_asked_is_told_by_check(tracker: Tracker) -> None:
+def test_what_was_never_asked_is_reported_by_check(tracker: Tracker) -> None:
     tracker.call("rates", "set", "EUR", "1.1")
 
     [_, finding] = tracker.findings()
@@ -206,7 +206,7 @@ def test_ctrl_c_gives_the_lease_back(tracker: Tracker) -> None:
     assert tracker.call("rates", "update").status == 0
 
 
-def test_a_lease_that_somebody_else_holds_is_respected(tracker: Tracker) -> None:
+def test_a_lease_of_another_process_is_respected(tracker: Tracker) -> None:
     tracker.ecb_says(TODAY, USD="1.08")
     tracker.call("rates", "set", "GBP", "1.2")
 

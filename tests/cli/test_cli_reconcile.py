@@ -104,7 +104,7 @@ def test_each_difference_is_an_object_for_scripts(
     assert (extra["line"], extra["subid"], extra["reported_status"]) == (None, "c5", None)
 
 
-def test_what_is_missing_is_mended_by_importing_what_reconcile_writes(
+def test_missing_conversions_are_imported_from_the_csv_of_reconcile(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.click("=c7")
@@ -198,7 +198,7 @@ def test_conversions_that_the_engine_would_find_are_found(
     assert "the row names no transaction, and the click has 2: 't1', 't2'" in missing[-1]
 
 
-def test_what_came_of_a_missing_one_is_told(
+def test_what_came_of_a_missing_one_is_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.send("subid=c6&tid=t6&status=approved")
@@ -216,7 +216,7 @@ def test_what_came_of_a_missing_one_is_told(
     ]
 
 
-def test_a_conversion_that_is_reported_twice_is_told(
+def test_a_conversion_that_is_reported_twice_is_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = reconcile(tracker, capsys, "subid,tid\nc1,t1\nc1,t1\n", "--network", "nobody")

@@ -54,7 +54,7 @@ def read_files(client: Client) -> dict[str, bytes]:
     }
 
 
-def test_a_status_nobody_had_mapped_is_mended_as_if_it_had_been_right_when_it_came(
+def test_an_unmapped_status_is_corrected_as_if_it_had_been_right_when_it_came(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.click("c1", offer="O1")
@@ -192,7 +192,7 @@ def test_a_replay_may_wait_for_its_click_and_is_booked_at_the_originals_time(
     assert replay(client, capsys, *MEND).rows[0][7] == "left"
 
 
-def test_a_parked_postback_waits_on_unless_it_is_mended(
+def test_a_parked_postback_waits_on_unless_it_is_corrected(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.click("c1")

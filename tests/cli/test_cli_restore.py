@@ -80,7 +80,7 @@ def test_the_running_service_goes_on_with_the_copy_and_what_was_there_is_kept(
     assert list_subids(tracker.database) == ["c1"]
 
 
-def test_a_person_is_told_what_was_done(tracker: Client, restore: Restore) -> None:
+def test_a_terminal_shows_what_was_done(tracker: Client, restore: Restore) -> None:
     ran = restore(str(tracker.directory / "copy.db"))
 
     [kept] = tracker.directory.glob("postback.db.before-restore-*")
@@ -247,7 +247,9 @@ def test_a_copy_on_a_medium_that_is_only_read_needs_nothing_written_there(
     assert list_names(tracker, "medium/*") == ["copy.db"]
 
 
-def test_what_contradicts_itself_is_told_and_restored(tracker: Client, restore: Restore) -> None:
+def test_a_copy_with_contradictions_is_reported_and_restored(
+    tracker: Client, restore: Restore
+) -> None:
     copy = tracker.directory / "copy.db"
     with closing(sqlite3.connect(copy, isolation_level=None)) as db:
         db.execute("DELETE FROM conversion_history")

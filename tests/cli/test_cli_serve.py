@@ -153,7 +153,7 @@ def test_the_printed_url_uses_the_port_that_is_listened_on(
         ({"path": "no/such/directory/x.db"}, "No such file or directory"),
     ],
 )
-def test_what_cannot_work_is_told_and_not_started(
+def test_what_cannot_work_is_reported_and_not_started(
     tmp_path: Path,
     become: list[str],
     capsys: pytest.CaptureFixture[str],
@@ -185,7 +185,7 @@ def wait_for_health(port: int) -> None:
     wait_until(lambda: is_healthy(port), f"a healthy server on port {port}")
 
 
-def test_modules_of_somebody_else_in_the_directory_are_not_ours(tmp_path: Path) -> None:
+def test_modules_in_the_working_directory_do_not_shadow_ours(tmp_path: Path) -> None:
     for name in ("config", "storage", "wire", "worker", "server", "json", "gunicorn"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else was imported')")
     port = find_free_port()

@@ -228,7 +228,7 @@ def test_setting_a_rate_is_one_transaction(home: Path, monkeypatch: pytest.Monke
 # The key
 
 
-def test_the_key_in_force_stands_alone_on_the_first_line(
+def test_the_key_in_force_is_alone_on_the_first_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_config(tmp_path, {"postback_key_old": "older, oldest until 2020-01-01"})

@@ -129,7 +129,7 @@ def test_a_click_of_a_file_has_them(
         ("subid,cost,currency", "c1,$1,EUR", "has no known currency"),
     ],
 )
-def test_a_cost_of_a_file_that_is_none_is_told_and_the_click_comes_in(
+def test_a_cost_of_a_file_that_is_none_is_reported_and_the_click_comes_in(
     client: Client, capsys: pytest.CaptureFixture[str], titles: str, line: str, sentence: str
 ) -> None:
     ran = import_lines(client, capsys, titles, line)

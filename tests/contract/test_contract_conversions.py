@@ -973,7 +973,7 @@ def test_a_postback_about_an_unknown_click_is_set_aside_and_applied_with_the_cli
     assert made.sub_ids == {"sub_id_1": "banner", "sub_id_2": "x"}
 
 
-def test_what_came_of_a_parked_postback_is_told_by_its_row_of_the_log(client: Client) -> None:
+def test_what_came_of_a_parked_postback_is_reported_by_its_row_of_the_log(client: Client) -> None:
     client.send("subid=c1&status=sale")
     client.send("subid=c1&status=lead")
     client.send("subid=other&status=lead")

@@ -748,7 +748,7 @@ def test_an_ignored_word_does_nothing(client: Client, query: str, subid: str) ->
     ],
 )
 @pytest.mark.parametrize("subid", ["c1", "unknown"])
-def test_a_word_that_nobody_knows_is_unmapped(client: Client, query: str, subid: str) -> None:
+def test_an_unknown_word_is_unmapped(client: Client, query: str, subid: str) -> None:
     client.click("c1")
 
     assert client.send(f"subid={subid}&{query}").verdict == "unmapped"

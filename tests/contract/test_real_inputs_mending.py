@@ -348,7 +348,7 @@ def test_what_a_later_sale_undid_is_no_contradiction(
     assert [row["level"] for row in shown if row["check"] == "agreement"] == ["ok"]
 
 
-def test_a_move_that_nobody_forced_is_a_contradiction_still(
+def test_a_move_that_was_not_forced_is_a_contradiction_still(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.send(f"subid=C1&{APPROVED}")

@@ -210,7 +210,7 @@ def test_the_sign_that_html_makes_of_a_name_is_said(tracker: Client, raw: str) -
     assert "is what HTML makes of '&currency'" in warning
 
 
-def test_a_payout_in_a_unit_that_nobody_knows_counts_as_not_sent(tracker: Client) -> None:
+def test_a_payout_in_an_unknown_unit_counts_as_not_sent(tracker: Client) -> None:
     tracker.send("subid=C1&payout=345&cost=2&payout_unit=dimes")
 
     assert [(c.amount, c.cost) for c in tracker.conversions("C1")] == [(None, "2")]

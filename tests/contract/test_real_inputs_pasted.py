@@ -308,7 +308,7 @@ NOTES = [
 
 
 @pytest.mark.parametrize(("pasted", "note"), NOTES)
-def test_how_it_was_found_is_told(
+def test_how_it_was_found_is_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str], pasted: str, note: str
 ) -> None:
     assert note in "\n".join(tell(tracker, capsys, pasted)["pasted"])
@@ -398,7 +398,7 @@ HINTS = [
 
 
 @pytest.mark.parametrize(("pasted", "hint"), HINTS)
-def test_what_is_wrong_in_it_is_told(
+def test_what_is_wrong_in_it_is_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str], pasted: str, hint: str
 ) -> None:
     hint = hint.replace("'¤' was '&curren'", "'¤cy' was '&currency'")

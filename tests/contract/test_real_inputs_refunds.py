@@ -162,7 +162,7 @@ def tracker(receiver_with: ReceiverWith) -> Client:
     return set_up(receiver_with)
 
 
-def test_a_rejection_whose_amount_takes_nothing_back_is_told(tracker: Client) -> None:
+def test_a_rejection_whose_amount_takes_nothing_back_is_reported(tracker: Client) -> None:
     tracker.send("subid=C1&payout=33.20&tid=T100")
 
     tracker.send("subid=C1&status=rejected&payout=-30&tid=T101")
@@ -172,7 +172,7 @@ def test_a_rejection_whose_amount_takes_nothing_back_is_told(tracker: Client) ->
     assert "-30 USD takes nothing back" in warning
 
 
-def test_the_same_id_below_zero_for_a_part_is_told_to_need_an_id_of_its_own(
+def test_the_same_id_below_zero_for_a_part_is_reported_to_need_an_id_of_its_own(
     tracker: Client,
 ) -> None:
     tracker.send("subid=C1&payout=12&tid=T1")

@@ -282,7 +282,7 @@ def test_escapes_are_read_as_the_standard_library_reads_them(raw: str) -> None:
         ("aff=c1&x=1", {"aff": "subid"}, {"subid": "c2"}, "x=1&subid=c2"),
     ],
 )
-def test_a_stored_query_is_mended_where_it_is_wrong_and_nowhere_else(
+def test_a_stored_query_is_corrected_where_it_is_wrong_and_nowhere_else(
     query: str, renames: dict[str, str], values: dict[str, str], mended: str
 ) -> None:
     assert rewrite_query(query, renames, values) == mended

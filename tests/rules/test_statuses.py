@@ -563,7 +563,7 @@ def test_a_repeat_fills_in_what_was_unknown(
         assert decision.reason.detail.startswith("already sale; filled in: ")
 
 
-def test_what_is_left_alone_beside_what_is_filled_in_is_told() -> None:
+def test_what_is_left_alone_beside_what_is_filled_in_is_reported() -> None:
     click = a_gap(amount=TEN, currency="USD")
 
     decision = judged(a_postback("sale", "t1", amount=Decimal(12), cost=TEN), click)
