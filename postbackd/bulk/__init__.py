@@ -1,1 +1,1 @@
-"""Files that people hand in: taken in, or compared."""
+"""Files of clicks, conversions and reports: imported, or compared."""

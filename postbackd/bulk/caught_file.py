@@ -1,7 +1,7 @@
-"""nginx's log of what the receiver could not answer, read (`deploy/nginx/postback.conf`).
+"""Reads nginx's log of requests that the receiver could not answer (`deploy/nginx/postback.conf`).
 
-Each line is a JSON object of texts; a byte that is no ASCII stands in it as it came, so that lines
-are read as bytes and each character of a text is one byte. A line holds no key but a tag of it.
+Each line is a JSON object of texts. Bytes that are no ASCII are in it unescaped, so lines are read
+as bytes, and each character of a text is one byte. A line has a tag of the key, not the key.
 """
 
 import gzip
@@ -18,27 +18,27 @@ LONGEST_LINE_BYTES = 1024 * 1024
 
 TAG_DIGITS = 10
 
-# What begins a line, and stands nowhere else in one: quotes within a text are escaped. Where nginx
-# could write a part of a line only, the next one goes on behind that part.
+# Every line begins so, and nothing else in it does: quotes within a text are escaped. Where nginx
+# could write only a part of a line, the next line follows directly behind that part.
 _BEGIN = re.compile(rb'(?=\{"time":")')
 _GZIP_MAGIC = b"\x1f\x8b"
 
 _NO_SUCH_LINE = (
-    "this is no line of the log that deploy/nginx writes of what the receiver could not answer"
+    "this is no line of the log in which deploy/nginx stores requests that were not answered"
 )
 _CUT = "the line is cut off: the disk was full, or nginx was still writing"
 _LONG = f"the line is longer than {LONGEST_LINE_BYTES} bytes"
 _NO_BODY = (
-    "its body was sent and not read, since the sender was over a limit or the body in too many"
-    " pieces: what it said is not known"
+    "its body was sent and not read, because the sender was over a limit or the body came in too"
+    " many pieces: the parameters in it are not known"
 )
 
 
 class Caught(NamedTuple):
     """A request as nginx wrote it down.
 
-    `tag` stands for the key that it came under, `name` is what stood behind that (`postback`), and
-    `tail` what stood behind the name where the `?` was missing.
+    Of the path `tag` replaces the key, `name` is the next part (`postback`), and `tail` the text
+    behind that where the `?` was missing.
     """
 
     received_at: datetime
@@ -55,7 +55,7 @@ class Caught(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line or a part of one: its number, and its request or why there is none."""
+    """A line or a part of one: its number, and its request or the flaw."""
 
     number: int
     caught: Caught | None
@@ -67,8 +67,8 @@ class Line(NamedTuple):
 
 @contextmanager
 def open_plain(source: BinaryIO) -> Iterator[BinaryIO]:
-    """Read a file as it is, or unpacked where it is gzip's, whatever its name says."""
-    # Not seekable where it is standard input.
+    """Open a file, unpacking it where its first bytes are gzip's."""
+    # Standard input is not seekable.
     if source.peek(2)[:2] == _GZIP_MAGIC:  # type: ignore[attr-defined]  # every open file has it
         with gzip.open(source) as unpacked:
             yield cast(BinaryIO, unpacked)
@@ -77,7 +77,7 @@ def open_plain(source: BinaryIO) -> Iterator[BinaryIO]:
 
 
 def read_lines(source: BinaryIO) -> Iterator[Line]:
-    """Read the lines of a log; empty ones are left out, and what is no request has a flaw."""
+    """Read the lines of a log; empty lines are left out, a line without a request has a flaw."""
     number = 0
     try:
         while line := source.readline(LONGEST_LINE_BYTES):
@@ -92,7 +92,7 @@ def read_lines(source: BinaryIO) -> Iterator[Line]:
 
 
 def _skip_rest(source: BinaryIO) -> None:
-    """Read to the end of a line that is too long."""
+    """Skip the rest of a line that is too long."""
     while rest := source.readline(LONGEST_LINE_BYTES):
         if rest.endswith(b"\n"):
             break
@@ -111,7 +111,7 @@ def _read_pieces(number: int, line: bytes) -> Iterator[Line]:
 
 
 def read_caught(line: bytes) -> Caught | str:
-    """Read a line; a text says why it is none."""
+    """Read the request of a line, or return the flaw as text."""
     text = line.decode("latin-1").strip()
     try:
         said = json.loads(text)
@@ -139,7 +139,7 @@ def read_caught(line: bytes) -> Caught | str:
     )
 
 
-# As `log_format postback_caught` has them.
+# As in `log_format postback_caught`.
 _COOKIES = ("subid", "_subid")
 _NAMES = (
     *("ended", "took", "key", "asked", "tail", "method", "address", "query", *_COOKIES),
@@ -149,7 +149,7 @@ _SECONDS = re.compile(r"[0-9]{1,11}\.[0-9]{3}")
 
 
 def _read_time(said: dict[str, str]) -> datetime | None:
-    """Tell when a request began to come; nginx says when it was answered, and how long it took."""
+    """Compute when a request came: nginx logs when it was answered, and how long it took."""
     ended, took = said["ended"], said["took"]
     if not _SECONDS.fullmatch(ended) or not _SECONDS.fullmatch(took):
         return None
@@ -165,9 +165,9 @@ def _read_time(said: dict[str, str]) -> datetime | None:
 
 
 def tag_key(key: bytes) -> str:
-    """Compute what nginx writes for a key: a digit from each of ten hashes.
+    """Compute the tag that nginx writes for a key: a digit from each of ten hashes.
 
-    nginx sees the path with one slash for several; a key is meant as it stands there.
+    nginx merges repeated slashes of a path, so they are merged here, too.
     """
     seen = re.sub(b"/+", b"/", key).strip(b"/")
     hashes = (_hash(b"%d" % digit + seen) for digit in range(TAG_DIGITS))

@@ -1,4 +1,4 @@
-"""Requests that nginx caught while the receiver was away, booked as if they had got through."""
+"""Books the requests that nginx caught while the receiver was away, at their own time."""
 
 import json
 import time
@@ -21,28 +21,29 @@ from postbackd.intake.unpacking import TooLargeError
 from statuses import MONEY, Status, Verdict
 from storage import Storage
 
-# The request is in the file only: it was read, and nothing was done with it.
+# The request was read and not booked: it is in the file only.
 LEFT = "left"
-# There was no request to be read.
+# The line has no readable request.
 SKIPPED = "skipped"
 
-# How long requests are booked before the commit, whose sync comes on top: together the write lock
-# is held for some 45 ms, and a live postback waits no longer.
+# How long requests are booked before a commit. With the commit's sync the write lock is held for
+# some 45 ms, and no live postback waits longer.
 WORK_SECONDS = 0.03
-# By then the log has some two thousand pages, after which SQLite itself would move them.
+# By then the write-ahead log has some two thousand pages, after which SQLite would checkpoint it
+# itself.
 PIECES_A_CHECKPOINT = 16
 
 _STRANGE_KEY = (
-    "it came under no key that the config has for that day: a stranger's, or one that was taken"
-    " out since (put it into postback_key_old again to book it)"
+    "its key is none that the config has for that day: a stranger's, or one that was removed since"
+    " (put it into postback_key_old again to book it)"
 )
 _NO_CLICK = (
-    "its click is not known: import the click and then this file again, or say --park to have the"
-    " postback wait for it"
+    "its click is not known: import the click and then this file again, or park the postback with"
+    " --park"
 )
 _OVERTAKEN = (
-    "its conversion became a sale after this rejection had come, and `unreject = yes` lets the"
-    " later one stand"
+    "its conversion became a sale after this rejection had come, and with `unreject = yes` the"
+    " later one counts"
 )
 _KNOWN_CLICK = "the click is known already"
 
@@ -54,8 +55,8 @@ class Entry(NamedTuple):
     line: Line
 
 
-class Told(NamedTuple):
-    """What came of a line; `is_in` where it is in the database, or was in before."""
+class BookedRequest(NamedTuple):
+    """The verdict of a line; `is_in` where its request is in the database, or was before."""
 
     entry: Entry
     verdict: str
@@ -69,7 +70,7 @@ class Told(NamedTuple):
 class CaughtImporter:
     """Books caught requests at their own time, in pieces that hold the write lock for a moment.
 
-    What waits for a click is tried again at the end: the file may bring it along.
+    A postback without a click is tried again at the end: the file may have the click, too.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class CaughtImporter:
         *,
         parks: bool = False,
     ) -> None:
-        """Take the database, the config, and whether what has no click is kept, too."""
+        """Remember the database, the config, and whether to park postbacks without a click."""
         self._storage = storage
         self._terms = read_booking_options(settings)
         self._keyring = Keyring(settings)
@@ -87,17 +88,17 @@ class CaughtImporter:
         self._waiting: list[Entry] = []
         self._pieces = 0
 
-    def take(self, entries: Sequence[Entry]) -> Iterator[list[Told]]:
-        """Book what can be booked; what was given is on disk."""
+    def take(self, entries: Sequence[Entry]) -> Iterator[list[BookedRequest]]:
+        """Book the requests that can be booked; yielded ones are on disk."""
         yield from self._take(entries, self._book_or_wait)
 
-    def finish(self) -> Iterator[list[Told]]:
-        """Book what waited for a click, park it where that is wanted, or leave it."""
+    def finish(self) -> Iterator[list[BookedRequest]]:
+        """Book the postbacks that waited for a click; park or leave those still without one."""
         waiting, self._waiting = self._waiting, []
         yield from self._take(waiting, self._book_or_end)
 
     def list_queries(self, entries: Sequence[Entry]) -> list[str]:
-        """List the queries of the requests under our keys, as they would be stored."""
+        """List the queries of the requests with our keys, as they would be stored."""
         queries = []
         for entry in entries:
             caught = entry.line.caught
@@ -106,67 +107,67 @@ class CaughtImporter:
         return queries
 
     def _take(
-        self, entries: Sequence[Entry], book: Callable[[Entry], Told | None]
-    ) -> Iterator[list[Told]]:
+        self, entries: Sequence[Entry], book: Callable[[Entry], BookedRequest | None]
+    ) -> Iterator[list[BookedRequest]]:
         start = 0
         while start < len(entries):
             deadline = time.monotonic() + WORK_SECONDS
-            piece: list[Told | None] = []
+            piece: list[BookedRequest | None] = []
             with self._storage.transaction():
                 while start + len(piece) < len(entries):
                     piece.append(book(entries[start + len(piece)]))
-                    # Asked behind the line: on a busy machine the time may be over before.
+                    # After the line: on a busy machine the time may be over before the first one.
                     if time.monotonic() >= deadline:
                         break
             start += len(piece)
             yield [told for told in piece if told is not None]
             self._let_others_through()
 
-    def _book_or_wait(self, entry: Entry) -> Told | None:
+    def _book_or_wait(self, entry: Entry) -> BookedRequest | None:
         told = self._book(entry)
         if told is None:
             self._waiting.append(entry)
         return told
 
-    def _book_or_end(self, entry: Entry) -> Told:
+    def _book_or_end(self, entry: Entry) -> BookedRequest:
         return self._book(entry) or self._end(entry)
 
-    def _book(self, entry: Entry) -> Told | None:
-        """Book a request; None where its click is not known, or where it names none."""
+    def _book(self, entry: Entry) -> BookedRequest | None:
+        """Book a request; None where its click is not known, or not named."""
         caught = entry.line.caught
         if caught is None:
-            return Told(entry, SKIPPED, entry.line.flaw, is_in=False)
+            return BookedRequest(entry, SKIPPED, entry.line.flaw, is_in=False)
         route = self._keyring.find_route(caught)
         if route is None:
-            return Told(entry, LEFT, _STRANGE_KEY, is_in=False)
+            return BookedRequest(entry, LEFT, _STRANGE_KEY, is_in=False)
         try:
             if route.is_click:
                 return self._take_click(entry, caught, route)
             return self._take_postback(entry, _read(caught, route))
         except TooLargeError:
-            return Told(entry, LEFT, "its body is longer than we read", is_in=False)
+            return BookedRequest(entry, LEFT, "its body is longer than 64 KiB", is_in=False)
 
-    def _take_postback(self, entry: Entry, arrival: Arrival) -> Told | None:
+    def _take_postback(self, entry: Entry, arrival: Arrival) -> BookedRequest | None:
         incoming = arrival.postback.incoming
         came = self._storage.find_same_request(
             incoming.subid, arrival.query, arrival.body, arrival.received_at
         )
         if came is not None:
-            reason = f"the same was received at {came} and is in already"
-            return Told(entry, Verdict.REPEATED, reason, (), arrival)
+            reason = f"the same request was received at {came} and is stored already"
+            return BookedRequest(entry, Verdict.REPEATED, reason, (), arrival)
         known = self._storage.find_click(incoming.subid) if incoming.subid else None
         if known is None:
             return None
         if incoming.leads_only and (no_lead := self._find_no_lead(arrival)):
-            return Told(entry, LEFT, no_lead, (), arrival, is_in=False)
+            return BookedRequest(entry, LEFT, no_lead, (), arrival, is_in=False)
         terms = self._find_terms(known, arrival)
         if terms is not self._terms and self._is_overtaken(arrival):
-            return Told(entry, LEFT, _OVERTAKEN, (), arrival, is_in=False)
+            return BookedRequest(entry, LEFT, _OVERTAKEN, (), arrival, is_in=False)
         return self._keep(entry, arrival, terms)
 
-    def _keep(self, entry: Entry, arrival: Arrival, terms: BookingOptions) -> Told:
+    def _keep(self, entry: Entry, arrival: Arrival, terms: BookingOptions) -> BookedRequest:
         outcome = booking.record(self._storage, arrival, terms)
-        return Told(
+        return BookedRequest(
             entry,
             outcome.verdict,
             outcome.reason.detail,
@@ -176,17 +177,17 @@ class CaughtImporter:
         )
 
     def _find_no_lead(self, arrival: Arrival) -> str | None:
-        """Say why what came under the pixel's key is no lead.
+        """Return why a request with the pixel's key is no lead; None for a lead.
 
-        It is not written: the log would not know under which key it came, and a replay could make a
-        sale of a visitor's invention.
+        Such a request is not written: its row would not say that its key was the pixel's, and a
+        replay could make a sale of a request that a visitor invented.
         """
         outcome = booking.preview(self._storage, arrival, self._terms)
         is_none = outcome.verdict in {Verdict.REFUSED, Verdict.UNMAPPED}
         return outcome.reason.detail if is_none else None
 
     def _find_terms(self, known: KnownClick, arrival: Arrival) -> BookingOptions:
-        """Give the terms; what is older than a conversion's last change overrules nothing of it."""
+        """Return the options; a request older than a conversion's last change changes no value."""
         if not self._storage.has_moved_since(known.id, arrival.received_at):
             return self._terms
         policy = self._terms.policy._replace(updates_on_repeat=False, unrejects=False)
@@ -194,7 +195,7 @@ class CaughtImporter:
 
     def _is_overtaken(self, arrival: Arrival) -> bool:
         if not self._terms.policy.unrejects:
-            # A rejection is the last word, whenever it comes.
+            # A rejection is final, whenever it comes.
             return False
         decision, _ = booking.judge_arrival(self._storage, arrival, self._terms)
         change = decision.change
@@ -205,8 +206,8 @@ class CaughtImporter:
             and change.conversion.status in MONEY
         )
 
-    def _end(self, entry: Entry) -> Told:
-        """Park what has no click, as the receiver would have done, or leave it."""
+    def _end(self, entry: Entry) -> BookedRequest:
+        """Park a postback without a click, as the receiver would have done, or leave it."""
         caught = entry.line.caught
         route = None if caught is None else self._keyring.find_route(caught)
         assert caught is not None
@@ -216,25 +217,25 @@ class CaughtImporter:
         if self._parks and not (arrival.postback.incoming.leads_only and outcome.verdict in _BAD):
             return self._keep(entry, arrival, self._terms)
         reason = outcome.reason.detail if outcome.verdict in _BAD else _NO_CLICK
-        return Told(entry, LEFT, reason, outcome.warnings, arrival, is_in=False)
+        return BookedRequest(entry, LEFT, reason, outcome.warnings, arrival, is_in=False)
 
-    def _take_click(self, entry: Entry, caught: Caught, route: "Opened") -> Told:
-        reading = read_click(_build_environ(caught), route.orders)
+    def _take_click(self, entry: Entry, caught: Caught, route: "Opened") -> BookedRequest:
+        reading = read_click(_build_environ(caught), route.active)
         arrival = _read(caught, route)
         row = reading.row
         if row is None:
-            return Told(entry, LEFT, reading.flaw, reading.warnings, arrival, is_in=False)
+            return BookedRequest(entry, LEFT, reading.flaw, reading.warnings, arrival, is_in=False)
         known = self._storage.find_click(row.subid)
         new = row if known is None else self._keep_unknown(row, known)
         if known is not None and new == ClickRow(row.subid):
-            return Told(entry, Verdict.REPEATED, _KNOWN_CLICK, reading.warnings, arrival)
-        # What was parked for it meanwhile had waited for nothing else.
+            return BookedRequest(entry, Verdict.REPEATED, _KNOWN_CLICK, reading.warnings, arrival)
+        # Applies the postbacks that were parked for this click meanwhile.
         booking.record_clicks(self._storage, [new], caught.received_at, self._terms)
         verdict = Verdict.RECORDED if known is None else Verdict.UPDATED
-        return Told(entry, verdict, "a click", reading.warnings, arrival)
+        return BookedRequest(entry, verdict, "a click", reading.warnings, arrival)
 
     def _keep_unknown(self, row: ClickRow, known: KnownClick) -> ClickRow:
-        """Keep what the click does not say yet: what it says may have come later than the row."""
+        """Reduce the row to values that the stored click lacks: its own may be newer."""
         gaps = self._storage.find_click_gaps(known.id)
         said = json.loads(known.sub_ids)
         return ClickRow(
@@ -253,9 +254,10 @@ class CaughtImporter:
     def _let_others_through(self) -> None:
         self._pieces += 1
         if self._pieces % PIECES_A_CHECKPOINT == 0:
-            # Beside the lock, so that no postback's commit has to do it.
+            # Without the write lock, so that no postback's commit has to do it.
             self._storage.checkpoint()
-        # Those who wait look every LOCK_POLL_SECONDS: without a pause we would win every time.
+        # Waiting processes try the lock every LOCK_POLL_SECONDS: without a pause we would get it
+        # each time.
         time.sleep(2 * LOCK_POLL_SECONDS)
 
 
@@ -263,7 +265,7 @@ _BAD = frozenset({Verdict.INVALID, Verdict.UNMAPPED, Verdict.IGNORED, Verdict.RE
 
 
 class RehearsedImporter(CaughtImporter):
-    """Books into a copy of what the requests meet, which is thrown away."""
+    """Books into a sandbox, a throw-away copy of the rows that the requests touch."""
 
     def __init__(
         self,
@@ -273,23 +275,23 @@ class RehearsedImporter(CaughtImporter):
         *,
         parks: bool = False,
     ) -> None:
-        """Take the copy, the config, where to read the time, and whether all is kept."""
+        """Remember the sandbox, the config, the clock, and whether to park."""
         super().__init__(rehearsal.storage, settings, parks=parks)
         self._read_clock = read_clock
         self._rehearsal = rehearsal
 
-    def take(self, entries: Sequence[Entry]) -> Iterator[list[Told]]:
-        """Say what would come of requests."""
+    def take(self, entries: Sequence[Entry]) -> Iterator[list[BookedRequest]]:
+        """Yield the verdicts that requests would get."""
         self._rehearsal.take(self.list_queries(entries))
         booking.settle_all_due_clicks(self._storage, self._terms, self._read_clock)
         yield from map(_without_copied_ids, super().take(entries))
 
-    def finish(self) -> Iterator[list[Told]]:
-        """Say likewise what would come of those that waited."""
+    def finish(self) -> Iterator[list[BookedRequest]]:
+        """Yield the verdicts that the waiting postbacks would get."""
         yield from map(_without_copied_ids, super().finish())
 
 
-def _without_copied_ids(piece: list[Told]) -> list[Told]:
+def _without_copied_ids(piece: list[BookedRequest]) -> list[BookedRequest]:
     return [
         told._replace(conversion_id=None) if (told.conversion_id or 0) > LAST_REAL_ID else told
         for told in piece
@@ -297,46 +299,46 @@ def _without_copied_ids(piece: list[Told]) -> list[Told]:
 
 
 class Opened(NamedTuple):
-    """What a request's key opens: a click's address or a postback's, and under which orders."""
+    """The address that a request's key opens, a click's or a postback's, and its settings."""
 
-    orders: ActiveConfig
+    active: ActiveConfig
     is_click: bool
     leads_only: bool
 
 
 class Keyring:
-    """Knows keys by their tags: those that the config has for the day of a request."""
+    """Finds keys by their tags, among those that the config has for the day of a request."""
 
     def __init__(self, settings: Settings) -> None:
-        """Take the config."""
+        """Remember the config."""
         self._settings = settings
         self._days: dict[date, tuple[ActiveConfig, Mapping[str, set[str]]]] = {}
 
     def find_route(self, caught: Caught) -> Opened | None:
-        """Find what a request's key opens; None where it is no key of ours for that address."""
+        """Find the address that a request's key opens; None for a key that does not open it."""
         day = caught.received_at.astimezone(UTC).date()
         if day not in self._days:
             self._days[day] = self._read_day(day)
-        orders, kinds_by_tag = self._days[day]
+        active, kinds_by_tag = self._days[day]
         kinds = kinds_by_tag.get(caught.tag, ())
         for route in ROUTES:
             if route.name.decode() == caught.name and route.key in kinds:
-                return Opened(orders, route.key == "click", route.key == "pixel")
+                return Opened(active, route.key == "click", route.key == "pixel")
         return None
 
     def _read_day(self, day: date) -> tuple[ActiveConfig, Mapping[str, set[str]]]:
-        orders = read_orders(self._settings, day)
+        active = read_orders(self._settings, day)
         kinds: dict[str, set[str]] = {}
-        for kind, keys in orders.keys.items():
+        for kind, keys in active.keys.items():
             for key in filter(None, keys):
                 kinds.setdefault(tag_key(key), set()).add(kind)
-        return orders, kinds
+        return active, kinds
 
 
 def _read(caught: Caught, route: Opened) -> Arrival:
-    """Read a request as the receiver reads one."""
+    """Read a request as the receiver reads it."""
     at = utc_text(caught.received_at)
-    arrival = read_arrival(_build_environ(caught), at, route.orders)
+    arrival = read_arrival(_build_environ(caught), at, route.active)
     incoming = arrival.postback.incoming._replace(leads_only=route.leads_only)
     return arrival._replace(source="caught", postback=arrival.postback._replace(incoming=incoming))
 
@@ -353,6 +355,6 @@ def _build_environ(caught: Caught) -> Environ:
         "HTTP_COOKIE": caught.cookies,
     }
     said = {name: text for name, text in environ.items() if text}
-    # Under which key is known already, and nginx has taken it away.
+    # nginx has removed the key from the path; which key it was is known by its tag.
     path = f"/-/{caught.name}{caught.tail}"
     return mend_address({**said, "PATH_INFO": path, "wsgi.input": BytesIO(body)})

@@ -1,4 +1,4 @@
-"""A file of clicks: its columns, its rows, and what is wrong with a line."""
+"""A file of clicks: its columns, its rows, and the flaws of its lines."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,16 @@ from rates import read_currency
 
 CLICKED_AT = "clicked_at"
 COST = "cost"
-# Whether dates have to be looked through shows in so many: a second for a million of them.
+# If none of these rows has an ambiguous date, the file is not searched: that takes a second for a
+# million rows.
 SAMPLE_ROWS = 1000
 
 
 class Chunk:
-    """Some lines: their clicks, and those lines that there is something to say about."""
+    """Some lines: their clicks, and the lines with a flaw or a warning."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Begin without lines."""
         self.rows: list[ClickRow] = []
         self.noted: list[tuple[int, ClickReading]] = []
         self.last_line = 0
@@ -42,19 +43,19 @@ class Chunk:
 
 
 class ClickTitles:
-    """The titles that clicks have."""
+    """The titles of columns of clicks."""
 
     def count(self, titles: Sequence[str]) -> int:
-        """Tell how many of some cells are titles that are known."""
+        """Count the cells that are known titles."""
         return sum(name is not None for name in find_click_names(titles))
 
     def has_click_id(self, titles: Sequence[str]) -> bool:
-        """Tell whether one of them is known to stand over click ids."""
+        """Return whether one of them is a known title of click ids."""
         return any(name in SUBID_NAMES for name in find_click_names(titles))
 
     def describe_missing(self, titles: Sequence[str]) -> str:
-        """Say what to do where none of some titles stands over click ids."""
-        return "no column is known to hold the click id: call its column 'subid'"
+        """Write what to do where no title is one of click ids."""
+        return "no column is known to have the click id: call its column 'subid'"
 
 
 class ClickFile:
@@ -68,7 +69,7 @@ class ClickFile:
         amounts: AmountReader,
         tracker_currency: str,
     ) -> None:
-        """Take an open file, what is said of it, and what reads its times and costs."""
+        """Read the titles of an open file; keep the readers of its times and costs."""
         self._file = TableFile(source, shape, ClickTitles(), Titles.NEEDED)
         self.notes = self._file.notes
         self.titles = self._file.titles
@@ -91,13 +92,13 @@ class ClickFile:
         if self._cost is not None:
             amounts.learn(self._file.look_through(self._cost, SAMPLE_ROWS))
         self.find_position = self._file.find_position
-        # How many rows were none, by what they are; how many clicks lost their time, or cost.
+        # Rows that are no clicks, by kind; clicks without their time or cost.
         self.aside: Counter[Aside] = Counter()
         self.untimed = 0
         self.uncosted = 0
 
     def read(self) -> Iterator[Chunk]:
-        """Give the lines in chunks."""
+        """Yield the lines in chunks."""
         for records in self._file.read():
             chunk = Chunk()
             self._read_records(chunk, records)
@@ -133,7 +134,7 @@ class ClickFile:
             chunk.add(number, self._read_click(cells))
 
     def _read_click(self, cells: list[str]) -> ClickReading:
-        """Read a row of which at least one cell is not plain."""
+        """Read a row in which at least one cell is not plain."""
         cells, time_flaw = self._rewrite_time(cells)
         cells, cost, cost_flaw = self._take_cost(cells)
         click = self._reader.read(cells)
@@ -150,7 +151,7 @@ class ClickFile:
         return ClickReading(row, "", (*click.warnings, *flaws))
 
     def _rewrite_time(self, cells: list[str]) -> tuple[list[str], str]:
-        """Write the time as every reader reads it, or take it out and say why."""
+        """Rewrite the time in ISO 8601, or remove it and return the flaw."""
         time = _find_cell(cells, self._time)
         if self._time is None or not time:
             return cells, ""
@@ -160,7 +161,7 @@ class ClickFile:
         return [*cells[: self._time], written, *cells[self._time + 1 :]], flaw
 
     def _take_cost(self, cells: list[str]) -> tuple[list[str], tuple[Decimal, str] | None, str]:
-        """Take the cost out, and read it with its currency, or say why not."""
+        """Remove the cost from the cells and read it with its currency, or return the flaw."""
         text = _find_cell(cells, self._cost)
         if self._cost is None or not text or is_macro(text):
             return cells, None, ""
@@ -173,7 +174,7 @@ class ClickFile:
         currency = settle_currency(written.marks, code, self._tracker_currency)
         if (said and code is None) or (written.marks and currency is None):
             shown = quote_value(" ".join(filter(None, (text, said))))
-            return rest, None, f"{shown} is in no currency that is known: it is left out"
+            return rest, None, f"{shown} has no known currency: it is left out"
         return rest, (written.amount, currency or self._tracker_currency), ""
 
 

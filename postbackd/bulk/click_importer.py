@@ -1,4 +1,4 @@
-"""Taking many clicks in, piece by piece, beside a running service."""
+"""Imports many clicks, piece by piece, beside a running service."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,36 +11,37 @@ from postbackd.intake import booking
 from postbackd.intake.booking import PARKED_PER_CLICK, BookingOptions, StoredClicks
 from storage import Storage
 
-# How long a piece may hold the write lock is 100 ms (the contract); less is aimed at, since the
-# next piece may be slower than the last.
+# A piece may hold the write lock for 100 ms (the contract); the aim is lower, because the next
+# piece may be slower than the last.
 AIM_SECONDS = 0.045
 
 FIRST_PIECE_ROWS = 500
-# Smaller ones would cost more than they spare: where a thousand rows take long, it is the sync of
-# the disk that does, and every commit has that.
+# Smaller pieces would cost more than they save: where a thousand rows take long, the time is the
+# disk's sync, and every commit has that.
 SMALLEST_PIECE_ROWS = 1000
 LARGEST_PIECE_ROWS = 20_000
 # One quick piece must not make the next one much too large.
 LARGEST_GROWTH = 1.25
 PIECE_SIZE = PieceSize(AIM_SECONDS, SMALLEST_PIECE_ROWS, LARGEST_PIECE_ROWS, LARGEST_GROWTH)
 
-# So many clicks are sorted by id before they are cut into pieces. Ids are random: each piece of an
-# unsorted file would touch nearly all of the index, write it out, and take twice as long.
+# This number of clicks is sorted by id before it is cut into pieces. Ids are random: each piece of
+# an unsorted file would touch and write nearly the whole index, and take twice as long.
 SORTED_ROWS = 50_000
-# A pipe that gives little must not keep what it gave waiting for more.
+# Clicks from a slow pipe are written after this time, without waiting for more.
 LONGEST_WAIT_SECONDS = 2.0
 
-# By then the log has some two thousand pages, after which SQLite itself would move them.
+# By then the write-ahead log has some two thousand pages, after which SQLite would checkpoint it
+# itself.
 PIECES_A_CHECKPOINT = 4
 
 # A parked postback that is applied costs as much as some thirty clicks.
 PARKED_AT_ONCE = 100
-# What other programs' clicks may bring along: each up to PARKED_PER_CLICK postbacks.
+# Due clicks of other programs in one piece: each may have up to PARKED_PER_CLICK postbacks.
 DUE_CLICKS_AT_ONCE = 2
 
 
 class Totals(NamedTuple):
-    """How many clicks were new, how many known, and how many parked postbacks were settled."""
+    """The numbers of new clicks, of known clicks, and of parked postbacks that were settled."""
 
     new: int = 0
     updated: int = 0
@@ -48,12 +49,12 @@ class Totals(NamedTuple):
 
 
 class Importer:
-    """Takes clicks in pieces that hold the write lock for a moment each."""
+    """Stores clicks in pieces that hold the write lock for a moment each."""
 
     def __init__(
         self, storage: Storage, terms: BookingOptions, read_clock: Callable[[], datetime]
     ) -> None:
-        """Take the database, the terms for what is parked, and where to read the time."""
+        """Remember the database, the options for parked postbacks, and the clock."""
         self._storage = storage
         self._terms = terms
         self._read_clock = read_clock
@@ -64,13 +65,13 @@ class Importer:
         self.totals = Totals()
 
     def settle_due_clicks(self) -> None:
-        """Settle what other programs' clicks brought along, so that no piece has to."""
+        """Settle the due clicks of other programs first, so that no piece has to."""
         booking.settle_all_due_clicks(
             self._storage, self._terms, self._read_clock, DUE_CLICKS_AT_ONCE
         )
 
     def take(self, rows: Sequence[ClickRow]) -> bool:
-        """Take clicks; True where all that was taken so far is on disk now."""
+        """Add clicks; True where all clicks so far are on disk now."""
         self._waiting += rows
         is_full = len(self._waiting) >= SORTED_ROWS
         if is_full or time.monotonic() >= self._flushed_at + LONGEST_WAIT_SECONDS:
@@ -79,9 +80,9 @@ class Importer:
         return False
 
     def flush(self) -> None:
-        """Put on disk what was taken."""
+        """Write the clicks that were added."""
         rows, self._waiting = self._waiting, []
-        # Of equal click ids the order stays: the later line of the file has the last word.
+        # The sort is stable: of equal click ids the later line of the file wins.
         rows.sort(key=lambda row: row.subid)
         start = 0
         while start < len(rows):
@@ -97,18 +98,18 @@ class Importer:
         self._count(len(piece), intake)
         self._pieces += 1
         if self._pieces % PIECES_A_CHECKPOINT == 0:
-            # Beside the lock, so that no postback's commit has to do it.
+            # Without the write lock, so that no postback's commit has to do it.
             self._storage.checkpoint()
 
     def _commit(self, piece: Sequence[ClickRow]) -> tuple[float, StoredClicks]:
         with self._storage.transaction():
-            # Not before: the wait for the lock is nobody's burden but ours.
+            # Measured from here: the wait for the lock delays no other process.
             started = time.monotonic()
             intake = booking.record_clicks(self._storage, piece, self._read_clock(), self._terms)
         return started, intake
 
     def _split(self, rows: Sequence[ClickRow]) -> Iterator[Sequence[ClickRow]]:
-        """Cut where enough is parked for the clicks so far."""
+        """Cut where the clicks so far have enough parked postbacks."""
         parked = self._storage.count_parked(row.subid for row in rows)
         if not parked:
             yield rows
@@ -122,7 +123,7 @@ class Importer:
 
     def _adapt(self, rows: int, seconds: float) -> None:
         if rows < self._piece_rows // 2:
-            # The last piece, or one that was cut for what is parked: it tells little.
+            # The last piece, or one cut because of parked postbacks: its time says little.
             return
         self._piece_rows = PIECE_SIZE.adapt(self._piece_rows, seconds)
 

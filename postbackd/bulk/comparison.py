@@ -1,4 +1,4 @@
-"""A row of a network's report against what we hold of the same conversion."""
+"""Compares rows of a network's report with the conversions in the database."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ DIFFERENCES = (
 
 
 class Money(NamedTuple):
-    """An amount and its currency, each None where it was not said."""
+    """An amount and its currency, each None where it is unknown."""
 
     amount: str | None = None
     currency: str | None = None
@@ -53,14 +53,14 @@ class Money(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What one side says of a conversion."""
+    """A conversion's status and money on one side."""
 
     status: str
     money: Money
 
 
 class Finding(NamedTuple):
-    """What a row of the report, or a conversion of ours, is like beside the other side."""
+    """The differences between a row of the report and a conversion; either may be missing."""
 
     line: int | None
     differences: tuple[str, ...]
@@ -72,13 +72,13 @@ class Finding(NamedTuple):
     reason: str = ""
 
 
-_BARE = "it is here, but the row has neither a status nor an amount to compare"
+_BARE = "it is stored, but the row has neither a status nor an amount to compare"
 _AGREES = Finding(None, (), "", "")
 _IGNORED = Finding(None, (), "", "", reason="the word is to be ignored")
 
 
 class DateRange(NamedTuple):
-    """Where to look for conversions that the report lacks, and how that was found."""
+    """The networks and times in which to search conversions that the report lacks."""
 
     since: str | None
     until: str | None
@@ -93,14 +93,14 @@ class DateRange(NamedTuple):
 
 
 class Comparison:
-    """Compares row after row, and knows in the end what the report did not have."""
+    """Compares row after row, then finds the conversions that the report does not have."""
 
     def __init__(
         self, questions: Questions, tolerance: Decimal, *, has_more_than_ids: bool = True
     ) -> None:
-        """Take whom to ask, by how much amounts may differ, and whether the report says more.
+        """Remember the database, the tolerance, and whether the report has more than ids.
 
-        Rows of a report of nothing but ids are counted as uncompared, and not given one by one.
+        Rows of a report of ids alone are counted as uncompared, and not yielded one by one.
         """
         self._questions = questions
         self._has_more_than_ids = has_more_than_ids
@@ -109,12 +109,12 @@ class Comparison:
         self._networks: set[str | None] = set()
         self._reported = _Times()
         self._held = _Times()
-        # How many rows agree, how many are ignored, and how often each difference was found.
+        # The numbers of rows that agree, of ignored rows, and of each difference.
         self.counts: Counter[str] = Counter()
         self.rows = 0
 
     def compare(self, rows: Sequence[ReportRow]) -> Iterator[Finding]:
-        """Give what there is to say about rows of the report."""
+        """Yield the differences of rows of the report."""
         clicks = self._questions.find_held(
             {row.line.postback.incoming.subid or "" for row in rows if row.line.postback}
         )
@@ -132,7 +132,7 @@ class Comparison:
     def find_span(
         self, since: str | None, until: str | None, network: str | None
     ) -> DateRange | None:
-        """Tell where to look for extra conversions; None where nothing says whose they would be."""
+        """Choose where to search extra conversions; None where no network is known."""
         networks = (network,) if network is not None else tuple(sorted(self._networks, key=str))
         if not networks:
             return None
@@ -146,7 +146,7 @@ class Comparison:
         return DateRange(self._held.first, until, networks, basis)
 
     def find_extra(self, span: DateRange) -> Iterator[Finding]:
-        """Give the conversions that the report does not have."""
+        """Yield the conversions that the report does not have."""
         names = [name for name in span.networks if name is not None]
         marks = ", ".join("?" * len(names))
         nameless = " OR network IS NULL" if None in span.networks else ""
@@ -170,7 +170,7 @@ class Comparison:
         held = _find_held(incoming, held_of_click or [])
         if meaning is None:
             if held is not None:
-                # It is in the report, whatever is thought of it: it is not extra.
+                # Its id is in the report, so it is not extra, whatever its status.
                 self._seen.add(held.conversion.id)
             return _IGNORED
         if held is None:
@@ -203,10 +203,10 @@ class Comparison:
         assert line.postback is not None
         incoming = line.postback.incoming
         differences = []
-        # What the engine would take for a repeat is the same: a further sale stands as a rebill.
+        # The rules would call it a repeat, so it agrees: a further sale is stored as a rebill.
         if meaning not in REPEATS[conversion.status]:
             differences.append(STATUS)
-        # The amount of a rejected conversion counts for nothing, and many reports leave it out.
+        # The amount of a rejected conversion does not count, and many reports leave it out.
         if incoming.amount is not None and meaning is not Status.REJECTED:
             known = conversion.amount
             if known is None or abs(incoming.amount - known) > self._tolerance:
@@ -227,13 +227,13 @@ class Comparison:
 
 
 class _Numbers:
-    """Which conversions were met: a bit for each id, since a million of them must fit."""
+    """The ids of conversions that were found: a bit each, because a million must fit."""
 
     def __init__(self) -> None:
         self._bits = bytearray()
 
     def add(self, number: int) -> bool:
-        """Add one; False where it was there already."""
+        """Add a number; False where it was there already."""
         place, bit = divmod(number, 8)
         if place >= len(self._bits):
             self._bits.extend(bytes(place + 1 - len(self._bits)))
@@ -247,7 +247,7 @@ class _Numbers:
 
 
 class _Times:
-    """The first and the last of some moments."""
+    """The first and the last of some times."""
 
     def __init__(self) -> None:
         self.first: str | None = None
@@ -259,7 +259,7 @@ class _Times:
 
 
 def _read_meaning(incoming: Incoming) -> Status | tuple[str, str] | None:
-    """Map the word of a row; None where it is to be ignored, else why it has no meaning."""
+    """Map a row's word to a status; None where it is ignored, a pair where it has no meaning."""
     flaw = find_flaw(incoming)
     if flaw is not None:
         return UNREADABLE, flaw.detail
@@ -271,7 +271,7 @@ def _read_meaning(incoming: Incoming) -> Status | tuple[str, str] | None:
 
 
 def _says_anything(line: Line, meaning: Status) -> bool:
-    """Tell whether a row that agrees said more than that there is something."""
+    """Return whether a row that agrees has a status or an amount."""
     assert line.postback is not None
     has_amount = line.postback.incoming.amount is not None and meaning is not Status.REJECTED
     return bool(line.said.status) or has_amount
@@ -286,7 +286,7 @@ def _unusable(line: Line, difference: str, reason: str) -> Finding:
 def _find_held(
     incoming: Incoming, held_of_click: Sequence[StoredConversion]
 ) -> StoredConversion | None:
-    """Find the conversion that a postback saying the same would be about."""
+    """Find the conversion that a postback with the same values would be about."""
     conversions = tuple(held.conversion for held in held_of_click)
     found = find_conversion(incoming.tid, conversions) or find_bare_lead(
         incoming, Click(conversions=conversions)

@@ -1,4 +1,4 @@
-"""Taking lines of conversions in, piece by piece, beside a running service."""
+"""Imports lines of conversions, piece by piece, beside a running service."""
 
 import itertools
 import time
@@ -16,21 +16,22 @@ from rates import decimal_text
 from statuses import OTHER_AMOUNT, Incoming, Verdict
 from storage import Storage
 
-# The engine never saw such a line: it is no CSV, or its payout cannot be read.
+# The line was not judged: it is no CSV, or its payout cannot be read.
 SKIPPED = "skipped"
 
-# How long lines are kept before the commit, whose sync comes on top: together the write lock is
-# held for some 45 ms, and a live postback waits no longer.
+# How long lines are booked before a commit. With the commit's sync the write lock is held for some
+# 45 ms, and no live postback waits longer.
 WORK_SECONDS = 0.03
-# By then the log has some two thousand pages, after which SQLite itself would move them.
+# By then the write-ahead log has some two thousand pages, after which SQLite would checkpoint it
+# itself.
 PIECES_A_CHECKPOINT = 16
 
-# A word is ignored only where somebody asked for it.
+# `ignored` is not among them: the user has asked for it.
 NOT_TAKEN = (Verdict.REFUSED, Verdict.UNMAPPED, Verdict.INVALID)
 
 
 class ImportedLine(NamedTuple):
-    """What came of a line; `is_taken` where it is in, or was in before as it stands there."""
+    """The verdict of a line; `is_taken` where it is stored, or was stored before unchanged."""
 
     line: Line
     verdict: str
@@ -41,7 +42,7 @@ class ImportedLine(NamedTuple):
 
 
 class LineImporter:
-    """Takes lines in pieces that hold the write lock for a moment each."""
+    """Books lines in pieces that hold the write lock for a moment each."""
 
     def __init__(
         self,
@@ -51,17 +52,17 @@ class LineImporter:
         *,
         forces: bool = False,
     ) -> None:
-        """Take the database, the terms of today, where to read the time, whether lines overrule."""
+        """Remember the database, today's options, the clock, and whether lines are forced."""
         self._storage = storage
         self._terms = terms
         self._read_clock = read_clock
         self._forces = forces
         self._pieces = 0
-        # How many lines the last piece took: so many click ids are read at once for the next.
+        # The lines of the last piece: for the next one as many click ids are read at once.
         self._lines_a_piece = 100
 
     def take(self, lines: Sequence[Line]) -> Iterator[list[ImportedLine]]:
-        """Take lines in; what was given is on disk."""
+        """Book lines; yielded ones are on disk."""
         start = 0
         while start < len(lines):
             with self._storage.transaction(self._list_subids(lines, start)):
@@ -82,7 +83,7 @@ class LineImporter:
         piece: list[ImportedLine] = []
         for line in itertools.islice(lines, start, None):
             piece.append(self._keep_line(line, at))
-            # Asked behind the line: on a busy machine the time may be over before the first.
+            # After the line: on a busy machine the time may be over before the first one.
             if time.monotonic() >= deadline:
                 break
         return piece
@@ -92,8 +93,8 @@ class LineImporter:
             return ImportedLine(line, SKIPPED, line.flaw, is_taken=False)
         postback = booking.know_currency(self._storage, line.postback, self._terms)
         if postback is not line.postback:
-            # As what `LineReader` cannot read: a rate makes it a currency, and the line can come
-            # again, where it would only repeat a conversion that stands without one.
+            # Treated like an unreadable line: once a rate makes it a currency, the line can be
+            # imported again, whereas now it would be stored without its currency.
             return ImportedLine(line, SKIPPED, postback.warnings[-1], is_taken=False)
         arrival = Arrival(at, "import", None, None, line.query, postback, is_forced=self._forces)
         outcome = booking.record(self._storage, arrival, self._terms)
@@ -107,7 +108,7 @@ class LineImporter:
         )
 
     def _find_warnings(self, incoming: Incoming, outcome: Outcome) -> tuple[str, ...]:
-        """Warn of money that is taken from a click which has earned none."""
+        """Warn of a refund for a click that has no revenue."""
         if outcome.verdict is not Verdict.RECORDED or (incoming.amount or 0) >= 0:
             return ()
         assert incoming.amount is not None
@@ -115,21 +116,22 @@ class LineImporter:
         if known is None or len(known.click.conversions) != 1:
             return ()
         return (
-            f"the click's first conversion is worth {decimal_text(incoming.amount)}: nothing stood"
-            " on it that this could take back; to take a conversion back, import it as rejected",
+            f"the click's first conversion is worth {decimal_text(incoming.amount)}: the click has"
+            " no conversion that this could take back; to take one back, import it as rejected",
         )
 
     def _let_others_through(self) -> None:
         self._pieces += 1
         if self._pieces % PIECES_A_CHECKPOINT == 0:
-            # Beside the lock, so that no postback's commit has to do it.
+            # Without the write lock, so that no postback's commit has to do it.
             self._storage.checkpoint()
-        # Those who wait look every LOCK_POLL_SECONDS: without a pause we would win every time.
+        # Waiting processes try the lock every LOCK_POLL_SECONDS: without a pause we would get it
+        # each time.
         time.sleep(2 * LOCK_POLL_SECONDS)
 
 
 class RehearsedImporter(LineImporter):
-    """Takes lines into a copy of what they meet, which is thrown away."""
+    """Books lines into a sandbox, a throw-away copy of the rows that they touch."""
 
     def __init__(
         self,
@@ -139,12 +141,12 @@ class RehearsedImporter(LineImporter):
         *,
         forces: bool = False,
     ) -> None:
-        """Take the copy, and the rest as `LineImporter` does."""
+        """Remember the sandbox, and the rest as `LineImporter` does."""
         super().__init__(rehearsal.storage, terms, read_clock, forces=forces)
         self._rehearsal = rehearsal
 
     def take(self, lines: Sequence[Line]) -> Iterator[list[ImportedLine]]:
-        """Say what would come of lines."""
+        """Yield the verdicts that lines would get."""
         self._rehearsal.take([line.query for line in lines if line.postback is not None])
         booking.settle_all_due_clicks(self._storage, self._terms, self._read_clock)
         for piece in super().take(lines):

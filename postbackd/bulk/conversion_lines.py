@@ -1,4 +1,4 @@
-"""What a line of a file says about a conversion, read by the engine's own reader of queries."""
+"""Lines of a file read as postbacks, by the reader of queries."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,16 +15,16 @@ from postbackd.masking import KeyMask
 from rates import decimal_text
 from statuses import Status
 
-# What Keitaro's import box takes, in its order, and a currency of ours behind it.
+# The fields of Keitaro's import, in its order, and our currency behind them.
 # Source: Keitaro docs, "Conversions", on import.
 LINE_NAMES = ("subid", "payout", "tid", "status", "currency")
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.,-]+")
-# As in most lines: no other reading, no currency in it.
+# An amount as in most lines: one reading, and no currency in it.
 _PLAIN_AMOUNT = re.compile(r"[+-]?[0-9]+(?:\.[0-9]{1,2})?")
 
 IGNORE = "ignore"
-# Where a word of `--status-map` goes: the URL's list of each status, and that of what to drop.
+# The URL's list for a word of `--status-map`, for each status and for `ignore`.
 LISTS_OF_WORDS: Mapping[str, str] = {
     **{status.value: f"{status.value}_status" for status in Status},
     IGNORE: "ignore",
@@ -32,7 +32,7 @@ LISTS_OF_WORDS: Mapping[str, str] = {
 
 
 class RawLine(NamedTuple):
-    """The text of a line, in the order of `LINE_NAMES`; empty where nothing is said."""
+    """The texts of a line, in the order of `LINE_NAMES`; empty where there is none."""
 
     subid: str = ""
     payout: str = ""
@@ -42,7 +42,7 @@ class RawLine(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A numbered line: what it says, the postback that says the same, and why it cannot count."""
+    """A numbered line: its texts, its postback, and its flaw."""
 
     number: int
     said: RawLine
@@ -52,7 +52,7 @@ class Line(NamedTuple):
 
 
 class LineReader:
-    """Reads lines as the postbacks that say the same."""
+    """Reads lines as postbacks."""
 
     def __init__(
         self,
@@ -64,17 +64,18 @@ class LineReader:
         secrets: Sequence[bytes] = (),
         decimal_comma: bool = False,
     ) -> None:
-        """Take the terms, and what all lines have in common besides what each says."""
+        """Remember the options, and the parameters that all lines have in common."""
         self._terms = terms
         self._currency = currency or ""
         self._mask = KeyMask(secrets)
         self.amounts = AmountReader(decimal_comma=decimal_comma or terms.decimal_comma)
         common = {**({} if network is None else {"from": network}), **lists}
-        # Hidden before it is written: writing adds a layer of escapes.
+        # Keys are hidden before the query is written, which adds a layer of escapes.
         self._common_query = _write_query(
             (name, self._mask.hide(text)) for name, text in common.items()
         )
-        # Read once: splitting the words of each of a million lines took a third of the time.
+        # Parsed once: splitting the lists of words for each of a million lines took a third of the
+        # time.
         self._common = parse_stored(self._common_query, terms)
 
     def read(self, number: int, said: RawLine, flaw: str = "") -> Line:
@@ -85,7 +86,7 @@ class LineReader:
         said, flaw = self._read_money(said)
         warnings: tuple[str, ...] = ()
         if given.payout and not said.payout:
-            warnings = (f"payout {quote_value(given.payout)} says that there is no amount",)
+            warnings = (f"payout {quote_value(given.payout)} means that there is no amount",)
         query = _write_query(zip(LINE_NAMES, said, strict=True))
         own = parse_stored(query, self._terms)
         postback = own._replace(
@@ -98,23 +99,23 @@ class LineReader:
         return Line(number, said, query, postback, flaw or _find_flaw(said, postback))
 
     def _hide(self, said: RawLine) -> RawLine:
-        # One look for all; nearly every line ends here.
+        # One search for all texts; nearly every line has no key.
         line = "\n".join(said)
         if self._mask.hide(line) == line:
             return said
         return RawLine(*map(self._mask.hide, said))
 
     def _read_money(self, said: RawLine) -> tuple[RawLine, str]:
-        """Write amount and currency as a postback does, or say why they cannot be."""
+        """Write amount and currency as in a postback, or return the flaw."""
         marks: tuple[str, ...] = ()
         if not said.currency and not self._currency and _PLAIN_AMOUNT.fullmatch(said.payout):
-            # As most lines are.
+            # Most lines.
             return said, ""
         if said.payout and not _PLAIN_AMOUNT.fullmatch(said.payout):
-            # Before macros are looked for: `(5.40)` has the form of one.
+            # Before macros are searched: `(5.40)` has the form of one.
             written = self.amounts.read(said.payout)
             if written.flaw:
-                # Of a macro the engine's reader says what it is.
+                # The reader of queries describes a macro itself.
                 return said, "" if is_macro(said.payout) else f"payout {written.flaw}"
             marks = written.marks
             amount = "" if written.amount is None else _write_amount(written.amount)
@@ -122,13 +123,13 @@ class LineReader:
         return self._read_currency(said, marks)
 
     def _read_currency(self, said: RawLine, marks: tuple[str, ...]) -> tuple[RawLine, str]:
-        """Find the currency: what the line says of it, else that of all lines."""
+        """Find the currency of the line, else that of all lines."""
         column = said.currency
         if not marks and not column:
             return said._replace(currency=self._currency) if self._currency else said, ""
         mark = read_mark(column)
         if column and mark is None:
-            # The engine's reader says what it thinks of it.
+            # The reader of queries describes an unknown currency itself.
             return said, _describe_doubt((*marks, column)) if marks else ""
         own = (*marks, mark) if mark else marks
         code = find_common_currency(own, self._currency, self._terms.currency)
@@ -136,12 +137,12 @@ class LineReader:
 
 
 def find_common_currency(marks: Sequence[str], likely: str, tracker: str) -> str | None:
-    """Find what marks mean where a code is likely but not sure; None where it may be several."""
+    """Find the currency of marks where a code is only likely; None where it may be several."""
     return settle_currency(marks, likely or None, tracker) or settle_currency(marks, None, tracker)
 
 
 def _write_query(pairs: Iterable[tuple[str, str]]) -> str:
-    # Most values have nothing to quote, and looking is cheaper than quoting.
+    # Most values need no quoting, and matching is cheaper than quoting.
     return "&".join(
         f"{name}={text if _PLAIN.fullmatch(text) else quote(text, safe=',')}"
         for name, text in pairs
@@ -151,8 +152,8 @@ def _write_query(pairs: Iterable[tuple[str, str]]) -> str:
 
 def _write_amount(amount: Decimal) -> str:
     text = decimal_text(amount)
-    # With three digits behind the point it could be taken for thousands where `decimal_comma` is
-    # on by the time that it is read again.
+    # Three digits behind the point would be read as thousands if `decimal_comma` is on when the
+    # stored query is parsed again.
     return f"{text}0" if text[-4:-3] == "." else text
 
 
@@ -164,8 +165,8 @@ def _describe_doubt(marks: Sequence[str]) -> str:
 
 
 def _find_flaw(said: RawLine, postback: Postback) -> str:
-    # A live postback is worth keeping without its amount. A line can be mended and read again,
-    # and would then only repeat a conversion that stands without one.
+    # A live postback is stored without an unreadable amount. A line can be corrected and imported
+    # again, and would then only repeat a conversion that was stored without an amount.
     incoming = postback.incoming
     unusable = [
         name

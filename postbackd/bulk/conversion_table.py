@@ -1,4 +1,4 @@
-"""Conversions in a table of somebody else's: its columns found, its rows as what a line says."""
+"""Conversions in a table of a network or tracker: its columns found, its rows read as lines."""
 
 import re
 from collections import Counter
@@ -13,11 +13,11 @@ from postbackd.bulk.titles import COLUMN_NAMES, PAYOUT, TIME, Places, find_conve
 from postbackd.intake.query import quote_value
 
 _NO_CLICK_ID = (
-    "no column is known to hold the click id: name it with --subid-column, or, where the first line"
+    "no column is known to have the click id: name it with --subid-column, or, where the first line"
     " is a row already, give the columns by number with --no-titles"
 )
 
-# Where nothing says otherwise: Keitaro's order.
+# The order without titles and options: Keitaro's.
 _PLACES_OF_LINES: Mapping[str, int] = {name: place for place, name in enumerate(LINE_NAMES)}
 
 # `81e60:5:Hold` and `81e60:payout=5:cnv_status=Hold`. Source: Binom's documentation, "Manual
@@ -27,16 +27,16 @@ _BINOM = re.compile(r"[^:\s]+:(?:[0-9.]*|auto)(?::.*)?|[^:\s]+(?::[a-z_]+[0-9]*=
 _FUNNELFLUX = re.compile(r"[^:\s]+:[^:]+")
 _QUERY = re.compile(r"(?:.*[?&])?(?:subid|sub_id|clickid|click_id)=.*", re.IGNORECASE)
 
-# A cell as it stands in a line, quotes included.
+# A cell as written in a line, with its quotes.
 _RAW_CELL = re.compile(r'\s*("(?:[^"]|"")*"|[^,]*)\s*(?:,|$)')
-# What is left of `12,50` and of `$1,234.50` where the comma cuts them.
+# The first part of `12,50` and of `$1,234.50` where the comma cuts them.
 _WHOLE = re.compile(r"[^\w\s]{0,2}[0-9]+")
 _REST = re.compile(r"[0-9]{3}\.[0-9]{1,2}")
 _REST_OF_DECIMAL_COMMA = re.compile(r"[0-9]{1,2}|[0-9]{3}\.[0-9]{1,2}")
 
 
 class Row(NamedTuple):
-    """A numbered row: what it says, its time as it is written, and why it cannot count."""
+    """A numbered row: its texts, its time as written, and its flaw."""
 
     number: int
     said: RawLine
@@ -45,46 +45,46 @@ class Row(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Where each of our names stands in a row, and the titles (none: there is no such line)."""
+    """The place of each of our names in a row, and the titles (empty: the file has none)."""
 
     places: Mapping[str, int]
     titles: Sequence[str]
     currency: str | None = None
 
     def describe(self) -> str:
-        """Say which column is read as what."""
+        """Write which column is read as which name."""
         return "columns: " + ", ".join(
             f"{name} {self.titles[place] if self.titles else place + 1!r}"
             for name, place in self.places.items()
         )
 
     def describe_unread(self) -> str:
-        """Say which columns are read as nothing; empty where all are read."""
+        """Write which columns are ignored; empty where all are read."""
         unread = [t for place, t in enumerate(self.titles) if t and place not in self._read()]
-        return f"columns that are ignored: {', '.join(map(repr, unread))}" if unread else ""
+        return f"ignored columns: {', '.join(map(repr, unread))}" if unread else ""
 
     def _read(self) -> frozenset[int]:
         return frozenset(self.places.values())
 
 
 class ConversionTitles:
-    """The titles that conversions have, and those that somebody named."""
+    """The titles of columns of conversions, and the titles given as options."""
 
     def __init__(self, given: Mapping[str, str]) -> None:
-        """Take titles or numbers of columns by our names."""
+        """Remember the titles or numbers given for our names."""
         self._given = given
 
     def count(self, titles: Sequence[str]) -> int:
-        """Tell how many of our names some cells are titles of."""
-        # Names and not titles: two words that happen to be titles of one name are a row.
+        """Count our names that have a title among the cells."""
+        # Names, not titles: a row may have two words that are titles of one name.
         return len(find_conversion_places(titles, self._given).places)
 
     def has_click_id(self, titles: Sequence[str]) -> bool:
-        """Tell whether one of them is known to stand over click ids."""
+        """Return whether one of them is a known title of click ids."""
         return "subid" in find_conversion_places(titles, self._given).places
 
     def describe_missing(self, titles: Sequence[str]) -> str:
-        """Say what to do where none of some titles stands over click ids."""
+        """Write what to do where no title is one of click ids."""
         if "subid" in self._given:
             return (
                 f"no column is {self._given['subid']!r}: say --no-titles where the first line is a"
@@ -94,7 +94,7 @@ class ConversionTitles:
 
 
 class ConversionTable:
-    """The rows of a file of conversions; refuses one of which it cannot tell what is what."""
+    """The rows of a file of conversions; a file with ambiguous columns is refused."""
 
     def __init__(
         self,
@@ -106,15 +106,15 @@ class ConversionTable:
         names: Sequence[str] = COLUMN_NAMES,
         decimal_comma: bool = False,
     ) -> None:
-        """Take an open file, what is said of it and of its columns, and the names that are read."""
+        """Read the titles of an open file, with the options about its form and columns."""
         self._names = names
         self._file = TableFile(source, shape, ConversionTitles(given), wanted)
         self.notes = self._file.notes
         self.columns = self._find_columns(given, wanted)
-        # Lines as Keitaro's import takes them.
+        # Lines as for Keitaro's import.
         self._is_ours = wanted is Titles.POSSIBLE and not self._file.titles
         self._is_loose = decimal_comma or self._is_ours
-        # What a comma within an amount would leave behind it.
+        # The second part of an amount that a comma has cut.
         self._rest = _REST_OF_DECIMAL_COMMA if decimal_comma else _REST
         self._said = [self.columns.places.get(name) for name in LINE_NAMES]
         self._time = self.columns.places.get(TIME)
@@ -122,21 +122,21 @@ class ConversionTable:
         if self._is_ours and (form := find_foreign_form(self._file.first, self._file.delimiter)):
             raise UnusableFileError(form)
         self.find_position = self._file.find_position
-        # How many rows were none, by what they are.
+        # Rows that are no conversions, by kind.
         self.aside: Counter[Aside] = Counter()
 
     @property
     def is_in_order(self) -> bool:
-        """Whether columns stand as `LINE_NAMES` do."""
+        """Whether the columns are in the order of `LINE_NAMES`."""
         return self.columns.places is _PLACES_OF_LINES
 
     def look_through(self, name: str) -> Iterator[str]:
-        """Give all cells of a column before the rows are read; none where a file is read once."""
+        """Yield all cells of a column before the rows are read; none where that is impossible."""
         place = self.columns.places.get(name)
         return iter(()) if place is None else self._file.look_through(place)
 
     def read(self) -> Iterator[list[Row]]:
-        """Give the rows, some at a time; empty ones are left out."""
+        """Yield the rows, some at a time; empty ones are left out."""
         for records in self._file.read():
             yield list(self._read_records(records))
 
@@ -145,7 +145,7 @@ class ConversionTable:
         if wanted is Titles.NONE:
             places = _find_numbers(given)
         elif wanted is Titles.POSSIBLE and _is_order_of_lines(titles):
-            # Those may be fewer than the fields of a line.
+            # The first row may have fewer cells than a line has fields.
             places = _PLACES_OF_LINES
         else:
             found = find_conversion_places(titles, given)
@@ -190,14 +190,14 @@ class ConversionTable:
             if self.is_in_order:
                 what = f"{len(cells)} fields, and a line has {','.join(LINE_NAMES)}"
             return f"{what}: is a value with commas unquoted?"
-        # With titles a cell too many tells, but not where others are missing at the end.
+        # With titles one cell too many shows the cut, except where cells are missing at the end.
         is_loose = self._is_loose or len(cells) < width
         if is_loose and self._is_cut(cells, text):
-            return "an amount with a comma in it stands without quotes: put it in quotes"
+            return "an amount with a comma in it has no quotes: put it in quotes"
         return ""
 
     def _is_cut(self, cells: Sequence[str], text: str) -> bool:
-        """Tell whether an amount without quotes was cut at a comma of its own."""
+        """Return whether an amount without quotes was cut at its own comma."""
         place = self.columns.places.get(PAYOUT)
         if place is None or place + 1 >= len(cells) or not _WHOLE.fullmatch(cells[place].strip()):
             return False
@@ -212,7 +212,7 @@ def _get(cells: Sequence[str], place: int | None) -> str:
 
 
 def find_foreign_form(cells: Sequence[str], delimiter: str) -> str:
-    """Say whose line of conversions this is, where it is another tracker's; empty for ours."""
+    """Return which other tracker's form a line of conversions has; empty for ours."""
     first = cells[0].strip() if cells else ""
     is_alone = not any(cell.strip() for cell in cells[1:])
     takes = f"`import` takes {','.join(LINE_NAMES)}"
@@ -224,15 +224,15 @@ def find_foreign_form(cells: Sequence[str], delimiter: str) -> str:
         whose = f"{quote_value(first)} is a line of FunnelFlux's (click:transaction, payout)"
         return f"{whose}: {takes}"
     if is_alone and "," in first:
-        return f"{quote_value(first)} is one field: do whole lines stand in quotes?"
+        return f"{quote_value(first)} is one field: are whole lines in quotes?"
     other = next((sign for sign in ";\t|" if sign != delimiter and sign in first), None)
     if is_alone and other:
-        return f"{quote_value(first)} is one field: say --delimiter {other!r} if that parts it"
+        return f"{quote_value(first)} is one field: try --delimiter {other!r}"
     return ""
 
 
 def _find_numbers(given: Mapping[str, str]) -> Mapping[str, int]:
-    """Give the places that were given by number, where there are no titles."""
+    """Return the places of columns given by number, for a file without titles."""
     places = {}
     for name, text in given.items():
         if not text.isascii() or not text.isdigit() or int(text[:9]) < 1:

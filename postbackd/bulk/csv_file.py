@@ -1,4 +1,4 @@
-"""A text of rows that somebody hands us: opened, decoded, cut into numbered records."""
+"""A CSV file: opened, decoded, cut into numbered records."""
 
 import codecs
 import csv
@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
-# A cell is a name or an id; what is longer is a quote that somebody forgot to close.
+# A cell is a name or an id; a longer one has a quote that was never closed.
 LONGEST_CELL_CHARACTERS = 16 * 1024
 
 CHUNK_LINES = 1000
 
 _CHUNK_BYTES = 1024 * 1024
 
-# What a text begins with that says which encoding it has. The longer one first: it begins with the
-# shorter. Source: the Unicode standard, on byte order marks.
+# Byte order marks and their encodings. The longer ones first: they begin with the shorter.
+# Source: the Unicode standard.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -29,11 +29,11 @@ _MARKS = (
 
 
 class UnusableFileError(Exception):
-    """A file that cannot be taken as it is; the sentence says why and what to do."""
+    """A file that cannot be read; the sentence says why and what to do."""
 
 
 class Records(NamedTuple):
-    """Some records: the number of each one's first line, its cells, and the text they came from.
+    """Some records: the number of each one's first line, its cells, and its text.
 
     A record with a flaw has no cells.
     """
@@ -46,14 +46,14 @@ class Records(NamedTuple):
 
 
 class CsvFile:
-    """An open file, read line by line; refuses one in another encoding than it is said to have."""
+    """An open file, read line by line; a file in another encoding than the given one is refused."""
 
     def __init__(self, source: BinaryIO, encoding: str | None, *, is_known: bool = False) -> None:
-        """Take an open file and its encoding (None: what its mark says, else UTF-8).
+        """Remember an open file and its encoding (None: that of its mark, else UTF-8).
 
-        `is_known`: it was read through before.
+        `is_known`: the encoding was checked before.
         """
-        # Global, but this program reads no other CSV.
+        # The limit is global, but this program reads no other CSV.
         csv.field_size_limit(LONGEST_CELL_CHARACTERS)
         self._source = source
         codec = _find_mark(look_ahead(source, 4)) or encoding or "utf-8"
@@ -66,18 +66,18 @@ class CsvFile:
             raise self._wrong_encoding(error) from error
 
     def take_line(self) -> str | None:
-        """Take a line with its end; None where there is no more."""
+        """Read a line with its end; None at the end of the file."""
         lines = self._take(1)
         self._lines.number += len(lines)
         return lines[0] if lines else None
 
     def give_back(self, lines: Sequence[str]) -> None:
-        """Put back lines that were taken last, to be read again."""
+        """Put back the last lines, to be read again."""
         self._lines.number -= len(lines)
         self._lines.give_back(lines)
 
     def read(self, delimiter: str) -> Iterator[Records]:
-        """Give what is left, some records at a time."""
+        """Yield the remaining records, some at a time."""
         while lines := self._take(CHUNK_LINES):
             first = self._lines.number
             cells = _parse(lines, delimiter)
@@ -90,11 +90,11 @@ class CsvFile:
                 yield Records(numbers, cells, lines, {}, numbers[-1])
 
     def leave(self) -> None:
-        """Let go of the open file, which stays open."""
+        """Detach from the open file, which stays open."""
         self._lines.leave()
 
     def find_position(self) -> int:
-        """Tell how many bytes were read; 0 where the file is none that tells."""
+        """Return the number of bytes read; 0 for a pipe."""
         return self._source.tell() if self._source.seekable() else 0
 
     def _take(self, count: int) -> list[str]:
@@ -104,14 +104,14 @@ class CsvFile:
             raise self._wrong_encoding(error) from error
 
     def _read_slowly(self, count: int, delimiter: str) -> Records:
-        """Read so many lines one by one, and those that end the last of their records."""
+        """Read `count` lines one by one, and further lines up to the end of the last record."""
         lines = self._lines
         end = lines.number + count
         numbers: list[int] = []
         cells: list[list[str]] = []
         texts: list[str] = []
         flaws: dict[int, str] = {}
-        # Strict: a quote that is not closed shows at the next one, and swallows no lines.
+        # Strict: an unclosed quote is an error at the next quote, and swallows no lines.
         records = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
         while lines.number < end:
             numbers.append(lines.number)
@@ -120,7 +120,7 @@ class CsvFile:
             except csv.Error as error:
                 cells.append([])
                 flaws[lines.number] = f"this is no CSV: {error}"
-                # A quote may have taken lines that are none of its own.
+                # An unclosed quote may have read lines of other records.
                 texts.append(lines.end_record(keep=1))
             except UnicodeError as error:
                 raise self._wrong_encoding(error) from error
@@ -131,19 +131,19 @@ class CsvFile:
     def _wrong_encoding(self, error: Exception) -> UnusableFileError:
         name = self._encoding.upper() if self._encoding == "utf-8" else self._encoding
         return UnusableFileError(
-            f"the file is not {name} ({error}): say which encoding it has, such as"
+            f"the file is not {name} ({error}): write which encoding it has, such as"
             " --encoding windows-1251 or --encoding utf-16"
         )
 
 
 class _Lines:
-    """The lines of a text, counted; what a record took too much can be given back."""
+    """The lines of a text, counted; lines beyond the end of a record can be put back."""
 
     def __init__(self, text: io.TextIOWrapper) -> None:
         self._text = text
         self._given_back: deque[str] = deque()
         self._record: list[str] = []
-        # Of the next line or, while one is read, of the record's first.
+        # The number of the next line or, while a record is read, of the record's first line.
         self.number = 1
 
     def __iter__(self) -> Iterator[str]:
@@ -155,20 +155,20 @@ class _Lines:
         return line
 
     def leave(self) -> None:
-        """Let go of the file below the text."""
+        """Detach from the file below the text."""
         self._text.detach()
 
     def take(self, count: int) -> list[str]:
-        """Take some lines; fewer where the text ends."""
+        """Read some lines; fewer at the end of the text."""
         given_back = [self._given_back.popleft() for _ in range(min(count, len(self._given_back)))]
         return given_back + list(itertools.islice(self._text, count - len(given_back)))
 
     def give_back(self, lines: Sequence[str]) -> None:
-        """Take lines back, to give them again."""
+        """Put lines back, to be read again."""
         self._given_back.extendleft(reversed(lines))
 
     def end_record(self, keep: int | None = None) -> str:
-        """Go on after the record, or after so many of its lines; gives their text."""
+        """Continue after the record, or after `keep` of its lines; returns their text."""
         kept = self._record if keep is None else self._record[:keep]
         self.give_back(self._record[len(kept) :])
         self.number += len(kept)
@@ -177,12 +177,12 @@ class _Lines:
 
 
 def strip_line(line: str) -> str:
-    """Take its end and a byte order mark off a line."""
+    """Remove the line end and a byte order mark."""
     return line.removeprefix("\ufeff").rstrip("\r\n")
 
 
 def split_line(line: str, delimiter: str) -> list[str]:
-    """Split one line into cells; none where it is no CSV."""
+    """Split one line into cells; no cells where it is no CSV."""
     try:
         rows = csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True)
         return next(rows, [])
@@ -191,9 +191,9 @@ def split_line(line: str, delimiter: str) -> list[str]:
 
 
 def _parse(lines: Sequence[str], delimiter: str) -> list[list[str]] | None:
-    """Split lines into cells; None where not each of them is a record of its own."""
+    """Split lines into cells; None where a record has several lines."""
     try:
-        # Blanks behind a delimiter: a quote behind them opens a cell all the same.
+        # skipinitialspace: a quote behind a delimiter and blanks opens a cell, too.
         rows = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
         records = list(rows)
     except csv.Error:
@@ -202,7 +202,7 @@ def _parse(lines: Sequence[str], delimiter: str) -> list[list[str]] | None:
 
 
 def look_ahead(source: BinaryIO, size: int) -> bytes:
-    """Show the first bytes of a file, as far as they are there, and leave them in it."""
+    """Return the first bytes of a file, without reading past them."""
     if source.seekable():
         start = source.tell()
         head = source.read(size)
@@ -217,7 +217,7 @@ def _find_mark(head: bytes) -> str | None:
 
 
 def _try_decoding(source: BinaryIO, codec: str) -> None:
-    """Read a file through before anything of it is taken; what comes from a pipe is not."""
+    """Decode a file once before any row is imported; a pipe cannot be checked so."""
     if not source.seekable():
         return
     start = source.tell()
@@ -232,7 +232,7 @@ def _try_decoding(source: BinaryIO, codec: str) -> None:
 def open_file(name: str) -> Iterator[BinaryIO]:
     """Open a file by its name, `-` for standard input; raises UnusableFileError."""
     if name == "-":
-        # Not sys.stdin: Python could not end while the thread that reads ahead waits for it.
+        # Not sys.stdin: Python could not exit while the thread that reads ahead waits for it.
         with open(sys.stdin.fileno(), "rb", closefd=False) as source:
             yield source
         return
@@ -246,7 +246,7 @@ def open_file(name: str) -> Iterator[BinaryIO]:
 
 
 def find_size(source: BinaryIO) -> int | None:
-    """Tell how many bytes a file has; None where it is none that tells."""
+    """Return the size of a file in bytes; None for a pipe."""
     if not source.seekable():
         return None
     here = source.tell()

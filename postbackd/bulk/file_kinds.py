@@ -1,10 +1,10 @@
-"""What a file is by its first bytes, whatever its name says."""
+"""The kind of a file by its first bytes, whatever its name is."""
 
 import re
 import zipfile
 from typing import BinaryIO, NamedTuple
 
-# As much as any of the forms below needs to be known.
+# Enough to recognise every kind below.
 HEAD_BYTES = 4096
 
 _AS_CSV = "open it in a spreadsheet and save it as CSV (UTF-8)"
@@ -12,7 +12,7 @@ _UNPACK = "unpack it first"
 
 
 class FileKind(NamedTuple):
-    """What a file is, and what to do; `is_workbook` is one that `workbook` may read."""
+    """The kind of a file, and what to do; `workbook` may read one with `is_workbook`."""
 
     name: str
     remedy: str
@@ -43,7 +43,7 @@ SPREADSHEET_XML = FileKind("an XML workbook of Excel 2003", _AS_CSV)
 XML = FileKind("XML", "ask for the report as CSV")
 JSON = FileKind("JSON", "ask for the report as CSV")
 BINARY = FileKind(
-    "no text, or UTF-16 without its mark", "if it is that, say --encoding utf-16-le or utf-16-be"
+    "no text, or UTF-16 without its mark", "for UTF-16 add --encoding utf-16-le or utf-16-be"
 )
 _WORKBOOK = "xl/workbook.xml"
 _DOCUMENTS = {
@@ -55,7 +55,7 @@ _DOCUMENTS = {
 
 
 def find_kind(head: bytes) -> FileKind | None:
-    """Tell what begins so; None where it may be text with rows in it, or a ZIP."""
+    """Return the kind of a file with these first bytes; None for text with rows, or a ZIP."""
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
@@ -69,17 +69,17 @@ def find_kind(head: bytes) -> FileKind | None:
 
 
 def is_zip(head: bytes) -> bool:
-    """Tell whether it is a ZIP: workbooks are."""
+    """Return whether it is a ZIP, as workbooks are."""
     return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
 def find_zip_kind(source: BinaryIO) -> FileKind:
-    """Tell what a ZIP is, by the names in it."""
+    """Return the kind of a ZIP, by the names in it."""
     try:
         with zipfile.ZipFile(source) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
-        return FileKind("a broken ZIP", "fetch it again")
+        return FileKind("a broken ZIP", "download it again")
     if _WORKBOOK in names:
         return FileKind("an Excel workbook (.xlsx)", _AS_CSV, is_workbook=True)
     for member, name in _DOCUMENTS.items():

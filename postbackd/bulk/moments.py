@@ -1,7 +1,7 @@
-"""Times as files of other people have them: ISO 8601, days first or months first, Unix, names.
+"""Reads the times of files: ISO 8601, days first or months first, Unix time, names of months.
 
-`11/10/2026` is October to one half of the world and November to the other: it is read where
-somebody says which comes first, or where another time of the same file shows it, and never guessed.
+`11/10/2026` is October to one half of the world and November to the other: it is read where an
+option says which comes first, or another time of the same file shows it, and never guessed.
 """
 
 import re
@@ -18,14 +18,14 @@ REMEMBERED_TIMES = 10_000
 
 
 class DateOrder(StrEnum):
-    """What comes first in `11/10/2026`."""
+    """The part that comes first in `11/10/2026`."""
 
     DAY_FIRST = "day-first"
     MONTH_FIRST = "month-first"
 
 
 class Moment(NamedTuple):
-    """A time that was read, and whether it is a whole day; or the flaw why there is none."""
+    """A time, and whether it is a whole day; or the flaw for which there is no time."""
 
     at: datetime | None
     is_day: bool = False
@@ -33,7 +33,7 @@ class Moment(NamedTuple):
 
 
 class _Clock(NamedTuple):
-    """The time of a day, and its zone where one is written."""
+    """The time of day, and its zone where one is written."""
 
     hour: int = 0
     minute: int = 0
@@ -44,7 +44,7 @@ class _Clock(NamedTuple):
 
 _CLOCK = r"(?P<hour>\d\d?):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:[.,](?P<part>\d{1,6})\d*)?)?"
 _HALF = r"(?:\s*(?P<half>[AaPp])\.?[Mm]\.?)?"
-# Letters such as EST are left out: they mean Sydney, too.
+# Abbreviations such as EST are not read: EST is Sydney, too.
 _ZONE = r"(?:\s*(?P<zone>Z|(?:UTC|GMT)?[+-]\d\d?(?::?\d\d)?|UTC|GMT))?"
 _TIME = rf"(?:(?:,?\s+|T|,)(?:at\s+)?{_CLOCK}{_HALF}{_ZONE})?"
 _MONTH = r"(?P<name>[A-Za-z]{3,9})\.?"
@@ -72,7 +72,7 @@ _MONTHS: Mapping[str, int] = {
     },
 }
 
-# Milliseconds of our days have 13 digits and microseconds 16: as seconds they are no year of ours.
+# Today milliseconds have 13 digits and microseconds 16: as seconds they would be no likely year.
 _FRACTIONS_OF_A_SECOND = {13: 1000, 16: 1_000_000}
 _DIGITS = re.compile(r"[0-9]{13}|[0-9]{16}")
 _COMPACT = re.compile(r"(?:19|20)[0-9]{12}")
@@ -82,17 +82,17 @@ class MomentReader:
     """Reads the times of one file, all of them in one order."""
 
     def __init__(self, zone: tzinfo, order: DateOrder | None = None) -> None:
-        """Take the zone of times without one, and what comes first where somebody says so."""
+        """Remember the zone of times without one, and the order of dates where it was given."""
         self.zone = zone
         self._order = order
         self._is_said = order is not None
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Look through the times of a file for what comes first in them."""
+        """Find the order of dates from the times of a file."""
         if self._is_said:
             return
         found = {order for text in texts if (order := find_order(text.strip())) is not None}
-        # A file that shows both shows nothing.
+        # A file with dates of both orders decides nothing.
         self._order = found.pop() if len(found) == 1 else None
 
     def read(self, text: str) -> Moment:
@@ -101,13 +101,13 @@ class MomentReader:
 
 
 def needs_order(text: str) -> bool:
-    """Tell whether a date is written so that day and month may change places."""
+    """Return whether day and month of a date could be exchanged."""
     found = _BY_NUMBER.fullmatch(text.strip())
     return found is not None and found["sign"] != "." and len(found["third"]) == 4
 
 
 def find_order(text: str) -> DateOrder | None:
-    """Tell what comes first in a date that has a number above twelve; None where nothing tells."""
+    """Return the order of a date with a number above twelve; None for other dates."""
     found = _BY_NUMBER.fullmatch(text)
     if found is None or not needs_order(text):
         return None
@@ -135,7 +135,7 @@ def _read(text: str, zone: tzinfo, order: DateOrder | None) -> Moment:
 
 
 def _read_digits(text: str, zone: tzinfo) -> datetime | None:
-    """Read thousandths and millionths of a second since 1970, and `20261124180211`."""
+    """Read milliseconds and microseconds since 1970, and `20261124180211`."""
     try:
         if _DIGITS.fullmatch(text):
             return datetime.fromtimestamp(int(text) / _FRACTIONS_OF_A_SECOND[len(text)], UTC)
@@ -153,12 +153,12 @@ def _read_numbers(text: str, found: re.Match[str], zone: tzinfo, order: DateOrde
         return _build(text, (first, second, third), found, zone)
     if len(found["third"]) != 4:
         return _refuse(text, "write its year with four digits")
-    # With points the day comes first wherever dates are written so.
+    # In dates with points the day comes first everywhere.
     if found["sign"] == "." or first == second:
         return _build(text, (third, second, first), found, zone)
     order = find_order(text) or order
     if order is None:
-        return _refuse(text, "say whether the day comes first: --dates day-first or month-first")
+        return _refuse(text, "choose the order: --dates day-first or month-first")
     day, month = (first, second) if order is DateOrder.DAY_FIRST else (second, first)
     return _build(text, (third, month, day), found, zone)
 
@@ -202,7 +202,7 @@ def _read_zone(text: str | None) -> tzinfo | None:
 
 
 def count_span(moment: Moment) -> timedelta:
-    """Tell how long a time lasts: a bare date is its whole day."""
+    """Return how long a time lasts: a date without a time is its whole day."""
     return timedelta(days=1) if moment.is_day else timedelta(seconds=1)
 
 

@@ -1,4 +1,4 @@
-"""Rows of a table that are none: totals, titles again, notes, and ids that a spreadsheet spoilt."""
+"""Rows that are no data: totals, repeated titles, notes, and ids that a spreadsheet rounded."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from postbackd.intake.query import quote_value
 
 
 class Aside(StrEnum):
-    """What stands among the rows and is none."""
+    """The kinds of rows that are no data."""
 
     TOTALS = "totals"
     TITLES = "titles again"
@@ -17,14 +17,14 @@ class Aside(StrEnum):
 
 
 class Oddity(NamedTuple):
-    """Why a row is set apart, or the flaw for which it cannot be taken."""
+    """The kind of a row that is no data, or the flaw of a row."""
 
     aside: Aside | None = None
     flaw: str = ""
 
 
-# In the languages that networks write reports in. A click may be called so, but then the row says
-# more than an amount.
+# In the languages of networks' reports. A click may have such an id, but then the row has more than
+# an amount.
 _TOTALS = re.compile(
     r"(?:grand |sub-?|overall |page )?total(?:s|e|es)?|sum|summary|итого|всего|gesamt(?:summe)?"
     r"|summe|totaal|razem|suma|somme|toplam|合计|总计",
@@ -32,10 +32,10 @@ _TOTALS = re.compile(
 )
 _TOTALS_END = re.compile(r"\s*[:=(].*")
 
-# What is drawn beneath titles in a chat and by database clients: `|---|:--|`, `---+---`.
+# The line beneath titles in chats and database clients: `|---|:--|`, `---+---`.
 _RULE = re.compile(r"[-=+:|_\s]*[-=+_]{2}[-=+:|_\s]*")
 
-# What a spreadsheet makes of a long number: 1.23457E+18. The digits that are missing are lost.
+# A long number rounded by a spreadsheet: 1.23457E+18. The missing digits are lost.
 _SPOILT = re.compile(r"[1-9](?:[.,][0-9]+)?E\+[0-9]{2}")
 
 _PLAIN_ID = re.compile(r"[A-Za-z_-]*[0-9][A-Za-z0-9_-]*")
@@ -44,7 +44,7 @@ _PLAIN_ID = re.compile(r"[A-Za-z_-]*[0-9][A-Za-z0-9_-]*")
 def find_oddity(
     cells: Sequence[str], places: Mapping[str, int], titles: Sequence[str]
 ) -> Oddity | None:
-    """Tell what is odd about a row, by where its click id, transaction id and status stand."""
+    """Find what is odd about a row, by the places of click id, transaction id and status."""
     if titles and [cell.strip() for cell in cells] == list(titles):
         return Oddity(Aside.TITLES)
     if all(map(_RULE.fullmatch, filter(str.strip, cells))):
@@ -66,20 +66,20 @@ def find_oddity(
 
 
 def is_plain(subid: str, title: str, tid: str = "") -> bool:
-    """Tell quickly that nothing is odd about a row, by its ids and the title above the click's."""
+    """Return quickly whether nothing is odd about a row, by its ids and the click id's title."""
     # Letters and a digit, no blank and no point: no total, no note, nothing spoilt.
     has_form = (subid.isalnum() and not subid.isalpha()) or _PLAIN_ID.fullmatch(subid)
     return bool(has_form) and subid != title and "E+" not in tid
 
 
 def describe_aside(aside: Mapping[Aside, int]) -> str:
-    """Say how many rows were none; empty where all were some."""
+    """Write the number of rows that are no data; empty where there were none."""
     counted = ", ".join(f"{number} {what}" for what, number in aside.items())
-    return f"set apart, since they are no rows: {counted}" if counted else ""
+    return f"left out, because they are no data: {counted}" if counted else ""
 
 
 def is_total(cell: str) -> bool:
-    """Tell whether a cell is what stands before totals."""
+    """Return whether a cell is the title of a line of totals."""
     return _TOTALS.fullmatch(_TOTALS_END.sub("", cell.strip())) is not None
 
 

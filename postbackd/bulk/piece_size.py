@@ -1,4 +1,4 @@
-"""How large the next piece of a long work is to be, by how long the last one held the lock."""
+"""The size of the next piece of a long import, by how long the last one held the lock."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ LARGEST_CUT = 0.5
 
 
 class PieceSize(NamedTuple):
-    """The seconds that are aimed at, the bounds of a piece in rows, and how fast it may grow."""
+    """The aimed seconds of a piece, its bounds in rows, and how fast it may grow."""
 
     aim_seconds: float
     smallest_rows: int
@@ -15,6 +15,6 @@ class PieceSize(NamedTuple):
     largest_growth: float
 
     def adapt(self, rows: int, seconds: float) -> int:
-        """Give the rows of the next piece, where so many took so long."""
+        """Compute the rows of the next piece, after `rows` took `seconds`."""
         change = min(self.largest_growth, max(LARGEST_CUT, self.aim_seconds / max(seconds, 1e-9)))
         return max(self.smallest_rows, min(self.largest_rows, int(rows * change)))

@@ -1,4 +1,4 @@
-"""A network's own report: its rows as lines, each with the time at which it says it happened."""
+"""A network's own report: its rows as lines, each with its time."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,7 +11,7 @@ from postbackd.bulk.titles import PAYOUT, TIME
 
 
 class ReportRow(NamedTuple):
-    """A row: what it says, and when it says that it happened; `end` is where that is over."""
+    """A row: its line, and its time; `end` is the end of that time."""
 
     line: Line
     at: datetime | None = None
@@ -22,18 +22,18 @@ class ReportFile:
     """The rows of a report."""
 
     def __init__(self, table: ConversionTable, lines: LineReader, moments: MomentReader) -> None:
-        """Take the table, which was not read yet, and who reads its lines and its times."""
+        """Remember the unread table, and the readers of its lines and times."""
         self._table = table
         self._lines = lines
         self._moments = moments
         lines.amounts.learn(table.look_through(PAYOUT))
         moments.learn(table.look_through(TIME))
-        # Rows whose time cannot be read, and what is wrong with the first of them.
+        # Rows whose time cannot be read, and the flaw of the first.
         self.untimed = 0
         self.first_untimed = ""
 
     def read(self) -> Iterator[list[ReportRow]]:
-        """Give the rows, some at a time."""
+        """Yield the rows, some at a time."""
         for rows in self._table.read():
             yield list(map(self._read_row, rows))
 

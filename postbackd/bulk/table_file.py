@@ -1,7 +1,7 @@
-"""A table that somebody hands us, whatever made it: its titles found, its rows numbered.
+"""A table of any program: its titles found, its rows numbered.
 
-`import`, `reconcile` and `clicks import` read files through this, and through this only. What
-stands before the titles is passed over and said; what may as well be a row is asked about.
+`import`, `reconcile` and `clicks import` read all files through this module. Lines before the
+titles are skipped with a message; where such a line may be a row, the command stops and asks.
 """
 
 import io
@@ -21,8 +21,8 @@ from postbackd.bulk.csv_file import (
     strip_line,
 )
 from postbackd.bulk.file_kinds import HEAD_BYTES, FileKind, find_kind, find_zip_kind, is_zip
+from postbackd.bulk.formulas import unguard_formula
 from postbackd.bulk.odd_rows import is_total
-from postbackd.bulk.rearm import unguard_formula
 from postbackd.bulk.titles import squeeze_title
 from postbackd.bulk.workbook import read_workbook
 from postbackd.intake.amounts import read_written
@@ -33,25 +33,25 @@ DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 # Reports have a name, a period, an account and a blank line or two before their titles.
 HEAD_LINES = 50
-# Titles that a spreadsheet has broken stand within quotes, on several lines.
+# Titles that a spreadsheet has wrapped are in quotes, on several lines.
 TITLE_LINES = 5
 
-# A line of Excel's that says what stands between the cells.
+# A line of Excel's that names the delimiter.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _NUMBER = re.compile(r"[-+]?[0-9][0-9.,' ]*")
-# Around values that came from a page or a chat: what is no space to PHP, and cannot be seen. DOS
+# Invisible characters around values from a page or a chat that PHP does not count as spaces. DOS
 # ended a text with the first.
 _UNSEEN = "\x1a\xa0\u200b\u200e\u200f\u2060\ufeff\u2009\u202f"
 # Quotes as a word processor makes them of plain ones.
 _TYPOGRAPHIC = re.compile("[“”„«»](.*)[“”«»]")
 _SURE_TITLES = frozenset(map(squeeze_title, (*SUBID_NAMES, *PAYOUT_NAMES, "status", "currency")))
-# No row has this in the place of its amount: words, and no macro.
+# Words, and no macro: no row has this in the place of its amount.
 _WORDS_ONLY = re.compile(r"[^\W\d_][^\d{}\[\]%#<>]*")
 
 
 class Shape(NamedTuple):
-    """What somebody says of a file: None where it is to be found out."""
+    """The form of a file as given by options; None where it must be found."""
 
     encoding: str | None = None
     delimiter: str | None = None
@@ -68,20 +68,20 @@ class Titles(Enum):
 
 
 class Vocabulary(Protocol):
-    """What titles there are."""
+    """The known titles."""
 
     def count(self, titles: Sequence[str]) -> int:
-        """Tell how many of some cells are titles that are known."""
+        """Count the cells that are known titles."""
 
     def has_click_id(self, titles: Sequence[str]) -> bool:
-        """Tell whether one of them is known to stand over click ids."""
+        """Return whether one of them is a known title of click ids."""
 
     def describe_missing(self, titles: Sequence[str]) -> str:
-        """Say what to do where none of some titles stands over click ids."""
+        """Write what to do where no title is one of click ids."""
 
 
 class _Head(NamedTuple):
-    """A line that may be the titles: its place, its delimiter, its cells, how many are known."""
+    """A line that may be the titles: its place, delimiter, cells, and number of known ones."""
 
     place: int
     delimiter: str
@@ -91,12 +91,12 @@ class _Head(NamedTuple):
 
 
 class TableFile:
-    """A file of rows; refuses one that is something else, or without the titles it needs."""
+    """A file of rows; another kind of file, or one without the needed titles, is refused."""
 
     def __init__(
         self, source: BinaryIO, shape: Shape, vocabulary: Vocabulary, wanted: Titles
     ) -> None:
-        """Take an open file, what is said of it, the titles that are known and wanted."""
+        """Read the head of an open file, with its given form and the known titles."""
         self._vocabulary = vocabulary
         self._wanted = wanted
         self._delimiter = shape.delimiter
@@ -107,7 +107,7 @@ class TableFile:
             self._delimiter = ","
         self._start = self._source.tell() if self._source.seekable() else None
         self._csv = CsvFile(self._source, self._encoding)
-        # What was passed over, in sentences.
+        # The skipped lines, in sentences.
         self.notes: list[str] = []
         self.titles: list[str] = []
         # The first row, where there are no titles.
@@ -117,11 +117,11 @@ class TableFile:
 
     @property
     def delimiter(self) -> str:
-        """What stands between the cells."""
+        """The character between the cells."""
         return self._delimiter or ","
 
     def read(self) -> Iterator[Records]:
-        """Give the rows, some at a time, their cells as they were before a spreadsheet's signs."""
+        """Yield the rows, some at a time, their cells without a spreadsheet's quotes and signs."""
         for records in self._csv.read(self.delimiter):
             if _may_be_dirty("".join(records.texts)):
                 for place, text in enumerate(records.texts):
@@ -130,9 +130,9 @@ class TableFile:
             yield records
 
     def look_through(self, place: int, rows: int | None = None) -> Iterator[str]:
-        """Give the cells of a column before the rows are read, of all rows or of so many.
+        """Yield the cells of a column before the rows are read, of all rows or the first `rows`.
 
-        None where a file can be read only once.
+        No cells where a file can be read only once.
         """
         if self._start is None:
             return
@@ -146,7 +146,7 @@ class TableFile:
             self._begin_anew()
 
     def find_position(self) -> int:
-        """Tell how many bytes were read; 0 where the file is none that tells."""
+        """Return the number of bytes read; 0 for a pipe."""
         return 0 if self._is_sheet else self._csv.find_position()
 
     def _begin_anew(self) -> None:
@@ -180,7 +180,7 @@ class TableFile:
             self._begin_titleless(lines, texts)
 
     def _take_head(self) -> list[str]:
-        """Take records to look at: as many as may stand before the titles, or one from a pipe."""
+        """Read the records that may come before the titles, or one from a pipe."""
         records: list[str] = []
         while len(records) < HEAD_LINES and (line := self._take_record()):
             records.append(line)
@@ -189,7 +189,7 @@ class TableFile:
         return records
 
     def _take_record(self) -> str:
-        """Take a line, with those behind it that a quote in it goes on over; empty at the end."""
+        """Read a line, with further lines where a quote continues over them; empty at the end."""
         first = self._csv.take_line() or ""
         more: list[str] = []
         while "".join((first, *more)).count('"') % 2 and len(more) < TITLE_LINES:
@@ -198,13 +198,13 @@ class TableFile:
                 break
             more.append(line)
         if "".join((first, *more)).count('"') % 2:
-            # A quote that nobody closes is no reason to take lines together.
+            # The quote is never closed: the lines are separate.
             self._csv.give_back(more)
             return first
         return "".join((first, *more))
 
     def _is_enough(self, text: str) -> bool:
-        # Whoever types into a pipe does not write fifty lines first.
+        # A person who types into a pipe does not write fifty lines first.
         if self._wanted is Titles.NONE:
             return bool(text.strip()) and not _SEPARATOR_LINE.fullmatch(text)
         head = self._read_head(0, [text])
@@ -213,7 +213,7 @@ class TableFile:
         return self._wanted is Titles.POSSIBLE and looks_like_row(self._split(text))
 
     def _read_head(self, place: int, texts: Sequence[str]) -> _Head | None:
-        """Read a line as titles; None where it can be none."""
+        """Read a line as titles; None where it cannot be titles."""
         text = texts[place]
         given = self._delimiter or self._find_separator(texts)
         heads = []
@@ -222,7 +222,7 @@ class TableFile:
             if known := self._vocabulary.count(titles):
                 has_click_id = self._vocabulary.has_click_id(titles)
                 heads.append(_Head(place, delimiter, titles, known, has_click_id))
-        # max() gives the first of equals: a comma, where one column tells nothing.
+        # max() returns the first of equals: the comma, where there is only one column.
         best = max(heads, key=lambda head: (head.known, len(head.titles)), default=None)
         if best is None or any(_NUMBER.fullmatch(title.strip()) for title in best.titles):
             return None
@@ -240,11 +240,11 @@ class TableFile:
                 titles = self._number(lines, head.place)
                 raise UnusableFileError(
                     f"line {self._number(lines, place)} looks like a row"
-                    f" ({quote_value(texts[place])}), but line {titles} names columns: if it is"
-                    f" none, say --skip-lines {titles - 1}"
+                    f" ({quote_value(texts[place])}), but line {titles} names columns: if it is no"
+                    f" row, add --skip-lines {titles - 1}"
                 )
         if before:
-            self.notes.append(_describe_passed([self._number(lines, place) for place in before]))
+            self.notes.append(_describe_skipped([self._number(lines, place) for place in before]))
         self._begin_rows(lines, head.place + 1)
 
     def _begin_titleless(self, lines: Sequence[str], texts: Sequence[str]) -> None:
@@ -259,7 +259,7 @@ class TableFile:
                 raise UnusableFileError(
                     f"the first line is no row, since {quote_value(cells[1].strip())} is no amount,"
                     f" and its titles are not known ({quote_value(first)}): name the columns with"
-                    " --subid-column and the like, or pass the line over with --skip-lines 1"
+                    " --subid-column and the like, or skip the line with --skip-lines 1"
                 )
         self._begin_rows(lines, start)
 
@@ -268,7 +268,7 @@ class TableFile:
         self._passed += len(_cut(lines[:start]))
 
     def _pass_separator(self, texts: Sequence[str]) -> int:
-        """Take what Excel says in the first line; gives the place of the line behind it."""
+        """Read Excel's `sep=` line; returns the place of the line behind it."""
         for place, text in enumerate(texts):
             if _is_separator(text):
                 self._delimiter = self._delimiter or self._find_separator(texts)
@@ -293,7 +293,7 @@ class TableFile:
         )
 
     def _number(self, lines: Sequence[str], place: int) -> int:
-        """Give the number in the file of the first line of a record."""
+        """Return the number in the file of a record's first line."""
         return self._passed + sum(max(1, len(_LINE.findall(text))) for text in lines[:place]) + 1
 
     def _split(self, text: str) -> list[str]:
@@ -301,22 +301,22 @@ class TableFile:
 
 
 def _are_sure(titles: Sequence[str], known: int) -> bool:
-    """Tell whether cells are titles where a row may stand: a click may be called s1 or order."""
+    """Return whether cells are surely titles, and no row: a click id may be s1 or order."""
     if known == 1:
         return len(titles) == 1 and squeeze_title(titles[0]) in _SURE_TITLES
-    # A row leaves fields empty between others, titles do not.
+    # A row may have empty fields between others, titles have none.
     return all(",".join(title.strip() for title in titles).strip(",").split(","))
 
 
 def looks_like_row(cells: Sequence[str]) -> bool:
-    """Tell whether cells are a click id and an amount, and neither a title nor a total."""
+    """Return whether cells are a click id and an amount, and neither a title nor a total."""
     if len(cells) < 2 or not cells[0].strip() or " " in cells[0].strip() or is_total(cells[0]):
         return False
     return read_written(cells[1].strip()).amount is not None
 
 
 def _cut(records: Sequence[str]) -> list[str]:
-    """Cut records into the lines that they were put together from."""
+    """Cut records into their lines."""
     return [line for record in records for line in _LINE.findall(record)]
 
 
@@ -329,7 +329,7 @@ def _may_be_dirty(text: str) -> bool:
 
 
 def _clean(cell: str) -> str:
-    """Take off what spreadsheets and pages put around a value: `="C1"`, `'=x`, no-break blanks."""
+    """Remove what spreadsheets and pages add around a value: `="C1"`, `'=x`, no-break blanks."""
     cell = cell.strip(_UNSEEN)
     if quoted := _TYPOGRAPHIC.fullmatch(cell.strip()):
         return quoted[1]
@@ -339,7 +339,7 @@ def _clean(cell: str) -> str:
 
 
 def _choose_delimiter(line: str) -> str:
-    """Tell what stands between the fields of a row; UnusableFileError where two signs may."""
+    """Find the delimiter of a row; UnusableFileError where it may be one of two."""
     other = max(DELIMITERS, key=line.count)
     if other == "," or not line.count(other):
         return ","
@@ -347,22 +347,22 @@ def _choose_delimiter(line: str) -> str:
         name = "tab" if other == "\t" else other
         raise UnusableFileError(
             f"the first line has more {DELIMITER_NAMES[other]} than commas ({quote_value(line)}):"
-            f" if they stand between the fields, say --delimiter {name!r}"
+            f" if they are the delimiters, add --delimiter {name!r}"
         )
     return other
 
 
-def _describe_passed(numbers: Sequence[int]) -> str:
+def _describe_skipped(numbers: Sequence[int]) -> str:
     span = (
-        f"line {numbers[0]} stands"
+        f"line {numbers[0]} is"
         if len(numbers) == 1
-        else (f"lines {numbers[0]} to {numbers[-1]} stand")
+        else (f"lines {numbers[0]} to {numbers[-1]} are")
     )
-    return f"{span} before the titles and {'is' if len(numbers) == 1 else 'are'} passed over"
+    return f"{span} before the titles and {'is' if len(numbers) == 1 else 'are'} skipped"
 
 
 def _open_table(source: BinaryIO, shape: Shape, vocabulary: Vocabulary) -> BinaryIO:
-    """Give the source itself where it is text, else the sheet of it that has the titles."""
+    """Return the source itself where it is text, else the sheet that has the titles."""
     head = look_ahead(source, HEAD_BYTES)
     kind = find_kind(head)
     if is_zip(head):

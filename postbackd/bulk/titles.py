@@ -1,8 +1,8 @@
-"""What networks, trackers and people call their columns: titles, and what each means to us.
+"""The titles of columns at networks and trackers, and our name for each.
 
-Titles are compared by their letters and digits alone. Of several columns that could be the same,
-the one named first here is taken, but for amounts: what was earned and what was ordered stand side
-by side in many reports, so two that are as likely are asked about and never chosen between.
+Titles are compared by their letters and digits alone. Of several columns with one meaning the one
+named first here is read, except for amounts: many reports have the commission and the order's value
+side by side, so where two are equally likely the command stops and asks.
 """
 
 import re
@@ -13,15 +13,15 @@ from postbackd.db.rows import SUB_ID_NAMES
 from postbackd.intake.currencies import read_mark
 from postbackd.intake.query import SUBID_NAMES
 
-# Where a network says how much the click earned: nothing else can be meant.
+# The network's payout for the click, without doubt.
 PAYOUT = "payout"
 TIME = "time"
 COLUMN_NAMES = ("subid", PAYOUT, "tid", "status", "currency", TIME)
 
 _Titles = tuple[tuple[str, str], ...]
 
-# Titles, and in whose reports or documents each is found as far as we know: not every one was held
-# against them, and networks rename columns. `hand-made`: nobody's in particular.
+# Titles, and the reports or documents in which each is found as far as we know: not every one was
+# checked, and networks rename columns. `hand-made`: of no network in particular.
 SUBID_TITLES: _Titles = (
     ("Sub ID", "Keitaro, conversion log"),
     ("Click ID", "Voluum, BeMob, RedTrack, Binom, PeerClick: conversion reports"),
@@ -132,10 +132,10 @@ PAYOUT_TITLES: _Titles = (
     ("Affiliate Earnings", "hand-made"),
     ("Action Earnings", "Impact, action listing"),
     ("Earnings", "hand-made"),
-    ("Account Amount", "ClickBank, what comes to the account"),
+    ("Account Amount", "ClickBank, the amount credited to the account"),
     ("Reward", "hand-made"),
 )
-# What may as well be what the customer paid: taken where it stands alone.
+# Titles that may also mean what the customer paid: read where no other column may be the amount.
 UNSURE_PAYOUT_TITLES: _Titles = (
     ("Revenue", "Keitaro, Voluum, Binom, RedTrack; a shop's turnover elsewhere"),
     ("Amount", "Impact's sale, ShareASale's sale, others' commission"),
@@ -143,11 +143,12 @@ UNSURE_PAYOUT_TITLES: _Titles = (
     ("Income", "hand-made"),
     ("Value", "hand-made"),
     ("Total", "hand-made"),
-    # Keitaro reads it in a postback as the amount; in its log it is revenue less cost.
+    # Keitaro reads `profit` of a postback as the amount; in its conversion log it is revenue less
+    # cost.
     ("Profit", "Keitaro"),
 )
 
-# Clicks. Further fields of a click get their titles here, once a click holds them.
+# Titles of clicks. New fields of a click get their titles here.
 CLICK_TITLES: Mapping[str, _Titles] = {
     "clicked_at": (
         ("Clicked At", "ours"),
@@ -196,7 +197,7 @@ CLICK_TITLES: Mapping[str, _Titles] = {
 }
 CLICK_NAMES = (*SUBID_NAMES, *CLICK_TITLES)
 
-# Our own `conversions --csv`: its `payout` is what an amount is worth to the tracker.
+# Our own `conversions --csv`: its `payout` is the amount in the tracker's currency.
 OUR_EXPORT = frozenset(
     ("subid", "tid", "status", "amount", "currency", "payout", "createdat", "network")
 )
@@ -205,17 +206,17 @@ _OURS: Mapping[str, str] = dict(
 )
 
 _BETWEEN = re.compile(r"[\W_]+")
-# `Commission (EUR)`, `Payout, $`, `amount_usd`. Small letters are words in most titles: `total_all`
-# speaks of no Albanian lek.
+# `Commission (EUR)`, `Payout, $`, `amount_usd`. Lower-case letters are words in most titles:
+# `total_all` does not mean Albanian lek.
 _WITH_CURRENCY = re.compile(
     r"(.*[^\W_])[\s_,([-]+([A-Z]{3,4}|usd|eur|gbp|rub|[^\w\s]|[A-Za-z]{1,2}\$)[)\]]?\s*"
 )
 
 
 class Places(NamedTuple):
-    """Where each of our names stands; the mark of a currency in the amount's title; its rivals.
+    """The place of each of our names, and the mark of a currency in the amount's title.
 
-    `rivals` are columns that may as well be the amount.
+    `rivals` are other columns that may be the amount.
     """
 
     places: Mapping[str, int]
@@ -229,7 +230,7 @@ def squeeze_title(title: str) -> str:
 
 
 def find_conversion_places(titles: Sequence[str], given: Mapping[str, str]) -> Places:
-    """Find the columns of conversions; `given` are titles or numbers that somebody named."""
+    """Find the columns of conversions; `given` are titles or numbers from options."""
     squeezed = [squeeze_title(title) for title in titles]
     places = {}
     currency: str | None = None
@@ -250,7 +251,7 @@ def find_conversion_places(titles: Sequence[str], given: Mapping[str, str]) -> P
 
 
 def find_click_names(titles: Sequence[str]) -> list[str | None]:
-    """Give our name for each column of clicks; None for those that are not known or too many."""
+    """Return our name for each column of clicks; None for unknown and repeated ones."""
     squeezed = [squeeze_title(title) for title in titles]
     names: list[str | None] = [_find_subid_name(title) for title in titles]
     names = [name if name not in names[:place] else None for place, name in enumerate(names)]
@@ -288,7 +289,7 @@ def _find_payout(
             if title in kind or bare in kind
         ]
         if len(places) > 1:
-            # A log of a tracker has both, and its profit is what is left of its revenue.
+            # A tracker's log has both, and its profit is revenue less cost.
             places = [place for place in places if squeezed[place] != "profit"]
         if places:
             rivals = [titles[place].strip() for place in places] if len(places) > 1 else []

@@ -13,16 +13,16 @@ from typing import BinaryIO, NamedTuple
 from postbackd.bulk.csv_file import UnusableFileError
 from postbackd.bulk.file_kinds import FileKind
 
-# What unpacks to more is no report, or a ZIP that somebody made to fill our memory.
+# A larger workbook is no report, or a ZIP made to fill the memory.
 LARGEST_BYTES = 512 * 1024 * 1024
 
-# A million rows of twenty columns; in memory they take some hundred megabytes.
+# A million rows of twenty columns; in memory that is some hundred megabytes.
 LARGEST_CELLS = 20_000_000
 _SHEET = re.compile(r"xl/worksheets/[^/]+\.xml")
 _ROW = re.compile(rb'<(?:row|c)\b[^>]*?\br="[A-Z]{0,9}([0-9]{1,18})"')
 _COLUMN = re.compile(rb'<c\b[^>]*?\br="([A-Z]{1,9})[0-9]')
 
-# A spreadsheet keeps 15 digits of a number: an id with more of them was another before.
+# A spreadsheet stores 15 digits of a number: it has changed a longer id.
 _EXACT_BELOW = 10**15
 
 _LINE_END = re.compile(r"\s*[\r\n]\s*")
@@ -31,20 +31,20 @@ _Value = str | float | bool | datetime | date | time | timedelta
 
 
 class Sheet(NamedTuple):
-    """A sheet that people see: its name, and its rows as CSV."""
+    """A visible sheet: its name, and its rows as CSV."""
 
     name: str
     text: bytes
 
 
 def read_workbook(source: BinaryIO, kind: FileKind) -> list[Sheet]:
-    """Read the sheets of a workbook; UnusableFileError says what else to do with it."""
+    """Read the sheets of a workbook; UnusableFileError where that is not possible."""
     try:
         import python_calamine  # noqa: PLC0415  # an extra
     except ImportError:
         raise UnusableFileError(
-            f"the file is {kind.name}: {kind.remedy}, or have such files read by installing the"
-            " extra: pip install 'postback[xlsx]'"
+            f"the file is {kind.name}: {kind.remedy}, or install the extra that reads such files:"
+            " pip install 'postback[xlsx]'"
         ) from None
     _refuse_large(source)
     try:
@@ -70,7 +70,7 @@ def _unreadable(kind: FileKind, error: BaseException) -> UnusableFileError:
 
 
 def _refuse_large(source: BinaryIO) -> None:
-    """Refuse what would fill the memory: a table of cells is built whole, empty ones included."""
+    """Refuse a workbook that would fill the memory: all cells are built, empty ones included."""
     start = source.tell()
     try:
         with zipfile.ZipFile(source) as archive:
@@ -84,18 +84,18 @@ def _refuse_large(source: BinaryIO) -> None:
                 if _SHEET.fullmatch(name):
                     _refuse_scattered(archive.read(name))
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, OSError, RuntimeError) as error:
-        raise UnusableFileError(f"the workbook is broken ({error}): fetch it again") from error
+        raise UnusableFileError(f"the workbook is broken ({error}): download it again") from error
     source.seek(start)
 
 
 def _refuse_scattered(sheet: bytes) -> None:
-    """Refuse a sheet with a cell far from all others: so it is from the first cell to the last."""
+    """Refuse a sheet with a cell far from all others: all cells up to it would be built."""
     rows = max((int(found[1]) for found in _ROW.finditer(sheet)), default=0)
     columns = max((_count_columns(letters) for letters in set(_COLUMN.findall(sheet))), default=0)
     if rows * columns > LARGEST_CELLS:
         raise UnusableFileError(
-            f"the sheet goes on to row {rows:,} and column {columns:,}, where a cell stands by"
-            " itself: delete it, or save the sheet as CSV"
+            f"the sheet extends to row {rows:,} and column {columns:,}, where a cell is by itself:"
+            " delete it, or save the sheet as CSV"
         )
 
 
@@ -115,9 +115,9 @@ def _write_csv(rows: Iterable[Sequence[_Value]]) -> bytes:
 
 
 def _write_value(value: _Value) -> str:
-    """Write a value as a CSV file would have it."""
+    """Write a value as in a CSV file."""
     if isinstance(value, str):
-        # A row must stay a line: the numbers of both are the same.
+        # A row must be one line, so that row numbers are line numbers.
         return _LINE_END.sub(" ", value)
     if isinstance(value, bool):
         return str(value).upper()
@@ -129,9 +129,9 @@ def _write_value(value: _Value) -> str:
 
 
 def _write_number(value: float) -> str:
-    # The shortest digits that are the same number: what was typed, where it was typed.
+    # The shortest digits of the same number: a typed number as it was typed.
     exact = Decimal(repr(value))
     if exact == exact.to_integral_value() and abs(exact) < _EXACT_BELOW:
         return str(int(exact))
-    # Beyond, in the form in which spreadsheets show that digits are lost.
+    # A longer number in the form in which spreadsheets show that digits are lost.
     return f"{exact:f}" if abs(exact) < _EXACT_BELOW else f"{value:.5E}"

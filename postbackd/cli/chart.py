@@ -17,13 +17,13 @@ from statuses import Status
 
 SUFFIXES = (".png", ".svg")
 
-# More bars than this cannot be told apart, more colours neither: the rest is one of its own.
+# The eye cannot tell more bars or colours apart; the other names are one bar, `REST`.
 MOST_BARS = 20
 MOST_COLOURS = 7
 REST = "others"
-# So many days or hours have a label each; where there are more, some have.
+# Up to this number every day or hour has a label; beyond it, some have.
 LABELS_ON_AN_AXIS = 10
-# Gaps are filled with days or hours of nothing, so that the axis is even; not over years of hours.
+# Missing days or hours are added as empty bars, so that the axis is even; not over years of hours.
 MOST_TIMES = 3000
 LONGEST_LABEL = 40
 
@@ -41,7 +41,7 @@ NAMES = {status: f"{status}s" for status in Status} | {Status.REJECTED: "rejecte
 
 
 class Picture(NamedTuple):
-    """What the words on the picture say."""
+    """The dimensions, currency and time zone that the picture's labels name."""
 
     dimensions: Sequence[str]
     currency: str
@@ -52,7 +52,7 @@ Lines = Sequence[tuple[Key, Figures]]
 
 
 def require() -> None:
-    """Refuse where nothing can draw."""
+    """Raise RefusedError where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise RefusedError(
             "--plot draws with matplotlib, which is not installed: run `pip install"
@@ -62,15 +62,15 @@ def require() -> None:
 
 def draw(picture: Picture, lines: Lines, path: Path) -> None:
     """Draw the lines of a report into a file, whole or not at all."""
-    # Here, for all other commands do without half a second of importing.
+    # Imported here: it takes half a second, and no other command needs it.
     import matplotlib as mpl  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     drawn = io.BytesIO()
-    # Names are anybody's: a dollar sign in them begins no formula.
+    # Names come from outside: a dollar sign in them begins no formula.
     look = {"text.parse_math": False, "font.size": 9, "svg.fonttype": "none"}
     with mpl.rc_context(look), warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box: no reason for a warning on a terminal.
+        # matplotlib draws a letter that the font lacks as a box: its warning is not needed.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         figure = Figure(figsize=(11, 6.5), layout="constrained")
         if picture.dimensions[0] in TIMES:
@@ -137,7 +137,7 @@ def _draw_money(axes: Any, figures: Sequence[Figures]) -> None:
 
 
 def _draw_shares(axes: Any, labels: Sequence[str | None], lines: Lines, name: str) -> None:
-    """Stack what the largest of a second dimension brought, the rest on top."""
+    """Stack the revenue of the second dimension's largest values, the rest on top."""
     totals: dict[str | None, Decimal] = {}
     for key, figures in lines:
         totals[key[1]] = totals.get(key[1], Decimal(0)) + figures.revenue

@@ -1,4 +1,4 @@
-"""The tracker a command works on: its config and its database, opened to read or to write."""
+"""What each command opens: the config, and the database to read or to write."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ from storage import Storage, open_database
 # The exit statuses of commands.
 REFUSED = 1
 WRONG_USAGE = 2
-# What shells give for a program that Ctrl-C ended: 128 and the number of the signal.
+# The status that shells use for a program ended by Ctrl-C: 128 and the number of the signal.
 INTERRUPTED = 130
 
 
@@ -28,20 +28,20 @@ class RefusedError(Exception):
 
 
 def find_config_path(args: argparse.Namespace) -> Path:
-    """Tell where the config file is, or would be."""
+    """Return the path of the config file, which may not exist."""
     return Path(os.path.abspath(args.config)) if args.config else find_config(os.environ)
 
 
 def load_settings(args: argparse.Namespace) -> Settings:
-    """Read the config; ConfigError says what is wrong with it, RefusedError that there is none.
+    """Read the config; a faulty one raises ConfigError, a missing one RefusedError.
 
-    No command shows its keys from now on, but for one that was asked for them.
+    From now on its keys are hidden in all output, except in commands that print keys.
     """
     return _hide_keys(load(find_written_config(args)))
 
 
 def load_keyless(args: argparse.Namespace) -> Settings:
-    """Read the config likewise for a command that needs no key, and so none to be there."""
+    """Read the config for a command that needs no key: it may have none."""
     return _hide_keys(config.load_keyless(find_written_config(args)))
 
 
@@ -51,7 +51,7 @@ def _hide_keys(settings: Settings) -> Settings:
 
 
 def find_written_config(args: argparse.Namespace) -> Path:
-    """Tell where the config file is; RefusedError where there is none."""
+    """Return the path of the config file; RefusedError where there is none."""
     path = find_config_path(args)
     if not os.path.lexists(path):
         raise RefusedError(
@@ -62,7 +62,7 @@ def find_written_config(args: argparse.Namespace) -> Path:
 
 @contextmanager
 def reading(settings: Settings) -> Iterator[Questions]:
-    """Open the database to read beside a running service; there must be one."""
+    """Open the database to read beside a running service; RefusedError where there is none."""
     path = settings.db_path
     _refuse_missing(path)
     try:
@@ -75,7 +75,7 @@ def reading(settings: Settings) -> Iterator[Questions]:
 def _refuse_missing(path: Path) -> None:
     if not path.exists():
         raise RefusedError(
-            f"there is no database yet: looked for {str(path)!r}; `postback serve` makes it"
+            f"there is no database yet: looked for {str(path)!r}; `postback serve` creates it"
         )
 
 
@@ -91,9 +91,9 @@ def _open_to_write(settings: Settings, *, checks: bool) -> Storage:
 
 @contextmanager
 def writing(settings: Settings, *, makes: bool = True, checks: bool = True) -> Iterator[Storage]:
-    """Open the database to write, made where it is missing and that is wanted.
+    """Open the database to write; a missing one is created with `makes`.
 
-    Where damage was met in it, it is checked first, or a DoubtedError says so.
+    A database in which damage was found is checked first; without `checks` that is a DoubtedError.
     """
     path = settings.db_path
     if not makes:

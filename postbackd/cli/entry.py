@@ -1,4 +1,4 @@
-"""The entry point of the `postback` command: quiet on Ctrl-C from the first moment to the last."""
+"""The entry point of the `postback` command: no traceback on Ctrl-C, from start to end."""
 
 import os
 import signal
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; gives the exit status."""
-    # Not above: importing it takes a while, see below.
+    """Run a subcommand; returns the exit status."""
+    # Imported here: it takes a while, and `enter` handles Ctrl-C during that time.
     from postbackd.cli import main as program  # noqa: PLC0415
 
     return program.main(argv)
 
 
 def enter() -> int:
-    """Be the command, for a process of its own.
+    """Run the command in a process of its own.
 
-    While Python imports and while it ends, Ctrl-C would show a traceback: it just ends the process
-    then. Between the two `main` tells of it.
+    While Python imports modules and while it exits, Ctrl-C would show a traceback: at these times
+    it ends the process at once. In between `main` prints "stopped".
     """
     _open_closed_streams()
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        # Ignored, as in a shell's background.
+        # Ctrl-C is ignored, as for a shell's background jobs.
         _import_commands()
         return main()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -41,14 +41,14 @@ def _import_commands() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Let streams that the shell closed (`>&-`) lead nowhere.
+    """Open /dev/null for each stream that the shell closed (`>&-`).
 
-    Python has None for them, and the next file that is opened would get their number: what is
-    meant for the terminal would be written into it.
+    Python has None for such a stream, and the next file that is opened would get its descriptor:
+    text for the terminal would be written into that file.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
-            # The lowest number that is free, so this one.
+            # The kernel gives the lowest free descriptor, which is this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # noqa: FBT003
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 

@@ -1,4 +1,4 @@
-"""The options that say how lines of conversions are to be read, and what they come to."""
+"""The options that say how lines of a file are read, and the readers built from them."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -20,18 +20,18 @@ _DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|", "bar": "|"}
 
 
 def add_shape_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says how a file of rows is made: encoding, delimiter, lines to skip, sheet."""
+    """Add the options for a file's form: encoding, delimiter, lines to skip, sheet."""
     parser.add_argument(
         "--delimiter",
         choices=_DELIMITERS,
-        help="what stands between the cells (default: what the titles show, else a comma)",
+        help="the character between the cells (default: the one in the titles, else a comma)",
     )
     parser.add_argument(
         "--skip-lines",
         type=_read_count,
         default=0,
         metavar="N",
-        help="pass N lines over before anything is read",
+        help="skip the first N lines",
     )
     parser.add_argument(
         "--sheet", metavar="NAME", help="the sheet of a workbook (default: the one with titles)"
@@ -40,13 +40,13 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_shape(args: argparse.Namespace) -> Shape:
-    """Give what the options of `add_shape_options` say."""
+    """Return the values of the options of `add_shape_options`."""
     delimiter = None if args.delimiter is None else _DELIMITERS[args.delimiter]
     return Shape(args.encoding, delimiter, args.skip_lines, args.sheet)
 
 
 def add_column_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add what says which column is what, for some of our names."""
+    """Add an option for the column of each of these names."""
     for name in names:
         also = ["--amount-column"] if name == PAYOUT else []
         parser.add_argument(
@@ -63,12 +63,12 @@ def add_column_options(parser: argparse.ArgumentParser, names: Sequence[str]) ->
 
 
 def read_columns(args: argparse.Namespace) -> dict[str, str]:
-    """Give the columns that the options of `add_column_options` name."""
+    """Return the columns named by the options of `add_column_options`."""
     return {n: text for n in _MEANINGS if (text := getattr(args, f"{n}_column", None))}
 
 
 def add_time_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says how times are written: their zone, and what comes first in a date."""
+    """Add the options for times: their zone, and whether day or month comes first in a date."""
     parser.add_argument(
         "--tz",
         type=read_zone,
@@ -79,12 +79,12 @@ def add_time_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dates",
         choices=[order.value for order in DateOrder],
-        help="what comes first in 11/10/2026 (default: what the file's other dates show)",
+        help="the part that comes first in 11/10/2026 (default: as the file's other dates show)",
     )
 
 
 def build_moments(args: argparse.Namespace) -> MomentReader:
-    """Give the reader of times that the options of `add_time_options` ask for."""
+    """Build the reader of times from the options of `add_time_options`."""
     return MomentReader(args.tz, None if args.dates is None else DateOrder(args.dates))
 
 
@@ -105,7 +105,7 @@ _MEANINGS: Mapping[str, str] = {
 
 
 def add_line_options(parser: argparse.ArgumentParser) -> None:
-    """Add what all lines of a file have in common: currency, decimal comma, the network's words."""
+    """Add the options for all lines of a file: currency, decimal comma, the network's words."""
     parser.add_argument(
         "--currency",
         type=read_code,
@@ -132,11 +132,11 @@ def add_line_options(parser: argparse.ArgumentParser) -> None:
 def build_reader(
     args: argparse.Namespace, settings: Settings, columns: Columns, network: str | None = None
 ) -> LineReader:
-    """Give the reader of the lines of a file; UnusableFileError where its currency is not sure."""
+    """Build the reader of a file's lines; UnusableFileError where its currency is ambiguous."""
     terms = read_booking_options(settings)
     currency = args.currency
     if columns.currency is not None:
-        # What stands in the amount's title.
+        # The currency named in the amount's title.
         marks = (columns.currency,)
         currency = find_common_currency(marks, args.currency or "", terms.currency)
         if currency is None:
@@ -155,7 +155,7 @@ def build_reader(
 
 
 def read_lists(args: argparse.Namespace) -> dict[str, str]:
-    """Give the lists of the network's words as a Postback URL has them."""
+    """Return the lists of the network's words, as parameters of a Postback URL."""
     lists: dict[str, list[str]] = {}
     for status in Status:
         if words := getattr(args, f"{status}_status"):

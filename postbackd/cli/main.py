@@ -1,4 +1,4 @@
-"""The subcommands put together, run, and their errors told in a sentence."""
+"""Builds the parser of all subcommands, runs one, and prints its error as a sentence."""
 
 import argparse
 import importlib
@@ -18,7 +18,7 @@ from postbackd.config.entries import ConfigError
 from postbackd.db.sqlite.connection import DatabaseError
 from postbackd.masking import hide_in_tracebacks
 
-# Each command and the module that it is in, in the order in which `postback --help` shows them.
+# Each command and its module, in the order of `postback --help`.
 FAMILIES = {
     "serve": "serve",
     "url": "url",
@@ -42,23 +42,23 @@ FAMILIES = {
     "man": "manuals",
 }
 
-# Each once.
+# Without duplicates.
 MODULES = tuple(dict.fromkeys(FAMILIES.values()))
 
 DESCRIPTION = """\
-Receives the postbacks of affiliate networks and keeps the conversions.
+Receives the postbacks of affiliate networks and stores the conversions.
 `postback COMMAND --help` explains a command. Options follow the command."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Explains wrong usage in one line, with the word that does not fit made visible."""
+    """Explains wrong usage in one line that quotes the wrong word."""
 
     def error(self, message: str) -> NoReturn:
         raise _WrongUsageError(self, message)
 
     # Typed as argparse has it, with its overloads.
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse words of which one behind an option may begin with '-': `--tz -05:00`."""
+        """Parse the command line; an option's value may begin with '-': `--tz -05:00`."""
         words = sys.argv[1:] if args is None else args
         return super().parse_known_args(self._join_values(words), namespace)
 
@@ -75,7 +75,7 @@ class _Parser(argparse.ArgumentParser):
         return joined
 
     def _join(self, option: str, value: str) -> list[str]:
-        # Not `--limt`: rather a slip than a value.
+        # A word such as `--limt` is a mistyped option, not a value.
         is_value = value[:1] == "-" != value[1:2] and value not in self._option_string_actions
         return [f"{option}={value}"] if is_value else [option, value]
 
@@ -85,16 +85,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _WrongUsageError(Exception):
-    """What was typed makes no command."""
+    """The command line is not valid."""
 
     def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
-        """Take the parser that refuses it, and why."""
+        """Remember the parser that refused it, for its usage line."""
         super().__init__(f"{message} (`{parser.prog} --help` explains)")
         self.parser = parser
 
 
 def build_parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
-    """Build the parser of all subcommands, or of those of some modules."""
+    """Build the parser of all subcommands, or of the subcommands of some modules."""
     parser = _Parser(
         prog="postback",
         description=DESCRIPTION,
@@ -108,7 +108,7 @@ def build_parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; gives the exit status."""
+    """Run a subcommand; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
     output.reveal_keys()
     try:
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _run(words)
         sys.stdout.flush()
     except SystemExit as left:
-        # How argparse leaves after --help.
+        # argparse exits so after --help.
         return left.code if isinstance(left.code, int) else WRONG_USAGE
     except _WrongUsageError as wrong:
         _hide_keys(words)
@@ -124,14 +124,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.print_error(str(wrong))
         return WRONG_USAGE
     except BrokenPipeError:
-        # Whoever read along (`| head`) has seen enough: no reason for a complaint.
+        # The reader of the pipe (`| head`) has seen enough: this is no error.
         _silence_stdout()
         return REFUSED
     except KeyboardInterrupt:
         output.print_error("stopped")
         return INTERRUPTED
-    except _TOLD as error:
-        output.print_error(_tell(error))
+    except _EXPECTED_ERRORS as error:
+        output.print_error(_describe_error(error))
         return REFUSED
     return status
 
@@ -149,9 +149,9 @@ class _HidingFormatter(logging.Formatter):
 
 
 def _hide_keys(words: Sequence[str]) -> None:
-    """Hide the keys of the config in what a command says that came to nothing.
+    """Hide the config's keys in the message about a wrong command line.
 
-    It may not have come so far as to read the config, and a word of it may be a key.
+    The command has not read the config yet, and a word of the command line may be a key.
     """
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config")
@@ -160,16 +160,16 @@ def _hide_keys(words: Sequence[str]) -> None:
         load_keyless(args)
 
 
-# What ends a command with a sentence.
-_TOLD = (
+# The errors that end a command with a sentence instead of a traceback.
+_EXPECTED_ERRORS = (
     *(RefusedError, UnusableFileError, ConfigError, DatabaseError),
     *(UnicodeEncodeError, OSError, sqlite3.Error),
 )
 
 
-def _tell(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
-        # A word of the command line, which the database cannot be asked about.
+        # A word of the command line that SQLite cannot take as a parameter.
         return f"{output.hide(error.object)[:64]!r} is no UTF-8: write it in that encoding"
     if isinstance(error, OSError):
         return f"{_describe_refusal(error)}; nothing more was done"
@@ -179,16 +179,16 @@ def _tell(error: Exception) -> str:
 
 
 def _describe_refusal(error: OSError) -> str:
-    """Say what the system said, without its number."""
+    """Return the system's message without its number."""
     if isinstance(error, FileNotFoundError) and error.filename is None:
-        # Only asking where we are has no name to tell.
-        return "the directory that you are in is gone: change to another"
+        # Only getcwd fails without a file name.
+        return "the current directory has been deleted: change to another"
     why = error.strerror or str(error)
     return why if error.filename is None else f"{str(error.filename)!r}: {why}"
 
 
 def _run(argv: Sequence[str]) -> int:
-    # Whoever asks about one click is not to wait until all the other commands are imported.
+    # Importing all other commands would make a quick one slow.
     modules = [FAMILIES[argv[0]]] if argv and argv[0] in FAMILIES else MODULES
     args, rest = build_parser(modules).parse_known_args(argv)
     if rest and not args.takes_rest:
@@ -201,12 +201,12 @@ def _run(argv: Sequence[str]) -> int:
 def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that knows no Cyrillic must not end the command.
+            # A terminal without Cyrillic letters must not end the command.
             stream.reconfigure(errors="backslashreplace")
 
 
 def _silence_stdout() -> None:
-    # Python flushes once more at its end, and would complain then.
+    # Python flushes stdout when it exits, and would print an error then.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -16,14 +16,14 @@ from rates import read_currency
 Run: TypeAlias = Callable[[argparse.Namespace], int]
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-# What fits on a screen, and in an answer to "what came in just now?".
+# Rows that fit on a screen, and that answer "what came in just now?".
 DEFAULT_LIMIT = 50
 
 FORMATS = (
-    "On a terminal the answer is a table. Elsewhere (a pipe, a file) it is one line a row with tabs"
-    " between the\ncells, after a first line of titles. Control characters and letters that nobody"
-    " sees are shown as\nescapes such as \\x1b. Off a terminal ' stands before what a spreadsheet"
-    " would take for a formula."
+    "On a terminal the output is a table. In a pipe or a file it is one line a row with tabs"
+    " between the\ncells, after a line of titles; a cell that a spreadsheet would take for a"
+    " formula gets a ' before it.\nControl characters and invisible letters are shown as escapes"
+    " such as \\x1b."
 )
 
 _AGO = re.compile(r"([0-9]{1,6})([smhdw])")
@@ -53,7 +53,7 @@ def add_command(
 
 
 def add_family(subparsers: Subparsers, name: str, summary: str) -> Subparsers:
-    """Add a word that subcommands stand behind, such as `clicks`."""
+    """Add a command that has subcommands, such as `clicks`."""
     parser = subparsers.add_parser(name, help=summary, description=f"{summary}.")
     return parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
 
@@ -91,7 +91,7 @@ def add_until(parser: argparse.ArgumentParser) -> None:
         "--until",
         type=read_until,
         metavar="TIME",
-        help="before this time, written likewise; a bare date includes that whole day",
+        help="before this time, in the same forms; a date without a time includes that whole day",
     )
 
 
@@ -136,13 +136,13 @@ def read_zone(text: str) -> tzinfo:
 
 
 def read_since(text: str, zone: tzinfo = UTC) -> str:
-    """Read a moment, or how long ago, into the form the database keeps."""
+    """Read a time, or how long ago it was, into the form that the database stores."""
     if found := _AGO.fullmatch(text):
         try:
             ago = timedelta(**{_UNITS[found[2]]: int(found[1])})
             return utc_text(datetime.now(UTC) - ago)
         except OverflowError:
-            # Longer ago than the calendar goes: everything.
+            # Longer ago than the calendar's first day: everything.
             return utc_text(datetime.min.replace(tzinfo=UTC))
     moment = read_moment(text, zone)
     if moment is None:
@@ -153,7 +153,7 @@ def read_since(text: str, zone: tzinfo = UTC) -> str:
 
 
 def read_until(text: str, zone: tzinfo = UTC) -> str:
-    """Read likewise the moment before which; a bare date means its whole day."""
+    """Read an end time in the same forms; a date without a time means its whole day."""
     try:
         tomorrow = date.fromisoformat(text) + timedelta(days=1)
         return utc_text(datetime.combine(tomorrow, time(), zone).astimezone(UTC))

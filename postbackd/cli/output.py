@@ -1,4 +1,4 @@
-"""What people and scripts see: tables on a terminal, tab-separated lines in a pipe, JSON, CSV."""
+"""The output of commands: tables on a terminal, tab-separated lines in a pipe, JSON, CSV."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Protocol, TextIO
 
-from postbackd.cli.sanitize import Column, disarm_but_amounts, guard_formula
+from postbackd.cli.sanitize import Column, guard_formula, guard_formula_except_amounts
 from postbackd.escapes import escape_controls, escape_controls_in_json
 from postbackd.masking import NO_KEYS, KeyMask
 
@@ -21,33 +21,33 @@ ROWS_AT_ONCE = 500
 
 
 class Bar(Protocol):
-    """Something that can be told how far one has come."""
+    """Shows the progress of a command."""
 
     def advance_to(self, done: int) -> None:
-        """Show that so much is done."""
+        """Show that `done` bytes are done."""
 
     def advance(self, done: int, total: int) -> None:
-        """Show that so much of so much is done."""
+        """Show that `done` of `total` is done."""
 
     def print_error(self, sentence: str) -> None:
-        """Write a sentence to standard error, above the bar where there is one."""
+        """Write a sentence to standard error, above the bar if one is shown."""
 
 
-# Whatever is written here passes it.
+# Every text that this module writes goes through this mask.
 _mask = NO_KEYS
 
-# What is a number as a whole stays one: a key of digits is no reason to hide an amount.
+# A cell that is a number is never masked: a key of digits must not hide an amount.
 _NUMBER = r"-?[0-9.]+"
 
 
 def hide_keys(mask: KeyMask) -> None:
-    """Show none of these keys from now on."""
-    global _mask  # noqa: PLW0603 as standard output, one for the process
+    """Hide these keys in all output from now on."""
+    global _mask  # noqa: PLW0603 one for the process, as standard output is
     _mask = mask
 
 
 def reveal_keys() -> None:
-    """Show keys from now on: a command was asked for them."""
+    """Show keys from now on: for commands that print keys."""
     hide_keys(NO_KEYS)
 
 
@@ -61,7 +61,7 @@ def _hide_in_cell(cell: str) -> str:
 
 
 def _hide_in_cells(row: Sequence[str]) -> Sequence[str]:
-    # One look for all cells; nearly every row ends here.
+    # One search for all cells; nearly every row has no key.
     line = "\t".join(row)
     return row if hide(line) == line else [_hide_in_cell(cell) for cell in row]
 
@@ -81,7 +81,7 @@ def _hide_in_object(value: Any) -> Any:
 
 
 def is_terminal() -> bool:
-    """Tell whether people read along (FORCE_COLOR says they do)."""
+    """Return whether standard output is a terminal (FORCE_COLOR counts as one)."""
     if not _may_be_terminal(sys.stdout):
         return False
     from postbackd.cli import terminal  # noqa: PLC0415
@@ -89,12 +89,12 @@ def is_terminal() -> bool:
     return terminal.is_terminal()
 
 
-# Variables that make a terminal of anything, or of nothing, for rich.
+# Environment variables by which rich decides whether a stream is a terminal.
 _SAYING_SO = ("FORCE_COLOR", "TTY_COMPATIBLE")
 
 
 def _may_be_terminal(stream: TextIO) -> bool:
-    # `terminal` is not even imported for a pipe: its library takes as long to import as all else.
+    # `terminal` is not imported for a pipe: importing rich takes as long as everything else.
     return stream.isatty() or any(name in os.environ for name in _SAYING_SO)
 
 
@@ -111,9 +111,9 @@ def print_line(line: str) -> None:
 
 
 def print_summary(line: str, *, is_alone: bool) -> None:
-    """Say a line beneath a table on a terminal, else on standard error.
+    """Write a line beneath a table on a terminal, else to standard error.
 
-    `is_alone`: what was written is for programs, and nothing may stand beneath it.
+    `is_alone`: standard output is for programs, and must not have this line.
     """
     if is_terminal() and not is_alone:
         print_line(line)
@@ -122,7 +122,7 @@ def print_summary(line: str, *, is_alone: bool) -> None:
 
 
 def write(text: str) -> None:
-    """Write a text of ours to standard output, line ends included."""
+    """Write a text of this package to standard output, with its line ends."""
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
 
 
@@ -134,7 +134,7 @@ def print_error(sentence: str) -> None:
 
 
 def build_bars(sizes: Sequence[Decimal], width: int) -> list[str]:
-    """Give a bar for each size, the largest the whole width; below nothing there is none."""
+    """Build a bar for each size, the largest over the whole width; none for a negative size."""
     knows_blocks = "utf" in (sys.stdout.encoding or "").lower()
     eighths = "▏▎▍▌▋▊▉█" if knows_blocks else "#"
     largest = max([Decimal(0), *sizes])
@@ -150,7 +150,7 @@ def print_json(values: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
     as_ascii = "utf" not in (sys.stdout.encoding or "").lower()
     for value in values:
-        # Letters as they are: only those can be told to be shown otherwise.
+        # Letters unescaped: `escape_controls` then escapes the invisible ones.
         text = json.dumps(_hide_in_line(value), ensure_ascii=False)
         line = escape_controls_in_json(text)
         sys.stdout.write((json.dumps(json.loads(line)) if as_ascii else line) + "\n")
@@ -159,12 +159,12 @@ def print_json(values: Iterable[Mapping[str, Any]]) -> None:
 def print_csv(
     names: Sequence[str], rows: Iterable[Sequence[str | None]], exact: frozenset[str]
 ) -> None:
-    """Write RFC 4180: a header, CRLF; cells not named in `exact` can be no formula."""
+    """Write CSV (RFC 4180) with a header; formulas are guarded but in the columns of `exact`."""
     CsvPrinter(names, exact).print(rows)
 
 
 class CsvPrinter:
-    """The same, as rows come."""
+    """Writes the same CSV piece by piece."""
 
     def __init__(self, names: Sequence[str], exact: frozenset[str]) -> None:
         """Write the header."""
@@ -197,7 +197,7 @@ def print_table(
 ) -> None:
     """Write a table: laid out on a terminal, tab-separated elsewhere, with a line of titles.
 
-    Rows are taken and shown piece by piece; `nothing` is what a terminal says where there is none.
+    Rows are read and shown piece by piece; a terminal shows `nothing` where there are no rows.
     """
     printer = TablePrinter(columns, nothing, head=head)
     printer.print_all(rows)
@@ -205,10 +205,10 @@ def print_table(
 
 
 class TablePrinter:
-    """A table that goes on as rows come."""
+    """Writes a table piece by piece."""
 
     def __init__(self, columns: Sequence[Column], nothing: str = "", *, head: bool = True) -> None:
-        """Take the columns, and what to say on a terminal where no row comes."""
+        """Remember the columns, and the sentence for a terminal where no row comes."""
         self._table = _choose_table(columns, nothing, head=head)
 
     def print(self, rows: Sequence[Sequence[str]]) -> None:
@@ -217,12 +217,12 @@ class TablePrinter:
         sys.stdout.flush()
 
     def print_all(self, rows: Iterable[Sequence[str]]) -> None:
-        """Show rows piece by piece, as they come."""
+        """Show rows as they come, `ROWS_AT_ONCE` at a time."""
         for some in _pieces(rows):
             self.print(some)
 
     def close(self) -> None:
-        """Say so where nothing came, and which columns had no room."""
+        """Finish the table: name the columns that were left out, or say that no row came."""
         self._table.close()
 
 
@@ -253,7 +253,7 @@ class _TabSeparated:
 
     def print(self, rows: Sequence[Sequence[str]]) -> None:
         for row in rows:
-            sys.stdout.write("\t".join(map(disarm_but_amounts, row)) + "\n")
+            sys.stdout.write("\t".join(map(guard_formula_except_amounts, row)) + "\n")
 
     def close(self) -> None:
         pass
@@ -261,7 +261,7 @@ class _TabSeparated:
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Bar]:
-    """Show on standard error how far one has come, in bytes; silent where no terminal is."""
+    """Show progress in bytes on standard error; nothing where that is no terminal."""
     if not _may_be_terminal(sys.stderr):
         yield _NoBar()
         return

@@ -1,36 +1,36 @@
-"""What a column is, and what a cell may hold: nothing that a spreadsheet would compute."""
+"""Kinds of columns, and cells guarded so that no spreadsheet computes them."""
 
 import re
 from enum import Enum
 from typing import NamedTuple
 
-from postbackd.bulk.rearm import FORMULA_SIGNS
+from postbackd.bulk.formulas import FORMULA_SIGNS
 from postbackd.escapes import escape_controls
 
-# What a spreadsheet takes for a formula, and the apostrophe that keeps it from it. A cell that has
-# apostrophes before such a sign gets one more, so that `rearm` can take it off.
+# A cell that a spreadsheet would take for a formula gets an apostrophe before it. A cell that has
+# apostrophes before such a sign gets one more, so that `unguard_formula` can remove it.
 _FORMULA = re.compile(f"'*[{FORMULA_SIGNS}]")
 
-# An amount, with its currency or without: a sign before it is one of arithmetic.
+# A negative amount, with its currency or without: its minus begins no formula.
 _AMOUNT = re.compile(r"-[0-9]+(?:\.[0-9]+)?(?: [A-Z0-9]{3,10})?")
 
 
 class Kind(Enum):
-    """How a column behaves when room is short, and how its values look on a terminal."""
+    """How a column is narrowed on a narrow terminal, and how its values look."""
 
     TEXT = "text"  # may be folded
     WORD = "word"  # one of few words, coloured, never folded
     TIME = "time"  # to the second on a terminal, in full elsewhere
-    MONEY = "money"  # to the right, with two decimals or more
-    NUMBER = "number"  # to the right, as it is
-    BAR = "bar"  # a length for the eye, on a wide terminal only
-    SENTENCE = "sentence"  # goes on a line of its own where room is short
+    MONEY = "money"  # right-aligned, with two decimals or more
+    NUMBER = "number"  # right-aligned, unchanged
+    BAR = "bar"  # a bar, on a wide terminal only
+    SENTENCE = "sentence"  # on a line of its own on a narrow terminal
 
 
 class Column(NamedTuple):
-    """A column of a table; the title is what scripts see in the first line.
+    """A column of a table; scripts read the title in the first line.
 
-    `spare`: where room is short, columns go in the order of this, the highest first; 0 stays.
+    `spare`: a narrow terminal leaves columns out in this order, the highest first; 0 stays.
     """
 
     title: str
@@ -39,10 +39,10 @@ class Column(NamedTuple):
 
 
 def guard_formula(cell: str) -> str:
-    """Write a cell so that no spreadsheet takes it for a formula."""
+    """Return the cell so that no spreadsheet takes it for a formula."""
     return f"'{escape_controls(cell)}" if _FORMULA.match(cell) else escape_controls(cell)
 
 
-def disarm_but_amounts(cell: str) -> str:
-    """Write a cell of any column in the same way, but leave amounts below zero as they are."""
+def guard_formula_except_amounts(cell: str) -> str:
+    """Guard a cell in the same way, but leave negative amounts as they are."""
     return cell if _AMOUNT.fullmatch(cell) else guard_formula(cell)

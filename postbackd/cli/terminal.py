@@ -1,6 +1,6 @@
 """Tables and bars on a terminal, laid out for its width.
 
-The library behind it takes long to import: it is imported only where people read along.
+It uses rich, which takes long to import: this module is imported only for a terminal.
 """
 
 import sys
@@ -18,13 +18,13 @@ from rich.text import Text
 from postbackd.cli.sanitize import Column, Kind
 from postbackd.escapes import escape_controls
 
-# A column of text squeezed below this is unreadable: the table turns into blocks instead.
+# A column of text narrower than this is unreadable: the table becomes blocks instead.
 NARROWEST = 8
-# A sentence squeezed below this goes on a line of its own.
+# A sentence in a narrower column goes on a line of its own.
 NARROWEST_SENTENCE = 24
 GAP = 2
 
-# The colours of verdicts, statuses and findings: green is money or good, red is to be mended.
+# The colours of verdicts, statuses and findings: green for money or good, red for a problem.
 COLOURS: Mapping[str, str] = {
     "recorded": "green",
     "updated": "green",
@@ -47,7 +47,7 @@ COLOURS: Mapping[str, str] = {
 
 
 def is_terminal() -> bool:
-    """Tell whether people read standard output along (FORCE_COLOR says they do)."""
+    """Return whether standard output is a terminal (FORCE_COLOR counts as one)."""
     return _console().is_terminal
 
 
@@ -57,10 +57,10 @@ def print_footnote(sentence: str) -> None:
 
 
 class TerminalTable:
-    """A table that goes on as rows come; the first rows decide the widths."""
+    """Writes a table piece by piece; the first rows decide the widths."""
 
     def __init__(self, columns: Sequence[Column], nothing: str, *, head: bool) -> None:
-        """Take the columns, and what to say where no row comes."""
+        """Remember the columns, and the sentence where no row comes."""
         self._columns = columns
         self._nothing = nothing
         self._has_head = head
@@ -79,17 +79,17 @@ class TerminalTable:
         self._layout.print_rows(self._console, shown)
 
     def close(self) -> None:
-        """Say so where nothing came, and which columns had no room."""
+        """Finish the table: name the columns that were left out, or say that no row came."""
         if self._layout is None:
             if self._nothing:
                 self._console.print(Text(self._nothing))
         elif left_out := self._layout.name_left_out():
-            self._console.print(Text(f"No room for: {', '.join(left_out)}", "dim"))
+            self._console.print(Text(f"Columns left out: {', '.join(left_out)}", "dim"))
 
 
 @contextmanager
 def progress(title: str, total: int | None, hide: Callable[[str], str]) -> Iterator["ProgressBar"]:
-    """Show on standard error how far one has come, in bytes; `hide` takes keys out of sentences."""
+    """Show progress in bytes on standard error; `hide` masks keys in sentences."""
     console = Console(stderr=True, highlight=False)
     columns = (
         TextColumn("{task.description}"),
@@ -103,7 +103,7 @@ def progress(title: str, total: int | None, hide: Callable[[str], str]) -> Itera
 
 
 class ProgressBar:
-    """A bar that is told how far one has come."""
+    """A progress bar."""
 
     def __init__(
         self, shown: Progress, title: str, total: int | None, hide: Callable[[str], str]
@@ -114,11 +114,11 @@ class ProgressBar:
         self._task = shown.add_task(title, total=total)
 
     def advance_to(self, done: int) -> None:
-        """Show that so much is done."""
+        """Show that `done` bytes are done."""
         self._shown.update(self._task, completed=done)
 
     def advance(self, done: int, total: int) -> None:
-        """Show that so much of so much is done."""
+        """Show that `done` of `total` is done."""
         self._shown.update(self._task, completed=done, total=total)
 
     def print_error(self, sentence: str) -> None:
@@ -137,7 +137,7 @@ class _Layout(Protocol):
 
 
 class _Aligned(NamedTuple):
-    """Columns side by side; a sentence may go beneath its row."""
+    """Columns side by side; the sentence may be beneath its row."""
 
     columns: Sequence[Column]
     widths: Sequence[int]
@@ -205,7 +205,7 @@ def _lay_out(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: i
         for place, column in enumerate(columns)
     ]
     for spare in sorted({0, *(column.spare for column in columns)}, reverse=True):
-        # First with all, then without the most dispensable, and so on.
+        # First with all columns, then without those of the highest `spare`, and so on.
         left_out = frozenset(p for p, column in enumerate(columns) if column.spare > spare)
         kept = [0 if place in left_out else widths[place] for place in range(len(columns))]
         layout = _lay_out_kept(columns, kept, left_out, width + GAP * len(left_out))
@@ -230,7 +230,7 @@ def _lay_out_kept(
 
 
 def _fit(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int] | None:
-    """Narrow the widest of the columns that may be folded; None where that is not enough."""
+    """Narrow the widest foldable columns; None where that is not enough."""
     fitted = list(widths)
     excess = sum(fitted) + GAP * (len(fitted) - 1) - width
     while excess > 0:
@@ -264,7 +264,7 @@ def _show(column: Column, value: str) -> Text:
 
 
 def _with_cents(value: str) -> str:
-    """Give an amount (a currency may follow it) two decimals at least: 12.5 EUR, 12.50 EUR."""
+    """Write an amount, with or without a currency, with two decimals or more: 12.50 EUR."""
     amount, blank, currency = value.partition(" ")
     if not amount:
         return value

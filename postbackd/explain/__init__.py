@@ -1,1 +1,1 @@
-"""What a postback would do, tried on a throw-away copy."""
+"""`postback explain`: a postback tried on a throw-away copy of the database."""

@@ -1,7 +1,7 @@
-"""The address of a postback in text that people paste: links of chats, tags, sentences, paths.
+"""Finds the address of a postback in pasted text: links of chats, tags, sentences, paths.
 
-Text is as people see it; bytes that are no UTF-8 are surrogates (`surrogateescape`). What is found
-in it is given as the server gets it: each character one byte.
+The text is Unicode; bytes that are no UTF-8 are surrogates (`surrogateescape`). A found address is
+returned as the server gets it: each character one byte.
 """
 
 import html
@@ -14,9 +14,9 @@ from postbackd.intake.query import quote_value
 
 
 class Pasted(NamedTuple):
-    """A request: `path` as the callable gets it, decoded once; None where only a query came.
+    """A request: `path` as the WSGI callable gets it, decoded once; None for a query alone.
 
-    `notes` are sentences about how it was found.
+    `notes` are sentences about how the request was found.
     """
 
     query: str
@@ -32,10 +32,10 @@ class Pasted(NamedTuple):
 
 
 class UnclearError(Exception):
-    """No request is found, or more than one; the sentence says what came instead."""
+    """The text has no request, or several; the sentence says what it is instead."""
 
 
-# Not the letters of any address: chats and word processors put them in, and nobody sees them.
+# Invisible characters that chats and word processors add; no address has them.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 _BLANKS = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -47,7 +47,7 @@ _OPENING = "\"'`<(["
 _CLOSING = "\"'`>)]"
 
 _ADDRESS = r"https?://"
-# A character of an address, as far as nothing around it says where it ends.
+# An address without brackets or quotes around it, which would show where it ends.
 _BARE = re.compile(rf"{_ADDRESS}[^\s\"<>`]+", re.IGNORECASE)
 _ENCODED = re.compile(r"https?%(?:25)*3A%(?:25)*2F%(?:25)*2F[^\s\"'<>`]+", re.IGNORECASE)
 _TAG = re.compile(r"<[A-Za-z][^<]*?=[^<]*")
@@ -59,8 +59,8 @@ _ATTRIBUTE = re.compile(
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _IN_BRACKETS = r"(?:[^()\s]|\([^()\s]*\))+"
 
-# How chats, forums, wikis and sheets write an address with words of their own; the first that is
-# there counts.
+# How chats, forums, wikis and sheets write a link with its text; the first pattern that matches
+# counts.
 _LINKS = (
     re.compile(rf"<({_ADDRESS}[^<>|\s]+)(?:\|[^<>]*)?>", re.IGNORECASE),  # Slack, mail
     re.compile(rf"\]\(\s*<?({_ADDRESS}{_IN_BRACKETS})", re.IGNORECASE),  # Markdown
@@ -72,7 +72,7 @@ _LINKS = (
 )
 
 _SENTENCE_SIGNS = frozenset(".,;:!?…'*|)]}")
-# More than any sentence ends with; each costs a look at the whole address.
+# More signs than any sentence ends with; each costs a search of the whole address.
 _SIGNS_AT_MOST = 32
 _MACRO_CHARACTERS = 100
 _SHOWN_SIGNS = 3
@@ -82,34 +82,34 @@ _HOST = re.compile(r"(?:localhost|[A-Za-z0-9\-]+(?:\.[A-Za-z0-9\-]+)+|\[[0-9a-f:
 
 
 def as_server(text: str) -> str:
-    """Give text as the server gets it: UTF-8, each byte a character."""
+    """Return text as the server gets it: UTF-8, each byte a character."""
     return _LONE_SURROGATE.sub("�", text).encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def clean(text: str) -> tuple[str, tuple[str, ...]]:
-    """Take out what nobody sees and nobody sends; the text, and what there is to say about it."""
+    """Remove invisible characters; returns the text, and notes about it."""
     seen, count = _INVISIBLE.subn("", text)
     seen = _BLANKS.sub(" ", seen).strip()
     if not count:
         return seen, ()
     return seen, (
-        f"{count} invisible characters (such as zero-width spaces) are left out: a chat or a word"
-        " processor puts them into what is copied",
+        f"{count} invisible characters (such as zero-width spaces) are left out: chats and word"
+        " processors add them to copied text",
     )
 
 
 def straighten(text: str) -> str:
-    """Make typographic quotes straight, as commands and tags need them."""
+    """Replace typographic quotes by straight ones, as commands and tags need them."""
     return text.translate(_STRAIGHT)
 
 
 def unescape(text: str) -> str:
-    """Read the entities of HTML that end with ';': browsers leave `&currency=` alone, too."""
+    """Replace HTML's entities that end with ';': browsers do not replace `&currency=` either."""
     return _ENTITY.sub(lambda found: html.unescape(found[0]), text)
 
 
 def names_postback(address: str) -> bool:
-    """Tell whether an address leads to a postback."""
+    """Return whether an address is one of a postback."""
     return _POSTBACK_PATH.search(address) is not None
 
 
@@ -125,7 +125,7 @@ def find_address(text: str) -> Pasted | None:
 
 
 def _undo_spelling(text: str) -> str:
-    """Undo what a page, a program, a mail filter or a typesetter does to a whole address."""
+    """Undo changes that pages, programs, mail filters and typesetters make to an address."""
     if re.match(r"\s*&lt;[a-z]", text, re.IGNORECASE):
         text = unescape(text)
     for wrong, right in _SPELLINGS:
@@ -137,18 +137,18 @@ _SPELLINGS = (
     # A string in the source of a program, and in JSON.
     (re.compile(r"\\/(?=[^\s])"), "/"),
     (re.compile(r"\\u0026", re.IGNORECASE), "&"),
-    # Made harmless by those who send suspicious links around.
+    # People write suspicious links so.
     (re.compile(r"\bhxxp(?=s?\[?:)", re.IGNORECASE), "http"),
     (re.compile(r"\[:\](?=//)"), ":"),
     (re.compile(r"\[\.\](?=\w)"), "."),
-    # Set apart, to be read more easily: `…?subid=C1 &status=sale & payout=5`.
+    # Blanks added for easier reading: `…?subid=C1 &status=sale & payout=5`.
     (re.compile(r"(?<=\w)[ \t]+(?=[&?][ \t]*\w[\w.\[\]\-]*=)"), ""),
     (re.compile(r"(?<=[&?])[ \t]+(?=\w[\w.\[\]\-]*=)"), ""),
 )
 
 
 def _begins_with_query(text: str) -> bool:
-    """Tell whether an address is only a part of a query: `subid=c1&ref=http://…`."""
+    """Return whether an address is only a part of a query: `subid=c1&ref=http://…`."""
     head, scheme, _ = text.partition("://")
     return (
         bool(scheme) and re.fullmatch(r"\??[^\s\"'<>(\[|?]*[=&][^\s\"'<>(\[|]*", head) is not None
@@ -201,7 +201,7 @@ def decode_whole(text: str) -> str:
 
 
 def _trim_sentence(address: str) -> str:
-    """Take off what belongs to the sentence around an address."""
+    """Remove the signs that belong to the sentence around an address."""
     for _ in range(_SIGNS_AT_MOST):
         if not _ends_sentence(address):
             break
@@ -216,7 +216,7 @@ def _ends_sentence(address: str) -> bool:
     if last not in _SENTENCE_SIGNS or _MACRO_END.search(address[-_MACRO_CHARACTERS:]):
         return False
     if last == "?":
-        # The only one: what follows has not been pasted.
+        # The only '?': the text behind it was not pasted.
         return "?" in address[:-1]
     opening = {")": "(", "]": "[", "}": "{"}.get(last)
     return opening is None or address.count(opening) < address.count(last)
@@ -225,7 +225,7 @@ def _ends_sentence(address: str) -> bool:
 def _choose(found: list[str]) -> str:
     likely = [address for address in found if names_postback(address)] or found
     if len(likely) > 1:
-        raise UnclearError(f"{len(likely)} addresses came: paste one postback")
+        raise UnclearError(f"the text has {len(likely)} addresses: paste one postback")
     return likely[0]
 
 
@@ -235,7 +235,7 @@ def _read_address(address: str, text: str) -> Pasted:
     if inner:
         host = urlsplit(address).netloc
         return pasted.note(
-            f"the address within a link of {quote_value(host)}, which leads there, is taken"
+            f"the address within a link of {quote_value(host)}, which leads there, is read"
         )
     if address in {text, text.strip("".join(_QUOTES) + _OPENING + _CLOSING)}:
         return pasted
@@ -244,12 +244,12 @@ def _read_address(address: str, text: str) -> Pasted:
 
 def _describe_surroundings(address: str, text: str) -> str:
     rest = text.removeprefix(address).strip()
-    # Longer, it may hold the key of somebody.
+    # A longer text could contain a key.
     if text.startswith(address) and len(rest) <= _SHOWN_SIGNS:
-        return f"what stands behind the address is left out: {quote_value(rest)}"
+        return f"the text behind the address is left out: {quote_value(rest)}"
     if "://" not in text:
         return "the address was percent-encoded as a whole, and is decoded once more"
-    return "the address is taken, and what stands around it left out"
+    return "the address is read, and the text around it left out"
 
 
 def _find_inner(address: str) -> str | None:
@@ -264,7 +264,7 @@ def _find_inner(address: str) -> str | None:
 
 def read_target(text: str) -> Pasted:
     """Read an address, a path or a query; each character is one byte. Never raises."""
-    # Not where it stands in a value: `ref=http://…` is a part of a query.
+    # Not within a value: `ref=http://…` is a part of a query.
     head, scheme, rest = text.partition("://")
     if scheme and not re.search(r"[=&?]", head):
         address, _, query = rest.partition("?")
@@ -280,14 +280,14 @@ def read_target(text: str) -> Pasted:
 
 
 def _is_path(text: str) -> bool:
-    """Tell whether a text is `KEY/postback`, perhaps with a query from which the '?' is missing."""
+    """Return whether a text is `KEY/postback`, perhaps with a query whose '?' is missing."""
     if not re.search(r"[=&]", text):
         return "/" in text
     return names_postback(text) and not re.search(r"[=&]", text.partition("/")[0])
 
 
 def _drop_host(text: str) -> str:
-    """Leave out a host without `https://` before it, where a key and `postback` follow."""
+    """Remove a host without `https://` before a key and `postback`."""
     host, _, rest = text.removeprefix("//").partition("/")
     if _HOST.fullmatch(host) and (text.startswith("//") or re.match(r"[^?&=]+/[^?&=]", rest)):
         return f"/{rest}"

@@ -1,7 +1,7 @@
-"""What a postback would do now, and why, step by step: for those who ask where a conversion is.
+"""Explains what a postback would do now, and why, step by step.
 
-The request is given to the receiver itself, which does what it does on a private copy
-(`sandbox`); what is told is what came of it there. Nothing reaches the database.
+The receiver itself runs the request on a private copy of the database (`sandbox`), and the result
+there is explained. Nothing reaches the database.
 """
 
 import difflib
@@ -31,31 +31,31 @@ from postbackd.reports.listing import Row, RowFilter, of_click
 from postbackd.reports.queries import Questions
 from statuses import Decision, Rule
 
-# How much of the log is told beside: what came just before is what people mix up.
+# Earlier postbacks of the click that are shown: people mix up a postback with the one before.
 EARLIER_POSTBACKS = 5
 
-# How like a key in force a wrong one must be to be called a misspelling of it.
+# The similarity to a key in force from which a wrong key is called a misspelling.
 NEARNESS = 0.85
 
-# What gunicorn takes (server.py): a longer request line never reaches us.
+# The limit in `gunicorn_conf`: a longer request line is refused before it is read.
 REQUEST_LINE_BYTES = 8190
 
 
 class Key(NamedTuple):
-    """What the key in an address is; it is told in words, never shown."""
+    """The kind of the key in an address, in words; the key is never shown."""
 
     state: str
     sentence: str
 
 
 class Explanation(NamedTuple):
-    """The steps. `conversions` stand now; `writes` is what would be new or changed of one.
+    """The steps. `conversions` are stored now; `writes` are the new and changed values of one.
 
-    `pasted` says how the request was found in what was pasted; `lacks_mark`: its '?' is missing,
-    and all but `answer` is about the request with it.
+    `pasted`: how the request was found in the pasted text; `lacks_mark`: its '?' is missing, and
+    everything but `answer` is about the request with the '?'.
 
-    `answer` is what the sender gets; where it is no 200 for a postback, `verdict` and `writes` are
-    what would come of it behind the right key.
+    `answer` is for the sender; where it is no 200 for a postback, `verdict` and `writes` are those
+    that the right key would give.
     """
 
     pasted: tuple[str, ...]
@@ -79,13 +79,13 @@ class Explanation(NamedTuple):
 
 
 class NoPostbackError(Exception):
-    """What was pasted is no postback; the sentence says what it is."""
+    """The pasted text is no postback; the sentence says what it is."""
 
 
 def explain(
     pasted: Pasted, settings: Settings, questions: Questions, rehearsal: Rehearsal
 ) -> Explanation:
-    """Put a request through on a rehearsal, and say what came of it there."""
+    """Run a request in the sandbox, and explain the result."""
     now = datetime.now(UTC)
     terms = read_booking_options(settings)
     mask = KeyMask(settings.secrets())
@@ -94,7 +94,7 @@ def explain(
     pasted = pasted._replace(query=mask.hide(pasted.query))
     key = None if pasted.path is None else find_key(pasted.path, settings, now.date())
     if key is not None and key.state == "click":
-        raise NoPostbackError("this is the address for clicks (click_key): it takes no postbacks")
+        raise NoPostbackError("this is the address for clicks (click_key): postbacks have another")
     copy = Questions(rehearsal.storage.db)
     stored = _store(pasted, settings, copy, rehearsal)
     read = _read(stored, key, terms)
@@ -134,27 +134,27 @@ def explain(
 
 
 def find_key(path: bytes, settings: Settings, today: date) -> Key:
-    """Say what the key of an address is."""
+    """Describe the key of an address."""
     key, _ = split_path(path)
     if key == HIDDEN.encode():
-        return Key("hidden", f"the key is hidden ({HIDDEN}), and taken for the one in force")
+        return Key("hidden", f"the key is hidden ({HIDDEN}), and counts as the one in force")
     if key == settings.postback_key:
         return Key("in force", "the key in force")
     for old in settings.old_keys:
         if key == old.key:
             return _describe_old(old, today)
     if key and key == settings.pixel_key:
-        return Key("pixel", "pixel_key: good for the pixel and for leads only")
+        return Key("pixel", "pixel_key: valid for the pixel and for leads only")
     if key and key == settings.click_key:
-        return Key("click", "click_key: good for clicks only")
+        return Key("click", "click_key: valid for clicks only")
     return _describe_wrong(path, settings, today)
 
 
 def _describe_old(old: OldKey, today: date) -> Key:
     if old.until is None:
-        return Key("old", "an old key, good without an end; the new one is to take its place")
+        return Key("old", "an old key, valid without an end; change the network to the new one")
     if old.is_good_on(today):
-        return Key("old", f"an old key, good through {old.until} (UTC)")
+        return Key("old", f"an old key, valid until the end of {old.until} (UTC)")
     return Key("ended", f"an old key that ended with {old.until}: the network must get the new one")
 
 
@@ -163,18 +163,18 @@ def _describe_wrong(path: bytes, settings: Settings, today: date) -> Key:
     good = settings.postback_keys(today)
     cases = (
         (name in good and not key, "none", "/postback is missing behind the key"),
-        (name in good, "none", "the key stands last: the address is /KEY/postback"),
+        (name in good, "none", "the key is last: the address is /KEY/postback"),
         (not key, "none", "there is no key in the address, which is /KEY/postback"),
         (
             key.lower() in {known.lower() for known in good},
             "other case",
-            "a key of ours, but for upper and lower case: keys are exact",
+            "a key of ours in other upper and lower case: keys are exact",
         ),
         (unquote_to_bytes(key) in good, "encoded", "a key of ours, percent-encoded twice"),
         (
             key.rpartition(b"/")[2] in good,
             "prefixed",
-            "a key of ours behind a path that the proxy should have taken off",
+            "a key of ours behind a path that the proxy should have removed",
         ),
         (
             any(_is_near(key, known) for known in good),
@@ -192,12 +192,12 @@ def _is_near(key: bytes, known: bytes) -> bool:
     return difflib.SequenceMatcher(None, key, known).ratio() >= NEARNESS
 
 
-# `/KEY/postback&subid=…`: what is to stand behind the '?' stands in the path.
+# `/KEY/postback&subid=…`: the query is in the path.
 _UNMARKED = re.compile(rb"(.*/postback(?:\.gif)?/?)[&?;](.*)", re.DOTALL)
 
 
 def _put_mark(pasted: Pasted) -> Pasted:
-    """Put a '?' that is missing into its place."""
+    """Insert a missing '?'."""
     found = _UNMARKED.fullmatch(pasted.path or b"")
     if found is None:
         return pasted
@@ -210,7 +210,7 @@ _QUERY_SIGNS = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def _store(pasted: Pasted, settings: Settings, copy: Questions, rehearsal: Rehearsal) -> str:
-    """Give the query that would be stored; how a body is read is the receiver's to say."""
+    """Return the query that would be stored; the receiver reads the body."""
     query = store_query(pasted.query)
     if not pasted.body:
         return query
@@ -222,7 +222,7 @@ def _store(pasted: Pasted, settings: Settings, copy: Questions, rehearsal: Rehea
 
 
 class _UndoneError(Exception):
-    """What was tried is rolled back: it was only to be read."""
+    """Rolls the transaction back: its result was only to be read."""
 
 
 def _read(stored: str, key: Key | None, terms: BookingOptions) -> Postback:
@@ -242,7 +242,7 @@ def _judge(
 def _send(
     pasted: Pasted, settings: Settings, copy: Questions, rehearsal: Rehearsal
 ) -> tuple[Answer, Row | None]:
-    """Give the request to the receiver: the answer, and the row of the copy's log."""
+    """Run the request in the receiver; returns the answer, and the row in the copy's log."""
     if pasted.path is None or split_path(pasted.path)[0] == HIDDEN.encode():
         pasted = _with_right_key(pasted, settings)
     with rehearsal.storage.transaction():
@@ -252,7 +252,7 @@ def _send(
 def _run(
     pasted: Pasted, settings: Settings, copy: Questions, rehearsal: Rehearsal
 ) -> tuple[Answer, Row | None]:
-    """Give it the request within the caller's transaction."""
+    """Run the request within the caller's transaction."""
     with closing(Receiver(settings.path)) as receiver:
         answer = receiver.answer_on(_build_environ(pasted), rehearsal.storage)
     rows = copy.list_postbacks(RowFilter().also("postbacks.id > ?", LAST_REAL_ID), 1)
@@ -310,7 +310,7 @@ def _list_earlier(questions: Questions, subid: str | None) -> list[Row]:
 def _compare(
     before: Iterable[Row], after: Iterable[Row], conversion_id: int | None
 ) -> dict[str, tuple[Any, Any]]:
-    """Tell what is new or changed of the conversion, by name: what it was, what it is."""
+    """Return the new and changed values of the conversion, by name: before, after."""
     was: Row = next((row for row in before if row["id"] == conversion_id), {})
     now: Row = next((row for row in after if row["id"] == conversion_id), {})
     return {
@@ -327,34 +327,34 @@ def _real_id(conversion_id: int | None) -> int | None:
 def _advise(
     pasted: Pasted, key: Key | None, decision: Decision, click: Row | None
 ) -> Iterator[str]:
-    """Say what is to be done about the address, and about permissions."""
+    """Write what to do about the address, and about permissions."""
     if key is not None and key.state in {"ended", "other case", "encoded", "misspelt", "unknown"}:
         yield "give the network the address that `postback url` prints; this one is answered 404"
     if len(pasted.query) + len(pasted.path or b"") > REQUEST_LINE_BYTES:
-        yield f"longer than {REQUEST_LINE_BYTES} bytes: the server answers 400 before we see it"
+        yield f"longer than {REQUEST_LINE_BYTES} bytes: the server answers 400 before it is read"
     if pasted.method == "HEAD":
         yield "it came as HEAD, which records nothing: the network is to send GET or POST"
     if _put_mark(pasted) != pasted:
         yield (
-            "the '?' is missing behind /postback: as it stands no parameter is read, and the answer"
-            " shown is to that; all else holds for the same address with the '?' in its place"
+            "the '?' is missing behind /postback: without it no parameter is read, and the answer"
+            " shown is to that; everything else is about the same address with the '?' in its place"
         )
     if pasted.method == "POST" and not pasted.body:
-        yield "it came as POST: what stood in the body is not in this line"
+        yield "it came as POST: the body is not in this line"
     if "does not allow rebills" in decision.reason.summary and click is not None:
         offer = shlex.quote(click["offer"])
-        yield f"where it should: `postback offers set {offer} --allow-rebills`"
+        yield f"to allow them: `postback offers set {offer} --allow-rebills`"
     if "no offer that allows rebills" in decision.reason.summary:
-        yield 'where clicks without an offer should: `rebills = "yes"` below [postback]'
+        yield 'to allow them for clicks without an offer: `rebills = "yes"` below [postback]'
     if decision.rule in {Rule.FORBIDDEN, Rule.UNREJECTED} and decision.change is None:
         yield (
-            "where an operator knows better: `postback replay --id N --force`, with the id that"
-            " `postback log --json` shows"
+            "to make the change in spite of the rules: `postback replay --id N --force`, with the"
+            " id that `postback log --json` shows"
         )
 
 
 def describe_answer(answer: Answer) -> dict[str, Any]:
-    """Give what a sender sees of an answer."""
+    """Return the parts of an answer that a sender sees."""
     headers = dict(answer.headers)
     is_text = headers.get("Content-Type", "").startswith("text/plain")
     return {

@@ -1,4 +1,4 @@
-"""Did you mean: what is probably wrong with a postback that missed, and what puts it right."""
+"""Did you mean: what is probably wrong with a postback that failed, and how to correct it."""
 
 import difflib
 import html
@@ -26,12 +26,12 @@ from postbackd.reports.queries import Questions
 from rates import read_amount
 from statuses import Rule, Status, Verdict, read_word
 
-# What network programs put around a click id; a click id itself has none of it.
+# A click id without the signs that network programs put around it.
 _TOKEN = re.compile(r"[A-Za-z0-9_.\-]{3,}")
-# A hostile query has thousands of parts, and each is asked for.
+# A hostile query has thousands of parts, and the database is asked about each.
 TOKENS_AT_MOST = 500
 
-# Below this, the beginning of a click id says nothing.
+# A shorter beginning of a click id would match too many.
 SHORTEST_BEGINNING = 8
 
 # `a.b` and `sub-id` are near; `sum` and `subid` are not.
@@ -42,13 +42,13 @@ _SECOND_QUERY = re.compile(r"\?[A-Za-z_][A-Za-z0-9_]*=")
 
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
 
-# Names of ours that HTML takes for one of its signs, as `&currency` becomes `¤cy`.
+# Names of ours that begin like an entity of HTML, as `&currency` becomes `¤cy`.
 _MANGLED = {
     html.unescape(f"&{name}"): name for name in KNOWN_NAMES if html.unescape(f"&{name}")[0] != "&"
 }
 
 
-# What networks mostly mean by these. A guess that is shown to be tried, never one that books.
+# What networks mostly mean by these words. They are only for hints, never for booking.
 _USUAL_WORDS = {
     Status.LEAD: "hold new on_hold onhold open pending processing reg registration wait waiting",
     Status.REJECTED: "cancel canceled cancelled chargeback decline declined denied disapproved"
@@ -60,7 +60,7 @@ _USUAL = {word: status for status, words in _USUAL_WORDS.items() for word in wor
 
 
 class Missed(NamedTuple):
-    """A postback as it was read, and the row of the rules that decided about it."""
+    """A postback as it was read, and the rule that decided about it."""
 
     query: str
     postback: Postback
@@ -68,7 +68,7 @@ class Missed(NamedTuple):
 
 
 def find_hints(questions: Questions, missed: Missed, terms: BookingOptions) -> list[str]:
-    """Look for what a person would see who knows the mistakes that are made."""
+    """Search for the usual mistakes."""
     fields = read_fields(missed.query, terms.fallback_encoding)
     hints = [
         *_find_mangled(missed.query),
@@ -92,13 +92,13 @@ def _find_mangled(query: str) -> Iterator[str]:
     for sign, name in _MANGLED.items():
         if sign in text:
             yield (
-                f"{sign!r} was '&{name}' before a web page or a mail program took it for HTML: put"
+                f"{sign!r} was '&{name}' before a web page or a mail program read it as HTML: write"
                 f" '&{name}=' into the network's URL by hand"
             )
     if re.search(r"&amp;", query, re.IGNORECASE):
         yield (
             "'&amp;' is how HTML writes '&': paste the URL with plain '&'; here the names behind it"
-            " are read without 'amp;', elsewhere nobody knows them"
+            " are read without 'amp;', by other receivers they are not"
         )
 
 
@@ -110,7 +110,7 @@ def _find_misnamed(fields: Mapping[str, str]) -> Iterator[str]:
         if name in KNOWN_NAMES:
             continue
         if name.lower() in KNOWN_NAMES:
-            yield f"{quote_value(name)} is not {plain!r}: names are in small letters here"
+            yield f"{quote_value(name)} is not {plain!r}: names are in lower case here"
         elif plain in KNOWN_NAMES:
             yield f"{quote_value(name)} is not {plain!r}: names are exact"
         elif near:
@@ -125,14 +125,14 @@ def _find_misnamed(fields: Mapping[str, str]) -> Iterator[str]:
 def _advise_renaming(name: str, ours: str) -> str:
     rename = shlex.quote(f"{name}={ours}")
     return (
-        f"{quote_value(name)} is what others call {ours!r}, which did not come: if it is, write"
-        f" {ours}= in its place in the network's URL, and mend what came with `postback replay"
+        f"{quote_value(name)} is others' name for {ours!r}, which did not come: if it is, write"
+        f" {ours}= in its place in the network's URL, and correct what came with `postback replay"
         f" --since 7d --rename {rename} --dry-run`"
     )
 
 
 def _find_strange_list(name: str) -> Iterator[str]:
-    """Say what takes the place of lists for Keitaro 10's further types of conversions."""
+    """Write which list replaces those of Keitaro 10's further types of conversions."""
     usual = _USUAL.get(name.removesuffix("_status"), Status.SALE)
     yield (
         f"{quote_value(name)} is no list here: lists are {', '.join(LIST_NAMES)}; use"
@@ -141,14 +141,14 @@ def _find_strange_list(name: str) -> Iterator[str]:
 
 
 def _find_separators(fields: Mapping[str, str], word: str) -> Iterator[str]:
-    """Find lists that would hold a word if their words stood between other signs than commas."""
+    """Find lists that would have a word if their words were separated by another sign."""
     for name in LIST_NAMES:
         for sign in ";|":
             words = [part.strip() for part in fields.get(name, "").split(sign)]
             if len(words) > 1 and word.casefold() in map(str.casefold, words):
                 mended = shlex.quote(f"{name}={','.join(words)}")
                 yield (
-                    f"{name} has {sign!r} between its words: commas stand between them here, as in"
+                    f"{name} has {sign!r} between its words: write commas between them, as in"
                     f" {mended}"
                 )
 
@@ -157,8 +157,8 @@ def _find_second_queries(fields: Mapping[str, str]) -> Iterator[str]:
     for name, value in fields.items():
         if name in KNOWN_NAMES and name != "return" and (found := _SECOND_QUERY.search(value)):
             yield (
-                f"a second '?' stands in {name} {quote_value(value)}: one '?' begins a query and"
-                f" '&' stands between what is sent, so that it should read"
+                f"a second '?' is in {name} {quote_value(value)}: one '?' begins the query and"
+                f" '&' separates parameters, so that it should read"
                 f" {quote_value(f'{name}={value[: found.start()]}&{value[found.start() + 1 :]}')}"
             )
 
@@ -193,17 +193,17 @@ def _read_otherwise(name: str, text: str) -> Iterator[str]:
     elif joined:
         yield (
             f"{name} {quote_value(text)} is {len(amounts)} amounts joined by a comma: the macro"
-            " stands twice in the network's URL, or gives one amount for each goal; send one"
+            " is twice in the network's URL, or has one amount for each goal; send one"
         )
     elif number := _NUMBER.search(text):
-        yield f"{name} {quote_value(text)} would be read as {number[0]} without what is around it"
+        yield f"{name} {quote_value(text)} would be read as {number[0]} without the text around it"
 
 
 def _find_macros(postback: Postback) -> Iterator[str]:
     if any("a macro that the network did not replace" in warning for warning in postback.warnings):
         yield (
-            "a placeholder came as it was written: look up in the network's help what it calls"
-            " this value, and put that into the URL (`postback url --macros …` writes it)"
+            "a macro came unreplaced: look up the network's macro for this value, and write it"
+            " into the URL (`postback url --macros …` does so)"
         )
 
 
@@ -213,15 +213,15 @@ def _find_clicks(questions: Questions, fields: Mapping[str, str], missed: Missed
     known = set(questions.find_subids(wanted[:TOKENS_AT_MOST]))
     for name, found in tokens.items():
         for token in [token for token in dict.fromkeys(found) if token in known]:
-            held = f"{name} holds the known click {quote_value(token)}"
+            held = f"{name} contains the known click {quote_value(token)}"
             if name in SUBID_NAMES:
                 yield f"{held} with something around it"
             elif token != fields[name].strip():
-                yield f"{held} with something around it: subid= is to have the click id alone"
+                yield f"{held} with something around it: subid= must have the click id alone"
             else:
                 yield (
-                    f"{held}: the network's macro stands in the wrong parameter; put it into"
-                    f" subid=, and mend what came with {_write_rename(name, missed)}"
+                    f"{held}: the network's macro is in the wrong parameter; write it into"
+                    f" subid=, and correct what came with {_write_rename(name, missed)}"
                 )
     subid = missed.postback.incoming.subid
     if subid is not None and subid not in known:
@@ -256,7 +256,7 @@ def _find_similar(questions: Questions, subid: str) -> Iterator[str]:
 def _write_subid(subid: str, right: str) -> str:
     mended = shlex.quote(f"subid={right}")
     return (
-        f"mend what came with `postback replay --subid {shlex.quote(subid)} --set {mended}"
+        f"correct what came with `postback replay --subid {shlex.quote(subid)} --set {mended}"
         " --dry-run`"
     )
 
@@ -274,17 +274,15 @@ def _find_mapping(
             mapping = f"{status}_status={word}"
             yield (
                 f"another postback of {sent} had {quote_value(word)} mapped to {status}: put"
-                f" {quote_value(mapping)} into the URL of this one too, and"
+                f" {quote_value(mapping)} into this one's URL too, and"
                 f" {_write_mapping(network, mapping)}"
             )
             return
     usual = _USUAL.get(word.casefold())
     mapping = f"{usual or Status.SALE}_status={word}"
-    others = (
-        "" if usual else ", lead_status= where it is on hold, rejected_status= where taken back"
-    )
+    others = "" if usual else ", for one on hold lead_status=, for one taken back rejected_status="
     yield (
-        f"say what {quote_value(word)} means in the network's URL: where it is"
+        f"write what {quote_value(word)} means into the network's URL: for"
         f" {_AS_A_NOUN[usual or Status.SALE]}, {shlex.quote(mapping)}{others}; and"
         f" {_write_mapping(network, mapping)}"
     )
@@ -295,6 +293,6 @@ _AS_A_NOUN = {Status.LEAD: "a lead", Status.SALE: "a sale", Status.REJECTED: "a 
 
 def _write_mapping(network: str | None, mapping: str) -> str:
     return (
-        f"mend what came with `postback replay --verdict unmapped{_choose_network(network)}"
+        f"correct what came with `postback replay --verdict unmapped{_choose_network(network)}"
         f" --set {shlex.quote(mapping)} --dry-run`"
     )

@@ -1,7 +1,6 @@
-"""What each part of a query was read as, one by one, and why some parts count for nothing.
+"""Describes how each parameter of a query was read, and why some do not count.
 
-Each part is read by itself with the reader of postbacks; what they come to together is for that
-reader alone to say.
+Each parameter is read by itself with the reader of postbacks. Only that reader reads them together.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from statuses import Status, read_word
 
 
 class Parameter(NamedTuple):
-    """A parameter (`value` None: it did not come), and what it was taken for."""
+    """A parameter (`value` None: it did not come), and how it was read."""
 
     name: str
     value: str | None
@@ -33,9 +32,9 @@ class Parameter(NamedTuple):
 
 
 class _Use(NamedTuple):
-    """What parameters are for: their names, the first that is usable counting, and what they give.
+    """A use of parameters: their names, of which the first usable one counts, and its meaning.
 
-    `read` gives None where a value counts for nothing. `absent` is what it means that none came.
+    `read` returns None where a value does not count; `absent` is the meaning when none came.
     """
 
     names: Sequence[str]
@@ -68,7 +67,7 @@ _USES = (
     _Use(("cost",), "the cost", lambda postback: postback.incoming.cost),
     _Use(("from",), "the network's name", lambda postback: postback.network),
     _Use(("external_id",), "the traffic source's id of the click", lambda p: p.external_id),
-    _Use(("return",), "what to answer", lambda postback: postback.answer),
+    _Use(("return",), "the body to answer", lambda postback: postback.answer),
     *(
         _Use((name,), "a sub id", lambda postback: postback.sub_ids or None)
         for name in SUB_ID_NAMES
@@ -79,16 +78,16 @@ _LISTS = {
     "lead_status": "words that mean lead",
     "rebill_status": "words that mean rebill",
     **dict.fromkeys(REJECTED_LIST_NAMES, "words that mean rejected"),
-    **dict.fromkeys(IGNORE_LIST_NAMES, "words to drop"),
+    **dict.fromkeys(IGNORE_LIST_NAMES, "words to ignore"),
 }
-# What is read with another parameter, or is a list: by itself it gives nothing.
+# Lists, and a parameter that is read with another one: by themselves they have no value.
 _MEANINGS = {**_LISTS, "payout_unit": "the unit of the payout"}
 
 
 def read_parts(query: str, terms: BookingOptions) -> list[Parameter]:
-    """Say of each part of a query what it was read as, then what it means that others are absent.
+    """Describe each parameter of a query, then the meaning of those that did not come.
 
-    The query is one of the log or of an address: each character one byte.
+    The query is one of the postback log or of an address: each character one byte.
     """
     pairs = [pair for pair in read_pairs(query) if pair]
     counting = _find_counting(pairs, terms)
@@ -112,7 +111,7 @@ def read_parts(query: str, terms: BookingOptions) -> list[Parameter]:
 
 
 def _find_counting(pairs: Sequence[str], terms: BookingOptions) -> dict[str, int]:
-    """Tell where of each name the one stands that counts: the last that is not empty."""
+    """Find the place of each name's counting parameter: the last that is not empty."""
     counting: dict[str, int] = {}
     for place, pair in enumerate(pairs):
         for name, value in read_fields(pair, terms.fallback_encoding).items():
@@ -122,7 +121,7 @@ def _find_counting(pairs: Sequence[str], terms: BookingOptions) -> dict[str, int
 
 
 def describe_word(postback: Postback) -> str:
-    """Say what the network's word means, and who says so."""
+    """Write the meaning of the network's word, and where it is defined."""
     incoming = postback.incoming
     status = read_word(incoming)
     if not isinstance(status, Status):
@@ -141,7 +140,7 @@ def _read_meaning(name: str, pair: str, query: str, terms: BookingOptions) -> st
         return _MEANINGS[name]
     use = next((use for use in _USES if name in use.names), None)
     if use is None:
-        return "unknown to us; kept with the postback"
+        return "an unknown name; stored with the postback"
     postback = _reread_as(name, pair, terms)
     value = use.read(postback)
     if postback.warnings:
@@ -155,13 +154,13 @@ def _read_meaning(name: str, pair: str, query: str, terms: BookingOptions) -> st
 
 
 def _reread_as(name: str, pair: str, terms: BookingOptions) -> Postback:
-    """Read a parameter by itself, its name in the form that it is read in."""
+    """Read a parameter by itself, under its name in lower case."""
     return parse_stored(f"{name}={pair.partition('=')[2]}", terms)
 
 
 def _find_winner(use: _Use, query: str, terms: BookingOptions) -> str | None:
-    """Tell which of the names counts: the first that gives something by itself."""
-    # Names in another case come in only where none of these did.
+    """Find the name that counts: the first that has a usable value by itself."""
+    # Names in another case count only where none of these came.
     pairs = [pair for pair in read_pairs(query) if pair]
     counting = _find_counting(pairs, terms)
     for name in use.names:

@@ -1,4 +1,4 @@
-"""What somebody pasted: an address, a command, a tag, a line of a log, a body, a query."""
+"""Reads pasted text: an address, a command, a tag, a line of a log, a body, a query."""
 
 import quopri
 import re
@@ -34,15 +34,15 @@ _ENDS_OPEN = re.compile(r"[?&=%\\`^]$")
 _BEGINS_OPEN = re.compile(r"[?&=]")
 # One parameter a line, as many as PHP reads.
 _LINES_AT_MOST = 1000
-# Mail programs break a line there; a shorter one ends on purpose.
+# Mail programs break lines from this length on; a shorter line was ended on purpose.
 _WRAPPED_CHARACTERS = 60
 
 
 def read_pasted(text: str) -> Pasted:
-    """Find the request in what was pasted; UnclearError where it holds none, or several."""
+    """Find the request in pasted text; UnclearError where it has none, or several."""
     text, notes = clean(text)
     if not text:
-        raise UnclearError("nothing came: paste the URL, the query or a line of a log")
+        raise UnclearError("the text is empty: paste the URL, the query or a line of a log")
     fenced = re.fullmatch(r"```[a-z]*\n?(.*?)\n?```", text, re.DOTALL)
     pasted = _read(fenced[1].strip() if fenced else text)
     return pasted._replace(notes=(*notes, *pasted.notes))
@@ -51,7 +51,7 @@ def read_pasted(text: str) -> Pasted:
 def _read(text: str) -> Pasted:
     readers = [_read_raw_request, _read_browser, read_command, read_json]
     if text[0] in "{[":
-        # A line of a log, or a body, in which a command may be quoted.
+        # First as JSON: a line of a log or a body may quote a command.
         readers.insert(0, read_json)
     for read in readers:
         if request := read(text):
@@ -90,7 +90,7 @@ def _read_browser(text: str) -> Pasted | None:
     pasted = read_target(as_server(found[1]))
     return pasted._replace(
         method=method[1].upper() if method else "GET",
-        notes=("read as what a browser's network panel shows",),
+        notes=("read as text of a browser's network panel",),
     )
 
 
@@ -130,7 +130,7 @@ def _read_lines(text: str) -> Pasted:
     names = [found[1] for found in fields]
     if len(fields) == len(lines) == len(set(names)) and not set(names).isdisjoint(KNOWN_NAMES):
         query = "&".join(f"{found[1]}={_quote(found[2])}" for found in fields)
-        return Pasted(query, notes=("the lines are taken for the parameters of one postback",))
+        return Pasted(query, notes=("the lines are read as the parameters of one postback",))
     requests = [request for line in lines if (request := read_log_line(line))]
     if not requests and (address := find_address(text)):
         return address
@@ -156,25 +156,25 @@ def _read_plain(text: str) -> Pasted:
     pasted = read_target(as_server(text))
     if pasted.path is None and "=" not in text:
         return pasted.note(
-            "this is one word without '=', neither an address nor a query; what came for a click is"
-            " shown by `postback log --subid`"
+            "this is one word without '=', neither an address nor a query; `postback log --subid`"
+            " shows the postbacks of a click"
         )
     return pasted
 
 
 def _refuse_others(text: str) -> None:
-    """Raise UnclearError where a text is something else that people know; it says what."""
+    """Raise UnclearError where the text is something else that is known; it says what."""
     for pattern, sentence in _OTHERS:
         if re.search(pattern, text, re.DOTALL):
             raise UnclearError(sentence)
 
 
 _OTHERS = (
-    (r"^<(?:\?xml|!|[A-Za-z]+[\s>/])", "this is XML or HTML, and holds no address of a postback"),
+    (r"^<(?:\?xml|!|[A-Za-z]+[\s>/])", "this is XML or HTML, and has no address of a postback"),
     (
         r"^[\[\s]*\{\s*[\"'\w]+\s*:",
-        "this begins like JSON, and is none: a quote, a comma or a bracket is missing, or the"
-        " quotes are no double ones",
+        "this begins like JSON, and is not valid: a quote, a comma or a bracket is missing, or the"
+        " quotes are not double ones",
     ),
     (r"^\[\s*(?:[\"\d\[]|\])", "this is a JSON array: a postback is one object"),
     (r"^[^\s@/]+@[^\s@/]+\.\w+$", "this is a mail address: paste the network's URL"),

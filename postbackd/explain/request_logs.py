@@ -1,4 +1,4 @@
-"""The request in a line of a log, whatever wrote it: web servers, proxies, clouds, ourselves."""
+"""Finds the request in a line of a log of web servers, proxies, clouds and this service."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from postbackd.explain.addresses import Pasted, as_server, names_postback, read_
 from postbackd.intake.query import SUBID_NAMES
 
 _METHODS = "GET|POST|HEAD|PUT|PATCH|DELETE|OPTIONS"
-# nginx, Apache, gunicorn, Envoy, HAProxy, AWS: the request in quotes, cut off perhaps.
+# nginx, Apache, gunicorn, Envoy, HAProxy, AWS: the request in quotes, perhaps cut off.
 _IN_QUOTES = re.compile(rf"\"({_METHODS}) (\S+?)(?: HTTP/[0-9.]+)?(?:\"|$)")
 _REQUEST_LINE = re.compile(
     rf"(?:^|[\s|])({_METHODS}) (/\S*|https?://\S+)(?: HTTP/[0-9.]+)?(?=\s|$)"
@@ -22,12 +22,12 @@ _CLOUDFRONT = re.compile(
     rf"\t({_METHODS})\t[^\t]+\t(/[^\t]*)\t[0-9]{{3}}\t[^\t]*\t[^\t]*\t([^\t]*)"
 )
 _LOGFMT = re.compile(r"(?:^|\s)([A-Za-z_.\-]+)=(?:\"((?:[^\"\\]|\\.)*)\"|(\S+))(?=\s|$)")
-# How nginx and Apache write a byte that they do not trust.
+# How nginx and Apache escape a byte.
 _LOG_ESCAPE = re.compile(r"\\x([0-9A-Fa-f]{2})")
 
-# Names of members without their signs and capitals, by what they hold; the first that is there
-# counts. nginx's are those that people choose; the others' are in the manuals of Caddy, Traefik,
-# Cloudflare (Logpush), Google, AWS and Azure.
+# Names of members in lower case and without signs, by meaning; the first that is there counts. For
+# nginx they are the usual ones; the others are from the manuals of Caddy, Traefik, Cloudflare
+# (Logpush), Google, AWS and Azure.
 _TARGETS = (
     *("requesturi", "clientrequesturi", "requesturl", "requestpath", "originalurl", "originaluri"),
     *("uri", "url", "rawurl", "rawpath", "clientrequestpath", "path", "csuristem", "httppath"),
@@ -47,7 +47,7 @@ JSON_TYPE = "application/json"
 # Not `{macro}`.
 _OBJECT = re.compile(r"(?:\[\s*)?\{\s*[\"}]")
 
-# Deeper, no log goes.
+# No log has deeper levels.
 _LEVELS = 8
 
 
@@ -80,19 +80,19 @@ def read_json(text: str) -> Pasted | None:
             if request := _find_request(level):
                 return request
     if literal != text:
-        # Words before or behind: a line of a log whose JSON says nothing about a request.
+        # With words before or behind it: a line of a log whose JSON has no request.
         return None
     return Pasted(
         "",
         method="POST",
         body=as_server(text).encode("latin-1"),
         content_type=JSON_TYPE,
-        notes=("a JSON object: taken for the body of a POST",),
+        notes=("a JSON object: read as the body of a POST",),
     )
 
 
 def _load(text: str) -> tuple[Any, str] | None:
-    """Load the first JSON object in a text; nginx's \\x22 in it is no JSON, and is let pass."""
+    """Load the first JSON object in a text; nginx's \\x22 in it, which is no JSON, is allowed."""
     begun = _OBJECT.search(text)
     if begun is None:
         return None
@@ -119,13 +119,13 @@ def _read_own(value: Mapping[str, Any]) -> Pasted | None:
             as_server(query),
             # Its query has the fields of the body, too.
             method="HEAD" if method == "HEAD" else "GET",
-            notes=("a line of `postback log --json`: its query is taken",),
+            notes=("a line of `postback log --json`: its query is read",),
         )
     return None
 
 
 def _list_levels(value: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
-    """Give each object within a value as the members of all that is in it, the outermost first."""
+    """Yield each object within a value with all members below it, the outermost first."""
     if depth < _LEVELS and isinstance(value, dict):
         flat: dict[str, Any] = {}
         _flatten(value, flat, 0)

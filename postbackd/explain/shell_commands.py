@@ -1,4 +1,4 @@
-"""The request in a command or a piece of code that somebody pasted: curl, wget, fetch and so on.
+"""Finds the request in a pasted command or piece of code: curl, wget, fetch and so on.
 
 Nothing is run and no file is read: words are split as a shell would, and options are looked up.
 """
@@ -25,8 +25,8 @@ _CODE = re.compile(
     r"|CURLOPT_URL\b|\.src\s*=",
 )
 
-# Options that a word belongs to. Source: the manuals, curl(1) and wget(1). Others have none, or are
-# so rare that the address is found without.
+# Options with a value. Source: the manuals, curl(1) and wget(1). Other options have no value, or
+# are so rare that the address is found without knowing them.
 _CURL_SHORT = "AbcCdDeEFhHKmoPQrtTuUwxXyYz"
 _CURL_LONG = """
     data data-ascii data-binary data-raw data-urlencode json form form-string url-query request
@@ -50,7 +50,7 @@ _HTTPIE_LONG = """
     cert-key raw boundary
 """
 
-# What a shell does not give to the command.
+# Words that a shell does not pass to the command.
 _SHELL_ENDS = re.compile(r"^(?:\||\|\||&&|&|;|[0-9]?>.*|<)$")
 _LITERAL = r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|`(?:[^`\\]|\\.)*`)"
 _ADDRESS_LITERAL = re.compile(r"[\"'`]\s*((?:https?://|/[^\s\"'`/]+/postback)[^\"'`\s]*)")
@@ -58,7 +58,7 @@ _VARIABLE_PART = re.compile(r"[\"'`]\s*(?:\+|\.)\s*(?:\$?\w|[\"'`(])|\$\{\w+")
 
 
 class _Sent:
-    """What options and words of a command say, put together."""
+    """The request that the options and words of a command describe."""
 
     def __init__(self) -> None:
         self.method = ""
@@ -81,7 +81,7 @@ class _Sent:
         self.has_body = True
         if text.startswith("@"):
             self.notes.append(
-                "the body is in a file, which is not read: paste what it holds in its place"
+                "the body is in a file, which is not read: paste its content in its place"
             )
         else:
             self.data.append(text)
@@ -122,12 +122,12 @@ class _Sent:
         if not likely:
             raise UnclearError(f"this is a command for {name} without an address: paste all of it")
         if len(set(likely)) > 1:
-            raise UnclearError(f"{len(likely)} addresses came: paste one postback")
+            raise UnclearError(f"the command has {len(likely)} addresses: paste one postback")
         return likely[0]
 
 
 def read_command(text: str) -> Pasted | None:
-    """Read the request of a command; None where the text is none."""
+    """Read the request of a command; None where the text is no command."""
     straight = straighten(text)
     if found := _SHELL.search(straight):
         name = found[1].lower()
@@ -145,7 +145,7 @@ def read_command(text: str) -> Pasted | None:
 
 
 def _split(command: str, pasted: str) -> list[str]:
-    """Split a command as a shell does; one of which a quote is missing, at blanks."""
+    """Split a command as a shell does; at blanks where a quote is missing."""
     command = re.sub(r"[\\`^]\r?\n", " ", command)
     if re.search(r"\^[&\"%]", command):
         # The shell of Windows, as browsers copy commands for it.
@@ -160,7 +160,7 @@ def _split(command: str, pasted: str) -> list[str]:
 
 
 def _read_ansi_quote(found: re.Match[str]) -> str:
-    """Read $'…' as bash does: browsers write so what holds an exclamation mark or a quote."""
+    """Read $'…' as bash does: browsers use it for text with an exclamation mark or a quote."""
     signs = {"n": "\n", "t": "\t", "r": "\r"}
 
     def read(escape: re.Match[str]) -> str:
@@ -173,14 +173,14 @@ def _read_ansi_quote(found: re.Match[str]) -> str:
 def _warn_of_bare_and(pasted: Pasted, command: str) -> Pasted:
     if re.search(r"\s(?:https?://|/)[^\s\"']*(?<!\\)(?<!\^)&[^\s\"']", command):
         return pasted.note(
-            "the address has no quotes around it: a shell ends it at the first '&', and what"
-            " follows is not sent; here all of it is read"
+            "the address has no quotes around it: a shell ends it at the first '&', and the rest"
+            " is not sent; here all of it is read"
         )
     return pasted
 
 
 def _walk(words: Sequence[str], shorts: str, longs: str) -> Iterator[tuple[str, str]]:
-    """Give each option with the word that belongs to it, '' for a word that belongs to none."""
+    """Yield each option with its value, and each other word with the option ''."""
     with_value = frozenset(longs.split())
     rest = iter(words)
     for word in rest:
@@ -241,7 +241,7 @@ def _read_wget(words: Sequence[str]) -> _Sent:
     return sent
 
 
-# What each option says. Source: the manuals; what is not here says nothing about the request.
+# The meaning of each option. Source: the manuals; other options say nothing about the request.
 _Take: TypeAlias = Callable[[_Sent, str], object]
 _CURL: dict[str, _Take] = {
     **dict.fromkeys(("", "url"), _Sent.add_address),
@@ -268,7 +268,7 @@ _WGET: dict[str, _Take] = {
 }
 
 
-# What stands between name and value in HTTPie, the longer first.
+# The separators of name and value in HTTPie, the longer ones first.
 _ITEM = re.compile(r"([^=:@\s]+?)(==|:=@|:=|=@|=|@|:)(.*)", re.DOTALL)
 
 
@@ -346,7 +346,7 @@ def _read_powershell_body(text: str) -> str:
 def _read_code(text: str) -> Pasted:
     """Read a call in JavaScript, PHP or Python: its first address, and the body beside it."""
     address = _ADDRESS_LITERAL.search(text)
-    assert address is not None  # it was looked for
+    assert address is not None  # a pattern above has found it
     pasted = read_target(as_server(address[1].replace("\\/", "/").replace("\\u0026", "&")))
     behind = text[address.end() :]
     method = re.search(r"\bmethod[\"']?\s*[:=]\s*[\"'`](\w+)", behind, re.IGNORECASE)

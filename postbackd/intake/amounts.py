@@ -1,9 +1,9 @@
-"""Amounts as people write them in files: signs of currency, thousands, a minus of any make.
+"""Reads amounts of files: signs of currency, thousands, any form of a minus.
 
-What has one reading only is read, what has two is refused with both of them named: `1,234` may be
-a thousand and more, or one and a bit. Which sign the decimals stand behind is the file's matter: a
-point where nobody says otherwise, and then `1.500` is one and a half, unless another amount of the
-same file shows that its decimals stand behind a comma.
+An amount with one reading is read. One with two readings is refused, and the message names both:
+`1,234` may be more than a thousand, or a little more than one. All amounts of a file have one
+decimal sign: a point by default, so that `1.500` is one and a half, unless another amount of the
+file shows that it has decimal commas.
 """
 
 import re
@@ -21,7 +21,7 @@ REMEMBERED_AMOUNTS = 10_000
 
 
 class Style(Enum):
-    """What an amount shows of the way in which its file writes amounts."""
+    """What one amount shows about its file's decimal sign."""
 
     PLAIN = "nothing"
     POINT = "decimals behind a point, or thousands before a comma"
@@ -30,9 +30,9 @@ class Style(Enum):
 
 
 class Written(NamedTuple):
-    """What a text says: an amount and the marks of its currency, or the flaw why it says none.
+    """An amount and the marks of its currency, or the flaw for which there is none.
 
-    All of it is empty where the text says that there is no amount.
+    All are empty where the text means that there is no amount.
     """
 
     amount: Decimal | None
@@ -41,18 +41,18 @@ class Written(NamedTuple):
     style: Style = Style.PLAIN
 
 
-# Blanks that stand between thousands, all of them as one: no-break, narrow, thin, figure …
+# Blanks between thousands, all replaced by a space: no-break, narrow, thin, figure …
 _BLANKS = dict.fromkeys(map(ord, "\t\xa0\u2000\u2002\u2003\u2007\u2008\u2009\u200a\u202f"), " ")
-# What cannot be seen, and what a word processor makes of a hyphen and an apostrophe.
+# Invisible characters, and a word processor's forms of hyphen and apostrophe.
 _UNSEEN = dict.fromkeys(map(ord, "\u200b\u200e\u200f\u2060\ufeff"), None)
 _MINUSES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _APOSTROPHES = dict.fromkeys(map(ord, "\u2019\u02bc\u00b4`"), "'")
 _SAME = {**_BLANKS, **_UNSEEN, **_MINUSES, **_APOSTROPHES, ord("\uff04"): "$", ord("\uffe5"): "¥"}
 
-# Most amounts of most files: nothing but digits, or a point and one or two of them.
+# Most amounts of most files: digits, or digits with a point and one or two decimals.
 _PLAIN = re.compile(r"[+-]?[0-9]+(?:\.[0-9]{1,2})?")
 
-# A number with what stands before and behind it; parentheses are an accountant's minus.
+# A number with the text before and behind it; parentheses are an accountant's minus.
 _FRAME = re.compile(
     r"(?P<before>[^0-9.,()]*)(?P<open>\(?)(?P<inner>[^0-9.,()]*)"
     r"(?P<number>[0-9.,][0-9., ']*)"
@@ -63,9 +63,9 @@ _ABBREVIATION = re.compile(r"[^\W\d_][.,]$")
 _NOTHING = frozenset({"-", "--", "---", "\u2014", "n/a", "na", "n.a."})
 
 _GROUPS = r"[1-9][0-9]{0,2}(?:%s[0-9]{3})"
-# Forms of a number that have one reading only, and what each shows. Blanks and apostrophes stand
-# between thousands only, so that what follows a sign behind them are decimals. Source: CLDR's
-# patterns for decimals; the fourth is India's.
+# Forms of a number with one reading, and what each shows. Blanks and apostrophes are between
+# thousands only, so digits behind another sign after them are decimals. Source: CLDR's patterns for
+# decimals; the fourth is India's.
 _FORMS: tuple[tuple[re.Pattern[str], str, Style], ...] = (
     (re.compile(r"[0-9]+\.?"), "", Style.PLAIN),
     (re.compile(r"[0-9]*\.[0-9]+"), "", Style.POINT),
@@ -83,16 +83,16 @@ _THREE_DIGITS = re.compile(r"[1-9][0-9]{0,2}[.,][0-9]{3}")
 
 
 class AmountReader:
-    """Reads the amounts of one file, all of them in one way."""
+    """Reads the amounts of one file, all with one decimal sign."""
 
     def __init__(self, *, decimal_comma: bool = False) -> None:
-        """Take whether somebody said that the file's decimals stand behind a comma."""
+        """Remember whether the option for decimal commas was given."""
         self._has_decimal_comma = decimal_comma
-        # The first amount of each style that tells, as it stands in the file.
+        # The first amount of each style that decides, as written in the file.
         self._seen: dict[Style, str] = {}
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Look through the amounts of a file for what they show, before any of them is read."""
+        """Find the decimal sign from the amounts of a file, before any of them is read."""
         for text in texts:
             if not _PLAIN.fullmatch(text):
                 style = read_written(text).style
@@ -112,7 +112,7 @@ class AmountReader:
 
     def _read_three_digits(self, text: str, written: Written) -> Written:
         if self._has_decimal_comma:
-            return _refuse(text, "with decimal commas nobody knows whether that is a thousand")
+            return _refuse(text, "with decimal commas it may be a thousand, or not")
         if comma := self._seen.get(Style.COMMA):
             return _refuse(text, f"{comma!r} in the same file shows that commas stand for decimals")
         self._seen.setdefault(Style.THREE_DIGITS, text)
@@ -120,13 +120,13 @@ class AmountReader:
 
     def _read_comma(self, text: str, written: Written) -> Written:
         if earlier := self._seen.get(Style.THREE_DIGITS):
-            # Only what is read once, from a pipe, comes here: a file was looked through before.
+            # Only for a pipe, which can be read once: of a file all amounts were seen before.
             return _refuse(text, f"{earlier!r} before it was read with a decimal point")
         self._seen.setdefault(Style.COMMA, text)
         return written
 
 
-# Offers pay the same over and over.
+# Cached: offers pay the same amounts over and over.
 @lru_cache(REMEMBERED_AMOUNTS)
 def read_written(text: str) -> Written:
     """Read an amount by itself, whatever else is in its file; never raises."""
@@ -149,7 +149,7 @@ def read_written(text: str) -> Written:
 
 
 def _find_marks(frame: re.Match[str]) -> tuple[str, tuple[str, ...]] | None:
-    """Split what stands around a number into signs and marks of currency."""
+    """Split the text around a number into signs and marks of currency."""
     if bool(frame["open"]) != bool(frame["close"]):
         return None
     signs = "-" if frame["open"] else ""

@@ -1,18 +1,18 @@
-"""Answers of the receiver before they are sent, and those that every part of it may give."""
+"""The receiver's answers before they are sent, and the answers that several modules use."""
 
 from http import HTTPStatus
 from typing import NamedTuple
 
 from postbackd.raw_text import show_text
 
-# How soon a sender may try again: long enough for a locked database to be free again.
+# How soon a sender may try again: long enough for a locked database to be unlocked.
 RETRY_AFTER_SECONDS = 5
 
 Headers = list[tuple[str, str]]
 
 # Scripts of landing pages call us from any origin. Source: the contract, section 1.
 CORS = ("Access-Control-Allow-Origin", "*")
-# Without it a script of another origin reads the body of an answer, and none of our headers.
+# Without it a script of another origin can read the body of an answer, but not our headers.
 EXPOSED = ("Access-Control-Expose-Headers", "X-Postback-Result, X-Postback-Reason")
 NO_STORE = ("Cache-Control", "no-store")
 RETRY_AFTER = ("Retry-After", str(RETRY_AFTER_SECONDS))
@@ -35,6 +35,6 @@ def text_answer(status: HTTPStatus, body: str, *headers: tuple[str, str]) -> Ans
 
 
 def unavailable_answer() -> Answer:
-    """Ask the sender to send the request again: nothing of it was stored."""
+    """Ask the sender to send the request again: it was not stored."""
     text = "Not accepted at present: send it again."
     return text_answer(HTTPStatus.SERVICE_UNAVAILABLE, text, CORS, RETRY_AFTER)

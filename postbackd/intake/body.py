@@ -1,8 +1,8 @@
-"""The body of a request: how much of it is read, as what, and what is stored as it came.
+"""Reads the body of a request: its fields, and the bytes that are stored.
 
-A body is read as a form, as JSON or as multipart/form-data, by its type; with none, or one that
-says nothing, by what it looks like. Whatever it is, `Body.form` has its fields written as a form:
-they stand in the stored query then, and are read from there again.
+A body is read as a form, as JSON or as multipart/form-data, by its type; without a type, or with a
+vague one, by its content. `Body.form` has its fields written as a form: they become a part of the
+stored query, and are parsed from there again.
 """
 
 import re
@@ -21,26 +21,26 @@ BODY_LIMIT_BYTES = 64 * 1024
 FORM_TYPE = "application/x-www-form-urlencoded"
 MULTIPART_TYPE = "multipart/form-data"
 
-# What senders call JSON; the second is how types of their own end (RFC 6839).
+# Senders' types for JSON; types of their own end with the suffix (RFC 6839).
 _JSON_TYPES = frozenset({"application/json", "text/json", "application/x-json"})
 _JSON_SUFFIX = "+json"
-# What clients write who know of no type, or leave it to others.
+# The types of clients that know no type.
 _VAGUE_TYPES = frozenset({"", "text/plain", "application/octet-stream", "*/*"})
 
-# How much of a type is stored; those in use have some forty characters, a boundary included.
+# The characters of a type that are stored; usual ones have some forty, with their boundary.
 TYPE_CHARACTERS = 255
 
 Environ = dict[str, Any]
 
 
 class CutShortError(Exception):
-    """The sender hung up before its body was whole."""
+    """The sender closed the connection before its body was whole."""
 
 
 class Body(NamedTuple):
-    """The fields of a body, written as a form (each character one byte), and what there is to say.
+    """The fields of a body, written as a form (each character one byte), and warnings.
 
-    `kept` is the body itself, unpacked, where the form does not say all of it. Keys are hidden.
+    `kept` is the body itself, unpacked, where the form does not have all of it. Keys are hidden.
     """
 
     form: str = ""
@@ -50,9 +50,9 @@ class Body(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a body was read as: its fields as a form, warnings, and whether the form says it all.
+    """The fields of a body as a form, warnings, and whether the form has all of the body.
 
-    `in_utf_8` is the body where it came in another encoding, in which no key would be found.
+    `in_utf_8` is the body decoded from another encoding, in which no key would be found.
     """
 
     form: str
@@ -62,14 +62,14 @@ class Reading(NamedTuple):
 
 
 def read_body(environ: Environ, mask: KeyMask) -> Body:
-    """Read a body; one that is too long, as it came or unpacked, raises TooLargeError."""
+    """Read a body; TooLargeError where it is too long, packed or unpacked."""
     if _has_none(environ):
-        # As nearly every postback.
+        # Nearly every postback.
         return NO_BODY
     raw = _take(environ)
     if not raw:
         return NO_BODY
-    # Hidden before it is cut: a part of a key would be no key.
+    # Keys are hidden before the type is cut: a part of a key would not be found.
     content_type = mask.hide(environ.get("CONTENT_TYPE", "").strip())
     encoding = mask.hide(environ.get("HTTP_CONTENT_ENCODING", "").strip())
     content, warnings = _unpack(raw, encoding)
@@ -116,14 +116,14 @@ def _read_length(environ: Environ) -> int:
 
 
 def _unpack(raw: bytes, encoding: str) -> tuple[bytes | None, tuple[str, ...]]:
-    """Unpack a body as its encoding, or its first bytes, say; None where it cannot be."""
+    """Unpack a body by its Content-Encoding or its first bytes; None where that fails."""
     if not encoding:
         return _unpack_unsaid(raw) if raw.startswith(GZIP_SIGNATURE) else (raw, ())
     try:
         return unpack(raw, encoding, BODY_LIMIT_BYTES), ()
     except CodingError as error:
         if not _BINARY.search(raw):
-            # Somebody on the way has unpacked it, and left the header.
+            # A proxy has unpacked the body, and left the header.
             return raw, (
                 f"Content-Encoding is {quote_value(encoding)}, and the body is not packed",
             )
@@ -202,7 +202,7 @@ def _read_multipart(content: bytes, content_type: str) -> Reading:
 
 
 def _read_form(content: bytes) -> Reading | None:
-    """Read what looks like a form: a name, `=`, and no line break or control character."""
+    """Read a body that looks like a form: a name, `=`, and no line break or control character."""
     stripped = content.strip()
     if _FORM_BEGIN.match(stripped) is None or _NO_FORM.search(stripped):
         return None
@@ -227,7 +227,7 @@ def _write_form(fields: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def _escape(text: bytes) -> str:
-    """Escape what has a meaning in a form; letters beyond ASCII are escaped where it is stored."""
+    """Escape the signs of a form; letters beyond ASCII are escaped when the query is stored."""
     return _MEANINGFUL.sub(lambda sign: f"%{ord(sign[0]):02X}", text.decode("latin-1"))
 
 

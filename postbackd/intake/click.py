@@ -1,4 +1,4 @@
-"""What a click says, from a request or a line of a CSV file."""
+"""Reads a click from a request or a row of a file."""
 
 import functools
 import re
@@ -32,12 +32,12 @@ _UNIX_SECONDS = re.compile(r"[0-9]{9,11}(?:\.[0-9]{1,6})?")
 # Every parameter of a click.
 _KNOWN_NAMES = frozenset({*SUBID_NAMES, *SUB_ID_NAMES, *ClickRow._fields} - {"sub_ids"})
 
-# Some megabytes at most; sub ids that never come again must not fill the memory.
+# Some megabytes at most: sub ids that never come again must not fill the memory.
 REMEMBERED_CELLS = 10_000
 
 
 class ClickReading(NamedTuple):
-    """A click that was read, or the flaw for which there is none; and what could not be used."""
+    """A click, or the flaw for which there is none; and warnings about unusable values."""
 
     row: ClickRow | None
     flaw: str = ""
@@ -47,7 +47,7 @@ class ClickReading(NamedTuple):
 def read_request(
     fields: Mapping[str, str], tracker_currency: str, *, decimal_comma: bool = False
 ) -> ClickReading:
-    """Read a request's parameters, those in another case too, as a postback's are. Never raises."""
+    """Read a request's parameters, in any case of their names, as a postback's. Never raises."""
     fields, warnings = adopt_names(fields, _KNOWN_NAMES)
     reading = read_click(fields, UTC, tracker_currency, decimal_comma=decimal_comma)
     return reading._replace(warnings=warnings + reading.warnings) if warnings else reading
@@ -85,16 +85,16 @@ def read_click(
 
 
 class RowReader:
-    """Reads rows whose cells stand under the same names, as `read_click` reads fields.
+    """Reads the rows of a file as `read_click` reads fields.
 
-    What is plain (nearly every row of a real file) is read without a dictionary of fields and
-    several times as fast; everything else goes to `read_click` itself.
+    A plain row (nearly every one of a real file) is read without a dictionary of fields, several
+    times as fast; every other row goes to `read_click` itself.
     """
 
     def __init__(
         self, names: Sequence[str | None], zone: tzinfo = UTC, tracker_currency: str = "USD"
     ) -> None:
-        """Take the name above each cell (None: a column that is left out), and what is not said."""
+        """Remember each column's name (None: an ignored column), and the defaults."""
         self._places = {name: place for place, name in enumerate(names) if name is not None}
         self._zone = zone
         self._tracker_currency = tracker_currency
@@ -114,7 +114,7 @@ class RowReader:
         self._width = len(names)
 
     def read(self, cells: Sequence[str]) -> ClickReading:
-        """Read a row; cells that are missing at its end count as empty. Never raises."""
+        """Read a row; missing cells at its end count as empty. Never raises."""
         row = self.read_plain(cells)
         if row is not None:
             return ClickReading(row)
@@ -122,7 +122,7 @@ class RowReader:
         return read_click(fields, self._zone, self._tracker_currency)
 
     def read_plain(self, cells: Sequence[str]) -> ClickRow | None:
-        """Read a row that there is nothing to say about; None where `read` has to look at it."""
+        """Read a plain row; None where `read` must read it."""
         if self._subid is None or len(cells) != self._width:
             return None
         subid = trim(cells[self._subid])
@@ -151,7 +151,7 @@ class RowReader:
         return row
 
     def _read_plain_more(self, cells: Sequence[str]) -> tuple[Any, ...] | None:
-        """Read the traffic source's id and name and the cost, likewise."""
+        """Read the traffic source's id and name and the cost of a plain row."""
         external_id = "" if self._external_id is None else trim(cells[self._external_id])
         source = None if self._source is None else self._texts[cells[self._source]]
         cost = currency = None
@@ -170,7 +170,7 @@ class RowReader:
 
 
 class _Texts(dict[str, str | None]):
-    """Cells, trimmed (a macro: None): campaigns and sub ids come again and again."""
+    """A cache of trimmed cells (a macro: None): campaigns and sub ids repeat."""
 
     def __missing__(self, cell: str) -> str | None:
         if len(self) >= REMEMBERED_CELLS:
@@ -182,16 +182,16 @@ class _Texts(dict[str, str | None]):
 
 @functools.lru_cache(REMEMBERED_CELLS)
 def _read_plain_cost(text: str) -> Decimal | None:
-    """Read `0.05`, without thousands or a sign; None where it is written otherwise."""
+    """Read `0.05`, without thousands or a sign; None for any other form."""
     return read_amount(text) if _PLAIN_COST.fullmatch(text) else None
 
 
-# Not `1.500`, which in some files is a thousand and a half.
+# Not `1.500`, which in some files is one thousand five hundred.
 _PLAIN_COST = re.compile(r"(?:[0-9]+|0?\.[0-9]+|[0-9]+\.(?:[0-9]{1,2}|[0-9]{4,}))")
 
 
 def _read_plain_time(text: str) -> str | None:
-    """Read `2026-01-31 12:00:00`, the commonest form, as UTC; None where it is another."""
+    """Read `2026-01-31 12:00:00`, the most common form, as UTC; None for another form."""
     minute = _read_plain_minute(text[:16])
     if minute is None or text[16:] not in _SECONDS:
         return None
@@ -200,7 +200,7 @@ def _read_plain_time(text: str) -> str | None:
 
 @functools.lru_cache(REMEMBERED_CELLS)
 def _read_plain_minute(text: str) -> str | None:
-    # Other forms of ISO 8601 (weeks, no hyphens) have their signs elsewhere.
+    # Other forms of ISO 8601 (weeks, no hyphens) have other signs at these places.
     if len(text) != 16 or (text[4], text[7], text[13]) != ("-", "-", ":"):
         return None
     try:
@@ -215,21 +215,21 @@ _SECONDS = frozenset(f":{second:02}" for second in range(60))
 
 
 def read_moment(text: str, zone: tzinfo) -> datetime | None:
-    """Read ISO 8601 (a space for the T will do), a date, or Unix seconds; None where it is none."""
+    """Read ISO 8601 (with a space or a T), a date, or Unix seconds; None for other text."""
     try:
         if _UNIX_SECONDS.fullmatch(text):
             return datetime.fromtimestamp(float(text), UTC)
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=zone)
-        # A moment at the edge of the calendar may have no UTC.
+        # A time at the edge of the calendar may have no UTC.
         return moment.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
 
 
 def read_zone(text: str) -> tzinfo | None:
-    """Read an IANA name or an offset such as +03:00; None where it is neither."""
+    """Read an IANA name or an offset such as +03:00; None for other text."""
     if found := _OFFSET.fullmatch(text):
         offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
         if offset < timedelta(hours=24):
@@ -259,7 +259,7 @@ def _read_clicked_at(fields: Mapping[str, str], zone: tzinfo, warnings: list[str
 
 
 def _read_cost_model(fields: Mapping[str, str], warnings: list[str]) -> str | None:
-    # `none` is a model, though elsewhere it is what a script writes for nothing.
+    # `none` is a cost model, though in other parameters it counts as not sent.
     text = fields.get("cost_model", "").strip(PHP_WHITE_SPACE)
     if not text or (is_macro(text) and text.lower() not in COST_MODELS):
         return None

@@ -1,4 +1,4 @@
-"""Who sent a request: the client's address, as far as trusted proxies vouch for it."""
+"""Finds the client's address of a request, through trusted proxies."""
 
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
@@ -6,7 +6,7 @@ Networks = tuple[IPv4Network | IPv6Network, ...]
 
 
 def find_client(peer: str, forwarded: str, proxies: Networks) -> str | None:
-    """Find the client's address: behind trusted proxies, the rightmost that is none of them.
+    """Find the client's address: the rightmost one that is no trusted proxy.
 
     `forwarded` is X-Forwarded-For; a `peer` without an address is a unix socket.
     """
@@ -22,7 +22,7 @@ def find_client(peer: str, forwarded: str, proxies: Networks) -> str | None:
 
 
 def anonymize(address: str) -> str | None:
-    """Keep the network of an address: IPv4 less its last octet, IPv6 less its last 80 bits."""
+    """Shorten an address to its network: IPv4 without its last octet, IPv6 without 80 bits."""
     plain = _read_address(address)
     if plain is None:
         return None
@@ -31,7 +31,7 @@ def anonymize(address: str) -> str | None:
 
 
 def _read_address(text: str) -> str | None:
-    """Read one entry of X-Forwarded-For, a port beside it allowed; None where it is none."""
+    """Read one entry of X-Forwarded-For, with or without a port; None for other text."""
     text = text.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]

@@ -1,4 +1,4 @@
-"""Currencies as people write them: codes of ISO 4217, and signs such as `$`."""
+"""Reads currencies: codes of ISO 4217, and signs such as `$`."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,13 +21,13 @@ ISO_CODES = frozenset(
         """,
     )
 )
-# The coins that networks pay in. No service quotes them: `rates set` does.
+# The coins in which networks pay. No source quotes them: their rates are set by hand.
 COINS = frozenset({"USDT", "USDC", "BTC", "ETH", "LTC"})
 CODES = ISO_CODES | COINS
 _FORMER_CODES = {"RUR": "RUB"}
 
-# What each sign means, case-folded; the first is meant where nothing speaks for another. Source:
-# the Unicode names of the signs, and CLDR's table of currencies for those that are longer.
+# The signs of each currency, case-folded. Source: the Unicode names of the signs, and CLDR's table
+# of currencies for the longer ones.
 _SIGNS_OF_ONE = """
 USD us$ usd$ u$s
 CAD ca$ c$
@@ -73,7 +73,7 @@ _CROWNS = ("SEK", "NOK", "DKK", "ISK")
 
 
 class _Sign(NamedTuple):
-    """All that a sign may mean, and what it is taken for where nothing speaks for another."""
+    """The currencies that a sign may mean, and the one that it means by default."""
 
     codes: tuple[str, ...]
     default: str | None
@@ -87,7 +87,7 @@ _SIGNS: Mapping[str, _Sign] = {
     },
     "$": _Sign(_DOLLARS, "USD"),
     "£": _Sign(("GBP", "EGP", "GIP", "FKP", "SHP", "LBP", "SYP", "SDG", "SSP"), "GBP"),
-    # Neither of them is the likelier.
+    # Both are equally likely.
     "¥": _Sign(("JPY", "CNY"), None),
     "kr": _Sign(_CROWNS, None),
     "kr.": _Sign(_CROWNS, None),
@@ -95,7 +95,7 @@ _SIGNS: Mapping[str, _Sign] = {
 
 
 def read_mark(text: str) -> str | None:
-    """Read a code, upper case, or a sign, case-folded; None where it is neither."""
+    """Read a code, in upper case, or a sign, case-folded; None for other text."""
     code = _FORMER_CODES.get(text.upper(), text.upper())
     if code in CODES:
         return code
@@ -103,13 +103,13 @@ def read_mark(text: str) -> str | None:
 
 
 def settle_currency(marks: Iterable[str], said: str | None, tracker: str) -> str | None:
-    """Find the one currency that all of some marks can mean; None where none can, or several.
+    """Find the one currency that all marks can mean; None where there is none, or several.
 
-    `said` is the code that the file gives otherwise, if any; `tracker` is the tracker's own, which
-    speaks for itself where a sign may mean it.
+    `said` is the code that the file has elsewhere, if any. `tracker` is the tracker's currency: a
+    sign that may mean it, and means another one by default, is ambiguous.
     """
     code = said
-    # Codes first: they say which of its meanings a sign has.
+    # Codes first: they decide between the meanings of a sign.
     for mark in sorted(marks, key=lambda mark: mark not in CODES):
         meant = _find_meaning(mark, code, tracker)
         if meant is None or code not in {None, meant}:
@@ -124,5 +124,5 @@ def _find_meaning(mark: str, said: str | None, tracker: str) -> str | None:
     codes, default = _SIGNS[mark]
     if said in codes:
         return said
-    # A tracker in Canadian dollars may be handed a report in those of the USA.
+    # A tracker in Canadian dollars may get a report in US dollars.
     return None if tracker in codes and tracker != default else default

@@ -1,7 +1,7 @@
-"""JSON read as the fields of a form, named as PHP names nested ones: `order[items][0]`.
+"""Reads JSON as the fields of a form, nested ones under PHP's names: `order[items][0]`.
 
-Every value is what the JSON says, letter by letter: `12.50` stays `12.50`, for money goes through
-no float; `true`, `false` and `null` are these words.
+Every value keeps its letters: `12.50` stays `12.50`, because money must not become a float; `true`,
+`false` and `null` are these words.
 """
 
 import json
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 # Source: the PHP manual, `max_input_nesting_level`, and its default.
 NESTING_LEVELS = 64
-# Names of nested fields repeat what stands around them: 4,000 members of an object with a long name
-# would come to megabytes. A flat object never has more characters than its body has bytes.
+# Names of nested fields repeat the names around them: 4,000 members of an object with a long name
+# would be megabytes. A flat object never has more characters than its body has bytes.
 CHARACTERS_AT_MOST = 64 * 1024
 # Lists and objects may be empty, and cost as much as a field.
 CONTAINERS_AT_MOST = 2000
@@ -24,10 +24,10 @@ Field = tuple[str, str]
 
 
 class JsonFields(NamedTuple):
-    """Fields in their order; one that comes twice is there twice.
+    """Fields in their order, repeated ones too.
 
-    `is_object`: of a list or a bare value no field has a name of ours. `is_whole`: no field is
-    left out.
+    `is_object`: the fields of a list or a bare value have no names of ours. `is_whole`: no field
+    was left out.
     """
 
     fields: list[Field]
@@ -70,16 +70,16 @@ def decode_json(body: bytes) -> str:
 
 
 def json_bytes(text: str) -> bytes:
-    """Give the bytes of a name or value of a JSON text."""
+    """Return the bytes of a name or value of a JSON text."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        # Half of a pair, such as "\ud83d": no character, and no two of them are to be one word.
+        # A single surrogate, such as "\ud83d": two different ones must not become one word.
         return text.encode("utf-8", "surrogatepass")
 
 
-# An object is a tuple of pairs, so that a name that comes twice is read by the rule of a query. A
-# line break within a string is forbidden, and sent.
+# An object is a tuple of pairs, so that a repeated name is read by the rule of a query. Not strict:
+# a line break within a string is forbidden, but sent.
 _decode = json.JSONDecoder(
     object_pairs_hook=tuple, parse_float=str, parse_int=str, parse_constant=str, strict=False
 ).decode

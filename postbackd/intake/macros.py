@@ -1,4 +1,4 @@
-"""Literal placeholders of affiliate networks, as they arrive where nothing replaced them.
+"""Macros of affiliate networks that arrive unreplaced.
 
 The styles are the contract's, those of the networks whose postback documents are public, of
 measurement and traffic platforms, and of the template languages that they are built with.
@@ -6,10 +6,10 @@ measurement and traffic platforms, and of the template languages that they are b
 
 import re
 
-# Longer than every row of macros that anybody sends, and short enough to be searched at no cost.
+# Longer than any row of macros that is sent, and short enough to be matched at no cost.
 LONGEST_CHARACTERS = 512
 
-# What JavaScript, Python and PHP write for nothing, and two words that stand for a value to come.
+# The words of JavaScript, Python and PHP for a missing value, then two placeholders without signs.
 _NOTHINGS = frozenset({"undefined", "null", "none", "nan"})
 _BARE_MACROS = _NOTHINGS | {"replace", "optional"}
 _STARTS = frozenset("{$[#%<!_(:@*")
@@ -21,8 +21,8 @@ _LETTER = r"(?=[\w .\-]*[^\W\d])"
 def _write_style(start: str, end: str, barred: str) -> str:
     """Write the pattern of a style: a name, `$` or `(` before it, a modifier behind it.
 
-    Modifiers are anything without what ends the macro: `{x|default}`, `{x50%}`, `##X(action)##`,
-    `${(x)!}`. Not with quotes: `{"a": 1}` is JSON.
+    A modifier is any text without the end sign of the macro: `{x|default}`, `{x50%}`,
+    `##X(action)##`, `${(x)!}`. Without quotes: `{"a": 1}` is JSON.
     """
     return rf"{start}[$@!*]?\(?{_NAME}(?:[^\w .:\-\"{barred}][^\"{barred}]{{0,64}})?{end}"
 
@@ -49,25 +49,25 @@ _STYLES = (
     rf"%%{_NAME}%%|%{_NAME}%|!!!{_NAME}!!!|@@{_NAME}@@|\*\|{_NAME}\|\*",
     # Campaign Manager's `%ecid!`, Python's `%(x)s`, a shell's `$(x)`.
     rf"%[a-z]{{1,16}}!|%\({_NAME}\)[sd]|\$\({_LETTER}{_NAME}\)",
-    # TikTok's; in small letters it may be anything.
+    # TikTok's; in lower case it may be anything.
     "__[A-Z](?:[A-Z0-9]|_(?!_)){0,62}__",
-    # An amount may stand in parentheses, a number between other signs.
+    # With a letter: an amount may be in parentheses, a number between other signs.
     rf"\({_LETTER}{_NAME}\)|\${_LETTER}{_NAME}\$|:{_LETTER}[\w .\-]{{1,64}}:",
-    # Encoded once too often.
+    # Percent-encoded once too often.
     rf"(?i:(?:%7B){{1,3}}{_NAME}(?:%7D){{1,3}}|%5B{_NAME}%5D)",
 )
 _MACRO = "|".join(_STYLES)
-# `#s2##s3#`, `{transactionid}_{goal}`: what stands alone between two of them is a seam.
+# Several in a row, with one separator between them: `#s2##s3#`, `{transactionid}_{goal}`.
 _MACROS = re.compile(rf"(?:{_MACRO})(?:[-_.:|,/ ]?(?:{_MACRO})){{0,15}}")
 
 
 def is_macro(text: str) -> bool:
-    """Tell whether a value is, as a whole, one or several placeholders that nothing replaced."""
+    """Return whether a value is, as a whole, one or several unreplaced macros."""
     if text[:1] in _STARTS:
         return len(text) <= LONGEST_CHARACTERS and _MACROS.fullmatch(text) is not None
     return text.lower() in _BARE_MACROS
 
 
 def is_nothing(text: str) -> bool:
-    """Tell whether a macro is a word that a script writes where it has no value."""
+    """Return whether a macro is a word that a script writes for a missing value."""
     return text.lower() in _NOTHINGS

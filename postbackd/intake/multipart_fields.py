@@ -13,7 +13,7 @@ Field = tuple[bytes, bytes]
 
 
 class MultipartFields(NamedTuple):
-    """Fields in their order, and how many files stood between them."""
+    """Fields in their order, and the number of files between them."""
 
     fields: list[Field]
     files: int
@@ -22,12 +22,12 @@ class MultipartFields(NamedTuple):
 def read_multipart_fields(
     body: bytes, content_type: str, fields_at_most: int
 ) -> MultipartFields | None:
-    """Read the parts of a body; None where they cannot be told apart, or end too early."""
+    """Read the parts of a body; None where they cannot be separated, or end too early."""
     _, options = parse_options_header(content_type)
     fields: list[Field] = []
     files = 0
     try:
-        # Names are held as their bytes, as everything that is read later.
+        # latin-1: names as their bytes, like all text that is decoded later.
         parser = PushMultipartParser(
             options.get("boundary", "").encode("latin-1"),
             content_length=len(body),

@@ -1,7 +1,7 @@
-"""Names by which other trackers and networks call our parameters, and words that say a status.
+"""Other trackers' and networks' names for our parameters, and words that mean a status.
 
-A guess that is said, never one that books: whether `amount` is what one earns or what a buyer pays,
-only its sender knows.
+They are only for warnings, never for booking: only the sender knows whether `amount` is the payout
+or what a buyer pays.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,8 +15,8 @@ class NearName(NamedTuple):
     ours: str
 
 
-# Ours, where others use it, and what they call it there; all read in November 2026 in documents
-# that anybody can read. A macro's name stands for a parameter: most people call both the same.
+# Our name, the source, and the names there; all read in November 2026 in public documents. A
+# macro's name is listed as a parameter: most people use one name for both.
 _TABLE: tuple[tuple[str, str, str], ...] = (
     ("subid", "Voluum and PeerClick, parameters in postback URLs", "cid"),
     ("subid", "Binom, postback URL", "cnv_id uclick"),
@@ -75,8 +75,8 @@ for _ours, _source, _names in _TABLE:
             _OURS[_name].append(_ours)
 NEAR_NAMES: Mapping[str, tuple[str, ...]] = {name: tuple(ours) for name, ours in _OURS.items()}
 
-# Words that say what came of a conversion wherever they stand; `new`, `ok` and `open` may be
-# anything. Ours are those of the contract.
+# Words that mean a status in any parameter; `new`, `ok` and `open` may mean anything. Our own words
+# are those of the contract.
 STATUS_WORDS = frozenset(
     {"lead", "sale", "rejected", "rebill"}
     | {"approved", "canceled", "cancelled", "chargeback", "confirmed", "declined", "hold"}
@@ -85,7 +85,7 @@ STATUS_WORDS = frozenset(
 
 
 def find_near_names(names: Iterable[str]) -> Iterator[tuple[str, NearName]]:
-    """Find the names by which others call parameters of ours."""
+    """Find other trackers' names for our parameters."""
     for name in names:
         plain = name.lower().replace("-", "_")
         for ours in NEAR_NAMES.get(plain, ()):

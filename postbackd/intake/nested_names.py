@@ -1,18 +1,18 @@
-"""Names of nested fields, as PHP spells them: `order[items][0]`; and the way into JSON by them."""
+"""Names of nested fields in PHP's spelling, `order[items][0]`, also for JSON within a field."""
 
 import re
 from collections.abc import Iterator, Mapping
 
 from postbackd.intake.json_fields import Field, read_json_fields
 
-# What is looked at within one value; no network sends more.
+# The fields that are searched within one value; no network sends more.
 FIELDS_AT_MOST = 1000
 
 _PART = re.compile(r"\[([^\]]*)\]")
 
 
 def spell_nested(name: str, numbers: dict[str, int]) -> str:
-    """Spell a decoded name such as `a.b[c][]` as PHP knows it, `a_b[c][0]`; empty where it is none.
+    """Spell a decoded name such as `a.b[c][]` as PHP does, `a_b[c][0]`; empty for no name.
 
     `numbers` counts the `[]` of one query.
     """
@@ -35,7 +35,7 @@ def spell_nested(name: str, numbers: dict[str, int]) -> str:
 
 
 def find_in_json(fields: Mapping[str, str], name: str) -> str | None:
-    """Find `push[order][id]` in the JSON that is the value of a field `push`, or `push[order]`."""
+    """Find `push[order][id]` in the JSON value of a field `push`, or `push[order]`."""
     for part in _PART.finditer(name):
         base = name[: part.start()]
         if base in fields:
@@ -45,7 +45,7 @@ def find_in_json(fields: Mapping[str, str], name: str) -> str | None:
 
 
 def list_in_json(base: str, value: str) -> list[str]:
-    """List the names that lead into a value, none where it is no JSON."""
+    """List the names of the fields within a JSON value; none where it is no JSON."""
     return list(dict(_name_members(base, value)))
 
 
@@ -58,5 +58,5 @@ def _name_members(base: str, value: str) -> Iterator[Field]:
         yield f"{base}[{head}]{bracket}{rest}", _HALVES.sub("\ufffd", member)
 
 
-# Halves of a pair, such as "\\ud83d" alone: no characters, and nothing can be made of them.
+# Single surrogates, such as "\\ud83d" alone: they are no characters.
 _HALVES = re.compile("[\ud800-\udfff]")

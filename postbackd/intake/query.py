@@ -1,4 +1,4 @@
-"""What a request says: its query, body and cookies read as PHP reads them, into one value.
+"""Reads a request's query, body and cookies as PHP reads them, into one `Postback`.
 
 The names, aliases and rules are those of the contract's section on parameters; how names and
 percent escapes are read was measured with PHP 8.2 (`tests/intake/test_query.py` holds the table).
@@ -21,13 +21,13 @@ from postbackd.raw_text import give_bytes, has_stand_ins, read_text, show_text
 from rates import EXACT, read_currency, round_to_micro
 from statuses import Incoming, WordLists
 
-# Of equal meaning, the leftmost with a usable value wins. Source: Keitaro docs, "Postback".
+# Names with one meaning: the leftmost with a usable value wins. Source: Keitaro docs, "Postback".
 SUBID_NAMES = ("subid", "sub_id", "clickid", "click_id")
 SUBID_COOKIES = ("subid", "_subid")
 PAYOUT_NAMES = ("payout", "revenue", "profit")
 REJECTED_LIST_NAMES = ("rejected_status", "rejected", "reject_status")
 IGNORE_LIST_NAMES = ("ignore", "ignore_status")
-# What `payout_unit` may say: hundredths, whatever the currency calls them.
+# The only value of `payout_unit`: hundredths, whatever their name in the currency.
 CENTS = "cents"
 LIST_NAMES = (
     "lead_status",
@@ -38,7 +38,7 @@ LIST_NAMES = (
 )
 _SUB_ID_NAMES = frozenset(SUB_ID_NAMES)
 
-# Every parameter that means something to us.
+# Every parameter that is read.
 KNOWN_NAMES = (
     *SUBID_NAMES,
     "status",
@@ -55,32 +55,32 @@ KNOWN_NAMES = (
 )
 
 _KNOWN_NAMES = frozenset(KNOWN_NAMES)
-# Names of one meaning; what is not here has one name only.
+# The names with one meaning; a parameter that is not here has one name only.
 _ROWS = {name: row for row in (SUBID_NAMES, PAYOUT_NAMES) for name in row}
-# What other trackers have their own names for.
+# The parameters for which other trackers have their own names.
 _OFTEN_MISNAMED = ("status", "payout", "currency", "tid")
 
-# How many parameters are read; so many cookies, too. Source: the PHP manual, `max_input_vars`, and
-# its default. A postback has some twenty; 64 KiB have room for sixteen thousand, each with a cost.
+# The most parameters that are read, and the most cookies. Source: the PHP manual, `max_input_vars`,
+# and its default. A postback has some twenty; 64 KiB could have sixteen thousand, each with a cost.
 MAX_INPUT_VARS = 1000
 
-# What PHP's trim() takes off by default.
+# The characters that PHP's trim() removes by default.
 PHP_WHITE_SPACE = " \t\n\r\0\x0b"
 
-# How much of a hostile value a warning repeats; the whole of it stands in the stored query.
+# The characters of a hostile value that a warning quotes; the stored query has all of them.
 QUOTED_CHARACTERS = 64
 
-# Nested fields are looked for in what is no longer: it is only to help.
+# Nested fields are searched only in queries up to this length: the search is only for a hint.
 LOOKED_THROUGH_CHARACTERS = 8192
 NAMES_SHOWN = 5
 
 _UNPRINTABLE = re.compile(r"[^!-~]")
-# Every printable ASCII character: quoting with these left alone touches nothing else.
+# Every printable ASCII character: quoting leaves them unchanged.
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 
 
 class Postback(NamedTuple):
-    """One postback, read: what the engine judges, and what is kept or answered beside it."""
+    """One postback: the values that are judged, and those that are stored or answered besides."""
 
     incoming: Incoming
     sub_ids: Mapping[str, str] = {}
@@ -88,14 +88,14 @@ class Postback(NamedTuple):
     external_id: str | None = None
     answer: str | None = None
     warnings: tuple[str, ...] = ()
-    # What the answer says as well, for it quotes nothing that was sent.
+    # Warnings for the answer too: they quote nothing that was sent.
     notices: tuple[str, ...] = ()
 
 
 def read_fields(raw: str, fallback_encoding: str = "") -> dict[str, str]:
     """Read a query string or a form body (each character one byte) as PHP does: last name wins.
 
-    Unlike PHP, `amp;` before a name is dropped, and an empty value takes no other away.
+    Unlike PHP, `amp;` before a name is dropped, and an empty value does not replace another.
     """
     fields: dict[str, str] = {}
     is_plain = _is_plain(raw)
@@ -110,7 +110,7 @@ def read_fields(raw: str, fallback_encoding: str = "") -> dict[str, str]:
 
 
 def read_pairs(raw: str) -> list[str]:
-    """Split a query into its parameters, those that are read: empty ones do not count."""
+    """Split a query into the parameters that are read; empty ones do not count."""
     pairs = raw.split("&")
     if len(pairs) <= MAX_INPUT_VARS:
         return pairs
@@ -118,7 +118,7 @@ def read_pairs(raw: str) -> list[str]:
 
 
 def warn_of_unread(raw: str) -> tuple[str, ...]:
-    """Say how many parameters of a query are left unread, if any."""
+    """Warn of parameters that are not read."""
     if raw.count("&") < MAX_INPUT_VARS:
         return ()
     unread = sum(map(bool, raw.split("&"))) - MAX_INPUT_VARS
@@ -128,7 +128,7 @@ def warn_of_unread(raw: str) -> tuple[str, ...]:
 
 
 def warn_of_query(raw: str) -> tuple[str, ...]:
-    """Say what of a query is left unread, and what is read otherwise than PHP reads it."""
+    """Warn of parameters that are not read, or are read in another way than PHP's."""
     warnings = warn_of_unread(raw)
     if (";" in raw or "%3" in raw) and _HTML_AND.search(raw):
         return (*warnings, _HTML_AND_WARNING)
@@ -147,14 +147,14 @@ def adopt_names(
     if not adopted:
         return fields, ()
     warnings = (
-        f"{quote_value(name)} is read as {ours!r}: names are in small letters here"
+        f"{quote_value(name)} is read as {ours!r}: names are in lower case here"
         for name, ours in adopted.items()
     )
     return {**fields, **{ours: fields[name] for name, ours in adopted.items()}}, tuple(warnings)
 
 
 def find_adopted(fields: Mapping[str, str], known: frozenset[str] = _KNOWN_NAMES) -> dict[str, str]:
-    """Find the names in another case that are read as known ones: theirs, and ours."""
+    """Find the names in another case that are read as known ones: the sent name, and ours."""
     return {
         name: ours
         for name, value in fields.items()
@@ -166,12 +166,12 @@ def find_adopted(fields: Mapping[str, str], known: frozenset[str] = _KNOWN_NAMES
 
 
 def _came(fields: Mapping[str, str], name: str) -> bool:
-    """Tell whether a parameter came with a value, under any of its names."""
+    """Return whether a parameter came with a value, under any of its names."""
     return any(_read_value(fields, other) is not None for other in _ROWS.get(name, (name,)))
 
 
 def names_click(fields: Mapping[str, str]) -> bool:
-    """Tell whether fields hold a usable click id."""
+    """Return whether the fields have a usable click id."""
     return read_subid(adopt_names(fields, _KNOWN_NAMES)[0], []) is not None
 
 
@@ -192,7 +192,7 @@ def read_postback(
     tracker_currency: str,
     decimal_comma: bool = False,
 ) -> Postback:
-    """Read what was sent. Never raises: what cannot be used is named in the warnings."""
+    """Read the fields of a postback. Never raises: unusable values are named in the warnings."""
     warnings: list[str] = []
     strangers = () if _KNOWN_NAMES.issuperset(fields) else _list_strangers(fields)
     if strangers and not _KNOWN_NAMES.isdisjoint(map(str.lower, strangers)):
@@ -235,12 +235,12 @@ def read_postback(
 def _notice_strangers(
     fields: Mapping[str, str], strangers: Sequence[str], incoming: Incoming, warnings: list[str]
 ) -> tuple[str, ...]:
-    """Warn of values that stand under others' names for ours; sentences that quote none."""
+    """Warn of values under other trackers' names; the notices quote no value."""
     near_names = list(find_near_names(strangers))
     notices: dict[str, None] = {}
     absent = list_absent(fields) if near_names else []
     if incoming.subid is not None and "subid" in absent:
-        # A cookie had it.
+        # The click id came in a cookie.
         absent.remove("subid")
     for name, near in near_names:
         if near.ours not in absent:
@@ -261,7 +261,7 @@ def _list_strangers(fields: Mapping[str, str]) -> list[str]:
 
 
 def list_absent(fields: Mapping[str, str]) -> list[str]:
-    """List what did not come of the parameters that others have their own names for."""
+    """List the often misnamed parameters that did not come."""
     return [name for name in ("subid", *_OFTEN_MISNAMED) if not _came(fields, name)]
 
 
@@ -276,7 +276,7 @@ def _find_status_words(
         if "status" in NEAR_NAMES.get(name.lower().replace("-", "_"), ()):
             continue
         word = value.strip(PHP_WHITE_SPACE).casefold()
-        # Not `1`, which may be the number of anything.
+        # Not `1`, which may be any number.
         if word in STATUS_WORDS or (not word.isdecimal() and _is_listed(word, lists)):
             notices["a parameter unknown here holds a status word, and status did not come"] = None
             yield (
@@ -290,7 +290,7 @@ def _is_listed(word: str, lists: WordLists) -> bool:
 
 
 def read_subid(fields: Mapping[str, str], warnings: list[str]) -> str | None:
-    """Read the click id under the leftmost of its names that holds a usable one."""
+    """Read the click id from the leftmost of its names with a usable value."""
     for name in SUBID_NAMES:
         subid = _read_usable(fields, name, warnings)
         if subid is not None:
@@ -310,9 +310,9 @@ def read_sub_ids(fields: Mapping[str, str], warnings: list[str]) -> dict[str, st
 
 
 def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> str:
-    """Write down what was sent as one query in printable ASCII that reads back the same.
+    """Write the request as one query in printable ASCII, which is read back as the same values.
 
-    Body fields that the query does not name follow it; so does a click id from a cookie.
+    Body fields that the query does not name are added, and so is a click id from a cookie.
     """
     parts = [query] if query else []
     if body:
@@ -326,12 +326,12 @@ def store_query(query: str, body: str = "", cookie_subid: str | None = None) -> 
 
 
 def says_all_of(stored: str, query: str, body: str) -> bool:
-    """Tell whether `store_query` left nothing of a body out."""
+    """Return whether the stored query has everything of the body."""
     return not query or stored.count("&") == query.count("&") + body.count("&") + 1
 
 
 def _leave_out_named(body: str, query: str) -> list[str]:
-    """List the parameters of a body that a query does not name; unread ones as they came."""
+    """List the parameters of a body that the query does not name; unread ones as they came."""
     named = {name for name, value in read_fields(query).items() if value.strip(PHP_WHITE_SPACE)}
     room = MAX_INPUT_VARS - len(list(filter(None, read_pairs(query))))
     rest = iter(body.split("&"))
@@ -347,18 +347,18 @@ def _leave_out_named(body: str, query: str) -> list[str]:
 
 
 def _add_pairs(query: str, new: list[str]) -> str:
-    """Add parameters at the end, or where the last ones stand that are read."""
+    """Add parameters at the end, or in place of the last ones that are read."""
     pairs = query.split("&") if query else []
     place = MAX_INPUT_VARS - len(new)
     return "&".join([*pairs[:place], *new, *pairs[place:]])
 
 
 def rewrite_query(query: str, renames: Mapping[str, str], values: Mapping[str, str]) -> str:
-    """Rename parameters of a stored query (old: new) and give others a value; the rest stays.
+    """Rename parameters of a stored query (old: new) and set others; the rest stays.
 
-    Where a parameter that came with a value gets a new name, what came under that one goes. An
-    empty value takes a parameter away. An old name may be that of a nested field, and lead into
-    JSON that is the value of a field.
+    A renamed parameter with a value replaces those that came under the new name. An empty value
+    removes a parameter. An old name may be that of a nested field, and lead into JSON that is the
+    value of a field.
     """
     pairs = query.split("&") if query else []
     names = _spell_names(pairs, renames)
@@ -385,7 +385,7 @@ def rewrite_query(query: str, renames: Mapping[str, str], values: Mapping[str, s
 
 
 def warn_of_nested(query: str) -> tuple[str, ...]:
-    """Name the nested fields of a query, for one that names no click."""
+    """Warn of nested fields in a query without a click id."""
     if len(query) > LOOKED_THROUGH_CHARACTERS:
         return ()
     names = [name for name in list_field_names(query) if "[" in name]
@@ -396,21 +396,21 @@ def warn_of_nested(query: str) -> tuple[str, ...]:
 
 
 def has_field(query: str, name: str) -> bool:
-    """Tell whether a stored query has a field that `rewrite_query` finds under a name."""
+    """Return whether `rewrite_query` finds a field with this name in a stored query."""
     pairs = query.split("&") if query else []
     fields = _read_named(pairs, _spell_names(pairs, [name]))
     return _read_value(fields, name) is not None or find_in_json(fields, name) is not None
 
 
 def list_field_names(query: str) -> list[str]:
-    """List the names of a stored query's fields, nested ones too, as `rewrite_query` takes them."""
+    """List the names of a stored query's fields, nested ones too, in `rewrite_query`'s spelling."""
     pairs = query.split("&") if query else []
     fields = _read_named(pairs, _spell_names(pairs, ["["]))
     return [*fields, *(name for field in fields for name in list_in_json(field, fields[field]))]
 
 
 def _spell_names(pairs: Sequence[str], wanted: Iterable[str]) -> list[str]:
-    """Give each pair's name; that of a nested field only where one is wanted."""
+    """Return each pair's name; that of a nested field only where one is wanted."""
     raw_names = [pair.partition("=")[0] for pair in pairs]
     names = list(map(_read_name, raw_names))
     if any("[" in name for name in wanted):
@@ -433,7 +433,7 @@ def _read_named(pairs: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 
 def trim(value: str) -> str:
-    """Take off what PHP's trim() does; a NUL within, which PostgreSQL cannot store, is U+FFFD."""
+    """Trim as PHP's trim(); a NUL within, which PostgreSQL cannot store, becomes U+FFFD."""
     value = value.strip(PHP_WHITE_SPACE)
     return value.replace("\0", "\ufffd") if "\0" in value else value
 
@@ -449,7 +449,7 @@ def quote_value(value: str) -> str:
 def _read_name(raw: str, fallback_encoding: str = "") -> str:
     """Read a field's name; empty where PHP would make no plain variable of it."""
     if not raw:
-        # A body of nothing but '&' holds 65,000 of them.
+        # A body of '&' alone has 65,000 empty fields.
         return ""
     if raw.isidentifier() and raw.isascii():
         return raw
@@ -462,14 +462,14 @@ def _read_name(raw: str, fallback_encoding: str = "") -> str:
     return name.replace(".", "_").replace(" ", "_").replace("[", "_")
 
 
-# However often a page was written into another: `&amp;amp;status=`.
+# HTML escaped once or more: `&amp;amp;status=`.
 _AMPS = re.compile("(?:amp;)+", re.IGNORECASE)
 
 
 def _decode_value(raw: str, fallback_encoding: str) -> str:
     value = _decode(raw, "")
-    # "%aff_sub%" is a placeholder whose first three characters happen to be an escape.
-    # A space comes raw in a body and is kept as an escape: both are to read the same.
+    # "%aff_sub%" is a macro whose first three characters happen to be an escape.
+    # A space is raw in a body and an escape in the stored query: both must be read the same.
     if not has_stand_ins(value):
         return value
     if is_macro(spaced := raw.replace("+", " ").replace("%20", " ")):
@@ -478,7 +478,7 @@ def _decode_value(raw: str, fallback_encoding: str) -> str:
 
 
 def _is_plain(raw: str) -> bool:
-    """Tell whether decoding would change nothing, which it seldom does."""
+    """Return whether decoding would change nothing, as for most values."""
     return raw.isascii() and "%" not in raw and "+" not in raw
 
 
@@ -499,8 +499,8 @@ def _decode_escapes(found: re.Match[str]) -> str:
     return bytes.fromhex(found[0].replace("%", "")).decode("latin-1")
 
 
-# The standard library raises and catches an exception for each escape that is none, which takes ten
-# times as long: 65,000 bare percent signs were 30 ms.
+# The standard library raises and catches an exception for each bare percent sign, which takes ten
+# times as long: 30 ms for 65,000 of them.
 _BAD_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 _ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+")
 
@@ -510,7 +510,7 @@ def _read_value(fields: Mapping[str, str], name: str) -> str | None:
     if not value:
         return None
     value = value.strip(PHP_WHITE_SPACE)
-    # As `trim`, without a call for each value of each postback.
+    # As in `trim`, without a call for each value.
     return (value.replace("\0", "\ufffd") if "\0" in value else value) or None
 
 
@@ -536,7 +536,7 @@ def _read_subid(
 
 
 def read_cookie_subid(cookies: Mapping[str, str]) -> str | None:
-    """Read the click id that a visitor's browser brings along."""
+    """Read the click id from a visitor's cookies."""
     for name in SUBID_COOKIES:
         subid = _read_value(cookies, name)
         if subid is not None and not is_macro(subid):
@@ -570,14 +570,14 @@ def _read_amount(
 
 
 def _read_in_unit(fields: Mapping[str, str], payout: WireAmount, warnings: list[str]) -> WireAmount:
-    """Read a payout in the unit that the URL names; without one it is as it stands."""
+    """Apply the unit that the URL names to a payout; without one it stays as it is."""
     unit = _read_usable(fields, "payout_unit", warnings)
     if unit is None:
         return payout
     if unit.lower() != CENTS:
         warnings.append(
             f"payout_unit {quote_value(unit)} is unknown, and the payout counts as not sent: the"
-            f" one unit there is is {CENTS!r}"
+            f" only unit is {CENTS!r}"
         )
         return _NO_AMOUNT
     assert payout.amount is not None
@@ -597,7 +597,7 @@ def _unreadable_warning(name: str, text: str) -> str:
 
 
 def _read_currency(fields: Mapping[str, str], warnings: list[str]) -> str | None:
-    """Read the code that was sent, empty where none was; None is a currency that is unknown."""
+    """Read the currency's code, empty where none was sent; None for an unknown currency."""
     text = _read_value(fields, "currency")
     if text is None:
         return ""
@@ -617,7 +617,7 @@ def _settle_marks(
     tracker_currency: str,
     warnings: list[str],
 ) -> tuple[str | None, WireAmount]:
-    """Find the one currency of a postback whose amounts have signs, and the cost if it is in it."""
+    """Find the currency of a postback whose amounts have signs; drop a cost in another one."""
     name, first = ("payout", payout) if payout.amount is not None else ("cost", cost)
     currency = sent or _read_mark(name, first, sent, tracker_currency, warnings)
     for each, money in (("payout", payout), ("cost", cost)):
@@ -641,7 +641,7 @@ def read_cost(
     tracker_currency: str,
     decimal_comma: bool = False,
 ) -> tuple[Decimal, str] | tuple[None, None]:
-    """Read what a click cost, and in which currency; neither where either is not known."""
+    """Read the cost of a click and its currency; None for both where one is unknown."""
     cost = _read_amount(fields, ("cost",), warnings, decimal_comma=decimal_comma)
     if cost.amount is None:
         return None, None
@@ -694,7 +694,7 @@ _NO_WORDS: frozenset[str] = frozenset()
 
 
 def _read_words(fields: Mapping[str, str], names: Iterable[str]) -> frozenset[str]:
-    # One list of the five is what most URLs have.
+    # Most URLs have one of the five lists.
     words = _NO_WORDS
     for name in names:
         if name in fields:

@@ -1,8 +1,8 @@
-"""Received postbacks put through the engine again, the way of a live one.
+"""Judges received postbacks again, as live ones are judged.
 
-A replay is a postback of its own in the log, bound to its original; it is booked at the moment the
-original came, and what came of it stands with the original too. One that would change nothing
-leaves no trace, so that doing it twice is doing it once.
+A replay is a row of its own in the postback log, with the id of its original. It is booked at the
+time at which the original came, and its verdict is stored with the original too. A replay that
+would change nothing writes nothing, so a second run does nothing.
 """
 
 import time
@@ -19,28 +19,28 @@ from postbackd.masking import NO_KEYS, KeyMask
 from statuses import Verdict
 from storage import Storage
 
-# How long a batch works under the write lock; its commit comes on top. Together some 30 ms at most,
-# of which a live postback may have to wait for the rest.
+# How long a batch works under the write lock before its commit: with the commit some 30 ms at most,
+# and no live postback waits longer.
 AIM_SECONDS = 0.015
 
-# Between two batches, so that those who wait for the lock (they look every 0.3 ms) get their turn.
+# The pause between two batches: waiting processes, which try the lock every 0.3 ms, get it.
 PAUSE_SECONDS = 0.002
 
 
 class Effect(StrEnum):
-    """What a replay does."""
+    """The effect of a replay."""
 
     ADDED = "added"  # a new conversion
-    CHANGED = "changed"  # a conversion moved
+    CHANGED = "changed"  # a conversion changed
     NOTED = "noted"  # another verdict, and no conversion changed
     LEFT = "left"  # nothing at all
 
 
 class Corrections(NamedTuple):
-    """What to put right in the queries: parameters renamed (old: new), and given a value.
+    """Corrections of queries: parameters that are renamed (old: new), and that are set.
 
-    `mask` hides what was no key, or was not found, when the query was stored. `forces`: they may
-    move conversions as no network may.
+    `mask` hides keys that were not keys, or were not found, when the query was stored. `forces`:
+    the replay may make changes that the rules refuse to networks.
     """
 
     renames: Mapping[str, str] = {}
@@ -49,7 +49,7 @@ class Corrections(NamedTuple):
     forces: bool = False
 
     def apply(self, query: str) -> str:
-        """Give the query as it is to be put through."""
+        """Return the corrected query."""
         return self.mask.hide(rewrite_query(query, self.renames, self.values))
 
     def find_missing(self, query: str) -> list[str]:
@@ -67,7 +67,7 @@ class Original(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """What came of a replay: the query, the verdict that stood and the one that stands, why."""
+    """The result of a replay: the query, the old and the new verdict, and the reason."""
 
     original: Original
     query: str
@@ -79,7 +79,7 @@ class Replayed(NamedTuple):
 
 
 class _NothingNewError(Exception):
-    """What was done is to be undone: it says no more than what is known."""
+    """The replay changes nothing: its savepoint is rolled back."""
 
 
 def replay_all(
@@ -89,7 +89,7 @@ def replay_all(
     terms: BookingOptions,
     read_clock: Callable[[], datetime],
 ) -> Iterator[list[Replayed]]:
-    """Put originals through in order, in transactions of a moment each; gives what each did."""
+    """Replay originals in order, in short transactions; yields the results of each."""
     done = 0
     while done < len(originals):
         with db.transaction():
@@ -105,7 +105,7 @@ def replay_all(
 def replay(
     db: Storage, original: Original, corrections: Corrections, terms: BookingOptions, now: datetime
 ) -> Replayed:
-    """Put one postback through again, within the caller's transaction."""
+    """Replay one postback within the caller's transaction."""
     query = corrections.apply(original.query)
     last = db.find_last_try(original.id)
     if last is None:
@@ -115,7 +115,7 @@ def replay(
         and last.verdict in BOOKED
         and not _brings_amount(db, query, last, terms)
     ):
-        # Not even tried: with `repeats = update` an older amount would come back.
+        # Not tried: with `repeats = update` an older amount would be stored again.
         return _leave(original, query, last, "booked already")
     if query == last.query and last.verdict is Verdict.PARKED:
         return _leave(original, query, last, "applied by itself when its click comes")
@@ -143,7 +143,7 @@ def replay(
 
 
 def _brings_amount(db: Storage, query: str, last: LastTry, terms: BookingOptions) -> bool:
-    """Tell whether an amount reads now that did not, as after `decimal_comma = yes`."""
+    """Return whether an unreadable amount is readable now, as after `decimal_comma = yes`."""
     if not last.lacks_amount:
         return False
     incoming = booking.know_currency(db, parse_stored(query, terms), terms).incoming
@@ -156,8 +156,8 @@ _EFFECTS = {Verdict.RECORDED: Effect.ADDED, Verdict.UPDATED: Effect.CHANGED}
 def _read_arrival(original: Original, query: str, terms: BookingOptions, now: datetime) -> Arrival:
     postback = parse_stored(query, terms)
     if original.source == "pixel":
-        # Which key opened it is not known any more, and the pixel's own is good for leads only:
-        # a mapping must not make a visitor's invention a sale.
+        # The key is not stored, and pixel_key is valid for leads only: a mapping must not make a
+        # sale of a request that a visitor invented.
         postback = postback._replace(incoming=postback.incoming._replace(leads_only=True))
     return Arrival(
         received_at=original.received_at,
@@ -183,9 +183,9 @@ def _undo_nothing_new(last: LastTry, outcome: Outcome) -> None:
 
 
 def _undo_older_amount(db: Storage, original: Original, outcome: Outcome) -> None:
-    """Undo what put the amount of an older postback in the place of a later one's.
+    """Undo a replay that has replaced the amount of a later postback by its older one.
 
-    With `repeats = update` that is what a postback would do which was refused when it came.
+    With `repeats = update` the replay of a refused postback would do so.
     """
     if outcome.verdict is not Verdict.UPDATED or outcome.conversion_id is None:
         return

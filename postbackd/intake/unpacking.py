@@ -1,9 +1,9 @@
-"""Packed bodies (Content-Encoding), unpacked within a bound."""
+"""Unpacks bodies (Content-Encoding) up to a limit."""
 
 import zlib
 
-# Windows of zlib for each coding, tried in turn. `deflate` is zlib's format (RFC 9110, 8.4.1.2);
-# what some clients send under that name is the bare stream.
+# zlib's window sizes for each coding, tried in turn. `deflate` is zlib's format (RFC 9110,
+# 8.4.1.2); some clients send the bare stream under that name.
 _WINDOWS = {
     "gzip": (16 + zlib.MAX_WBITS,),
     "x-gzip": (16 + zlib.MAX_WBITS,),
@@ -12,16 +12,16 @@ _WINDOWS = {
 # Names for a body that is not packed.
 _PLAIN = frozenset({"", "identity", "none"})
 
-# One is what senders use; each further one costs as much again.
+# Senders use one; each further one costs as much again.
 CODINGS_AT_MOST = 2
-# A gzip file may be several, one behind the other: for each the rest is copied.
+# A gzip file may consist of several members: for each the rest is copied.
 MEMBERS_AT_MOST = 8
 
 GZIP_SIGNATURE = b"\x1f\x8b"
 
 
 class TooLargeError(Exception):
-    """The body is longer than we read, as it came or unpacked."""
+    """The body is longer than the limit, packed or unpacked."""
 
 
 class CodingError(Exception):
@@ -31,7 +31,7 @@ class CodingError(Exception):
 def unpack(body: bytes, encoding: str, limit: int) -> bytes:
     """Unpack a body by its Content-Encoding; raises CodingError, beyond the limit TooLargeError.
 
-    Not more than the limit is ever unpacked, however much a body would come to.
+    No more than the limit is ever unpacked.
     """
     named = (coding.strip().lower() for coding in encoding.split(","))
     codings = [coding for coding in named if coding not in _PLAIN]
@@ -63,7 +63,7 @@ def _inflate(packed: bytes, window: int, limit: int) -> bytes:
             raise TooLargeError
         if not unpacker.eof:
             raise zlib.error("cut short")
-        # gzip's tools fill blocks up with NUL bytes.
+        # gzip's tools pad blocks with NUL bytes.
         packed = unpacker.unused_data.lstrip(b"\0")
         if not packed:
             return content

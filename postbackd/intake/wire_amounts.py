@@ -1,7 +1,6 @@
-"""Amounts as postbacks carry them: plain decimals, with one sign or code of a currency at most.
+"""Reads amounts of postbacks: plain decimals, with one sign or code of a currency at most.
 
-Thousands are never read here: files show by their other rows what `1,234` means, one postback does
-not.
+Thousands are never read here: a file's other rows show what `1,234` means, one postback does not.
 """
 
 import re
@@ -12,7 +11,7 @@ from typing import NamedTuple
 from postbackd.intake.currencies import read_mark
 from rates import REMEMBERED_AMOUNTS, read_amount
 
-# `$10`, `-$10`, `$-10`, `10 usd`, `10руб.`; which marks are any is for `read_mark` to say.
+# `$10`, `-$10`, `$-10`, `10 usd`, `10руб.`; `read_mark` decides whether it is a mark.
 _MARK = r"[^\W\d_]{1,5}\.?|[^\W\d_]{0,3}\$|[^\w\s.,+\-]"
 _MARKED = re.compile(
     rf"(?P<sign>[+-]?)(?:(?P<before>{_MARK})\s?)?(?P<number>[+-]?[0-9.,]+)"
@@ -21,16 +20,16 @@ _MARKED = re.compile(
 
 
 class WireAmount(NamedTuple):
-    """An amount (None: none came), and the sign or code that stood beside it."""
+    """An amount (None: none came), and the sign or code beside it."""
 
     amount: Decimal | None
     mark: str | None = None
 
 
-# Offers pay the same over and over, as in `rates`.
+# Cached: offers pay the same amounts over and over.
 @lru_cache(REMEMBERED_AMOUNTS)
 def read_wire_amount(text: str, *, decimal_comma: bool = False) -> WireAmount | None:
-    """Read an amount that may have one sign or code of a currency; None where it is unreadable."""
+    """Read an amount with at most one sign or code of a currency; None where it is unreadable."""
     amount = read_amount(text, decimal_comma=decimal_comma)
     if amount is not None:
         return WireAmount(amount)

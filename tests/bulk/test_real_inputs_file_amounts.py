@@ -20,7 +20,7 @@ def tracker(client: Client) -> Client:
     return set_up(client)
 
 
-# What is written, the amount, its currency.
+# The text, the amount, its currency.
 READ = [
     ("$12.50", "12.5", "USD"),
     ("$1,234.50", "1234.5", "USD"),
@@ -69,7 +69,7 @@ READ = [
     ("US$ 5.40 USD", "5.4", "USD"),
 ]
 
-# What may be several, or is no amount.
+# Texts with two readings, or without an amount.
 REFUSED = [
     ("1,234", "it may be 1234 or 1.234"),
     ("$1,234", "it may be 1234 or 1.234"),
@@ -156,7 +156,7 @@ def test_an_amount_with_none_or_two_is_refused_with_a_sentence(
     ],
 )
 @pytest.mark.parametrize("how", ["option", "config"])
-def test_with_decimal_commas_three_last_digits_are_nobody_knows_what(
+def test_with_decimal_commas_three_last_digits_are_ambiguous(
     receiver_with: ReceiverWith,
     capsys: pytest.CaptureFixture[str],
     how: str,
@@ -227,7 +227,7 @@ def test_an_amount_that_its_own_comma_cuts_is_refused(
     ran = call(tracker, capsys, "import", f"C3,1,T3\n{line}\n", "--json", *words)
 
     assert (ran.status, ran.objects[1]["verdict"]) == (1, "skipped")
-    assert "stands without quotes: put it in quotes" in ran.objects[1]["reason"]
+    assert "has no quotes: put it in quotes" in ran.objects[1]["reason"]
     assert [subid for subid, *_ in kept(tracker)] == ["C3"]
 
 
@@ -342,7 +342,7 @@ def test_every_code_is_a_mark_and_what_is_none_is_none() -> None:
     assert settle_currency((), "EUR", "USD") == "EUR"
 
 
-# How a number is written: what parts the thousands, what stands before the decimals.
+# How a number is written: the sign between thousands, the sign before the decimals.
 STYLES = [
     ("", "."),
     ("", ","),
@@ -363,7 +363,7 @@ MONEY = st.decimals(
 
 
 def write(amount: Decimal, style: tuple[str, str], mark: str, minus: str, places: int) -> str:
-    """Write an amount as somebody would who writes so."""
+    """Write an amount in this style."""
     group, point = style
     text = f"{abs(amount):,.{places}f}".replace(",", "G").replace(".", "P")
     text = text.replace("G", group).replace("P", point)

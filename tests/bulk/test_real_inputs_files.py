@@ -1,4 +1,4 @@
-"""Files as networks, trackers and people make them: read, or refused as what they are.
+"""Files of networks, trackers and people: read, or refused by their kind.
 
 Each row of these tables is one of a kind, from the public documentation of networks and trackers
 and from threads of people who had such a file.
@@ -119,9 +119,7 @@ def test_no_place_counts_where_titles_stand(
     assert ("--no-titles" if words else "--subid-column") in ran.err
 
 
-def test_titles_that_nobody_knows_can_be_named(
-    tracker: Client, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_titles_can_be_named(tracker: Client, capsys: pytest.CaptureFixture[str]) -> None:
     content = "Заказ,Клик,Сумма\nT1,C1,12.50\n"
     words = ("--subid-column=Клик", "--amount-column", "сумма", "--tid-column=1")
 
@@ -227,7 +225,7 @@ def test_a_click_id_that_happens_to_be_a_title_is_a_row(
 def test_what_is_passed_over_is_said(tracker: Client, capsys: pytest.CaptureFixture[str]) -> None:
     ran = call(tracker, capsys, "reconcile", f"Report\nof November\n\n{REPORT}")
 
-    assert "lines 1 to 2 stand before the titles and are passed over" in ran.err
+    assert "lines 1 to 2 are before the titles and are skipped" in ran.err
     assert ran.rows[0][0] == "5"
 
 
@@ -296,11 +294,11 @@ def test_a_workbook_that_would_fill_the_memory_is_refused(
     large = call(tracker, capsys, "import", bomb)
 
     assert (far.status, large.status, tracker.postbacks()) == (1, 1, [])
-    assert "goes on to row 1,048,576 and column 16,384" in far.err
+    assert "extends to row 1,048,576 and column 16,384" in far.err
     assert "the workbook unpacks to 100,001 bytes, of which 100,000 are read" in large.err
 
 
-def test_an_archive_is_told_with_what_is_in_it(
+def test_an_archive_is_reported_with_what_is_in_it(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = call(tracker, capsys, "import", pack({"report-2026-11.csv": REPORT}))
@@ -406,8 +404,8 @@ def test_a_workbook_comes_through_a_pipe(tracker: Client) -> None:
         ("C1:main", "FunnelFlux's"),
         ("subid=C1&payout=5", "is a query"),
         ("https://t.example/key/postback?subid=C1&payout=5", "is a query"),
-        ('"C1,12.50,T1,sale"', "do whole lines stand in quotes?"),
-        ("C1;5;T1", "say --delimiter ';'"),
+        ('"C1,12.50,T1,sale"', "are whole lines in quotes?"),
+        ("C1;5;T1", "try --delimiter ';'"),
     ],
 )
 def test_lines_of_other_trackers_are_refused_with_whose_they_are(
@@ -420,7 +418,7 @@ def test_lines_of_other_trackers_are_refused_with_whose_they_are(
     assert (among.status, told["line"], told["verdict"]) == (1, 2, "skipped")
     assert whose in told["reason"]
     if "delimiter" in whose:
-        # As a whole it may stand so, and is read.
+        # A whole file in this form is read.
         return
     assert first.status == 1
     assert whose in (first.err if not first.out else first.objects[0]["reason"])
@@ -460,11 +458,11 @@ def test_rows_that_are_none_are_set_apart(
 
     reported = [found["subid"] for found in ran.objects]
     if row.startswith(","):
-        # Nothing says what that is: it is no row that agrees, and it is told.
+        # Its kind is unknown: it does not count as a row that agrees, and is reported.
         assert (reported, ran.objects[1]["differences"]) == (["C1", ""], ["unreadable"])
         return
     assert reported == ["C1"]
-    assert re.search("set apart, since they are no rows: 1 (totals|titles again|ruled)", ran.err)
+    assert re.search("left out, because they are no data: 1 (totals|titles again|ruled)", ran.err)
 
 
 @pytest.mark.parametrize("command", ["import", "clicks import"])
@@ -476,7 +474,7 @@ def test_a_table_from_a_chat_is_read(
     ran = call(tracker, capsys, command, content)
 
     assert "1 ruled lines" in ran.err
-    # The line of the end has no click id, and is told.
+    # The last line has no click id, and is reported.
     assert ran.status == 1
     assert kept(tracker) == ([ONE] if command == "import" else [])
 
@@ -490,7 +488,7 @@ def test_totals_and_titles_make_no_clicks(
     ran = call(tracker, capsys, command, content)
 
     assert ran.status == 0
-    assert "set apart, since they are no rows: 1 titles again, 1 totals" in ran.err
+    assert "left out, because they are no data: 1 titles again, 1 totals" in ran.err
     assert {row["subid"] for row in tracker.rows("SELECT subid FROM clicks")} == {
         *("C1", "C2", "C3", "C4", "CN")
     }
@@ -502,7 +500,7 @@ def test_totals_and_titles_make_no_clicks(
         ("1.23457E+18,5,T1", "is a number that a spreadsheet has rounded"),
         ("C1,5,2.1E+15", "is a number that a spreadsheet has rounded"),
         ("* amounts in USD", "is a note, and no click id"),
-        ("C1,1,234.50", "stands without quotes"),
+        ("C1,1,234.50", "has no quotes"),
         ("C1 5.00", "is a note, and no click id"),
         ('C1,"5', "this is no CSV"),
         ("C1,5,T1,sale,USD,more", "is a value with commas unquoted?"),
@@ -536,7 +534,7 @@ def test_a_dash_is_no_amount(
 
     assert (ran.status, kept(tracker)) == (0, [("C1", "", "sale", None, None)])
     [warning] = ran.objects[0]["warnings"]
-    assert warning == f"payout {payout!r} says that there is no amount"
+    assert warning == f"payout {payout!r} means that there is no amount"
 
 
 def test_a_first_sale_below_nothing_is_warned_of(
@@ -599,7 +597,7 @@ def test_clicks_come_in_by_the_titles_and_times_of_other_trackers(
         (["11/10/2026 13:00 PM", "31.02.2026"], (), [None, None]),
     ],
 )
-def test_a_date_with_two_readings_is_read_where_the_file_or_somebody_says_how(
+def test_a_date_with_two_readings_is_read_where_the_file_or_an_option_says_how(
     client: Client,
     capsys: pytest.CaptureFixture[str],
     times: list[str],
@@ -636,7 +634,7 @@ def test_times_without_a_zone_are_in_the_one_that_is_said(
     assert client.rows("SELECT clicked_at FROM clicks")[0]["clicked_at"] == at
 
 
-def test_titles_are_found_in_what_somebody_types(tracker: Client) -> None:
+def test_titles_are_found_in_typed_lines(tracker: Client) -> None:
     running = subprocess.Popen(
         build_command("import", "-"),
         cwd=tracker.directory,
@@ -647,7 +645,7 @@ def test_titles_are_found_in_what_somebody_types(tracker: Client) -> None:
     )
     assert running.stdin is not None
     assert running.stderr is not None
-    # The pipe stays open: nothing more comes until the titles were understood.
+    # The pipe stays open: the titles must be read before more lines come.
     running.stdin.write(b"tid,subid,payout\n")
     running.stdin.flush()
     ready, _, _ = select.select([running.stderr], [], [], PATIENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""`reconcile` with reports of networks: it compares what is there, or says what is not."""
+"""`reconcile` with reports of networks: it compares the columns that are there."""
 
 import pytest
 from cli_calls import Ran, call_process
@@ -19,15 +19,15 @@ def tracker(client: Client) -> Client:
 
 
 def compare(tracker: Client, capsys: pytest.CaptureFixture[str], content: str, *words: str) -> Ran:
-    """Hold a report against the conversions; nothing is looked for that it lacks."""
+    """Compare a report with the conversions; extra ones are not searched."""
     return call(tracker, capsys, "reconcile", content, "--json", "--network", "nobody", *words)
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("subid,tid\nC1,T1\n", "nothing is compared but whether a conversion is there"),
-        ("Click ID,Order ID,Order Value\nC1,T1,100\n", "nothing is compared but whether"),
+        ("subid,tid\nC1,T1\n", "only the existence of conversions is compared"),
+        ("Click ID,Order ID,Order Value\nC1,T1,100\n", "only the existence of"),
         ("subid,tid,payout,status\nC1,T1,,\n", "1 uncompared"),
         ("subid,tid,payout,status\nC1,T1,-,\n", "1 uncompared"),
     ],
@@ -45,7 +45,7 @@ def test_what_was_not_compared_does_not_agree(
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("subid,tid,payout\nC1,T1,12.50\n", "no column is the status: every row is taken for a"),
+        ("subid,tid,payout\nC1,T1,12.50\n", "no column is the status: every row counts as a"),
         ("subid,tid,status\nC1,T1,sale\n", "no column is the amount: amounts are not compared"),
     ],
 )
@@ -215,7 +215,7 @@ def test_the_times_of_a_report_say_where_extra_ones_are_looked_for(
     assert "extra: conversions from 2026-11-2" in ran.err
 
 
-def test_times_that_cannot_be_read_are_told(
+def test_times_that_cannot_be_read_are_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = "subid,tid,date,payout\nC1,T1,11/10/2026,12.50\nC2,T2,soon,10\n"
@@ -235,7 +235,7 @@ def test_a_total_is_neither_missing_nor_handed_on(
     csv = call(tracker, capsys, "reconcile", content, "--csv", "--network", "nobody")
 
     assert (ran.status, ran.out) == (0, "")
-    assert "set apart, since they are no rows: 1 totals" in ran.err
+    assert "left out, because they are no data: 1 totals" in ran.err
     assert csv.lines == ["subid,payout,tid,status,currency"]
 
 

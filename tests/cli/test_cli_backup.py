@@ -1,4 +1,4 @@
-"""`postback backup`: a copy that is whole, taken while postbacks flow, and good to restore."""
+"""`postback backup`: a whole copy, written while postbacks come in, that can be restored."""
 
 import resource
 import shutil
@@ -262,7 +262,7 @@ def test_ctrl_c_leaves_nothing_behind(tracker: Client) -> None:
             terminal.kill()
         if "verified" not in ran.out:
             break
-        # It was done before the key was pressed: once more.
+        # The backup was done before Ctrl-C: try again.
         (tracker.directory / "copy.db").unlink()
 
     assert ran.status == 130

@@ -24,12 +24,12 @@ AT_ELEVEN = NOON - timedelta(hours=1)
 
 
 def write_line(query: str = "", *, at: datetime = AT_ELEVEN, **changes: str) -> bytes:
-    """Write a request down as nginx does, but for `escape=json` of what is beyond ASCII."""
+    """Write a request as nginx does, except `escape=json` of letters beyond ASCII."""
     name = changes.pop("asked", "postback")
     key = changes.pop("under", TAGS[name])
     said = {
         "time": at.isoformat(timespec="seconds"),
-        # The receiver was asked in vain for a quarter of a second.
+        # nginx tried the receiver for a quarter of a second.
         "ended": f"{at.timestamp() + 0.25:.3f}",
         "took": "0.250",
         "status": "503",
@@ -54,7 +54,7 @@ def write_line(query: str = "", *, at: datetime = AT_ELEVEN, **changes: str) -> 
 
 
 def write_post(query: str, body: str, **changes: str) -> bytes:
-    """Write a POST with a form down."""
+    """Write a POST with a form as nginx does."""
     about = {"type": FORM, **changes}
     return write_line(query, method="POST", length=str(len(body)), body=body, **about)  # type: ignore[arg-type]
 
@@ -63,7 +63,7 @@ class Importer:
     """Imports into the database of a client, in this process."""
 
     def __init__(self, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-        """Take the client, and what hears the command."""
+        """Remember the client, and the capture of the command's output."""
         self.client = client
         self._capsys = capsys
 
@@ -80,13 +80,13 @@ class Importer:
         return Ran(status, *self._capsys.readouterr())
 
     def verdicts(self, content: bytes, *words: str) -> list[str]:
-        """Import a file with this content, and give each line's verdict."""
+        """Import a file with this content; returns each line's verdict."""
         return [told["verdict"] for told in self.take(content, "--json", *words).objects]
 
 
 @pytest.fixture
 def caught(client: Client, capsys: pytest.CaptureFixture[str]) -> Importer:
-    """An import into a tracker that knows the click c1, made at ten."""
+    """An import into a tracker with the click c1, which came at ten."""
     client.clock.forward(hours=-2)
     client.click("c1")
     client.clock.forward(hours=2)
@@ -142,7 +142,9 @@ def test_what_the_sender_has_sent_again_since_is_not_booked_twice(
     ran = Importer(client, capsys).take(write_line("subid=c1&payout=10"), "--json")
 
     assert [told["verdict"] for told in ran.objects] == ["repeated"]
-    assert ran.objects[0]["reason"].startswith("the same was received at 2026-03-02T12:00:00")
+    assert ran.objects[0]["reason"].startswith(
+        "the same request was received at 2026-03-02T12:00:00"
+    )
     assert (client.snapshot(), client.postbacks()) == before
 
 
@@ -302,7 +304,7 @@ def test_what_came_under_a_key_that_opens_nothing_is_not_booked(
     ran = caught.take(write_line("subid=c1&status=lead", asked=name, under=key), "--park")
 
     assert ran.status == 1
-    assert "under no key" in ran.rows[0][6]
+    assert "its key is none" in ran.rows[0][6]
     assert caught.client.postbacks() == []
 
 
@@ -381,13 +383,13 @@ TORN = write_line("subid=c1&tid=torn")[:99]
 FLAWS = {
     "a torn last line": (GOOD + TORN, "cut off"),
     "a line behind a torn one": (TORN + GOOD, "cut off"),
-    "a line torn at once": (b'{"ti' + GOOD, "no line of the log"),
+    "a line torn at once": (b'{"ti' + GOOD, "no line of the log in which"),
     "another log": (b"203.0.113.9 [2026-03-02] GET /***/postback 503\n" + GOOD, "no line of"),
-    "JSON of others": (b'{"time":"x"}\n' + GOOD, "no line of the log"),
-    "no object": (b"[]\n" + GOOD, "no line of the log"),
+    "JSON of others": (b'{"time":"x"}\n' + GOOD, "no line of the log in which"),
+    "no object": (b"[]\n" + GOOD, "no line of the log in which"),
     "a number for a text": (GOOD.replace(b'"c', b"1") + GOOD, "cut off"),
     "deep JSON": (b'{"time":"x","y":' + b"[" * 200_000 + b"\n" + GOOD, "cut off"),
-    "no time": (write_line("subid=c1", ended="soon") + GOOD, "no line of the log"),
+    "no time": (write_line("subid=c1", ended="soon") + GOOD, "no line of the log in which"),
     "a long line": (b"x" * (LONGEST_LINE_BYTES * 2 + 9) + b"\n" + GOOD, "longer than"),
     "a body that was not read": (write_line("subid=c1", length="9") + GOOD, "body"),
     "chunks that were not read": (write_line("subid=c1", coding="chunked") + GOOD, "body"),
@@ -395,7 +397,7 @@ FLAWS = {
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
-def test_what_is_no_request_is_told_and_the_rest_is_booked(caught: Importer, flaw: str) -> None:
+def test_what_is_no_request_is_reported_and_the_rest_is_booked(caught: Importer, flaw: str) -> None:
     content, reason = FLAWS[flaw]
 
     ran = caught.take(content, "--json")
@@ -407,7 +409,7 @@ def test_what_is_no_request_is_told_and_the_rest_is_booked(caught: Importer, fla
     assert [c.tid for c in caught.client.conversions("c1")] == ["good"]
 
 
-def test_a_packed_file_that_is_cut_off_is_told(caught: Importer) -> None:
+def test_a_packed_file_that_is_cut_off_is_reported(caught: Importer) -> None:
     packed = gzip.compress(b"".join(write_line(f"subid=c1&tid={n}") for n in range(999)))
 
     ran = caught.take(packed[:-20], "--json")
@@ -442,7 +444,7 @@ def test_an_address_is_cut_where_that_is_asked_for(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--caught", "a", "--network", "n"), "--network means nothing with --caught"),
+        (("--caught", "a", "--network", "n"), "--network cannot be used with --caught"),
         (("a", "--park"), "--park goes with --caught only"),
         (("a", "b"), "several files go with --caught only"),
     ],
@@ -464,7 +466,7 @@ def test_standard_input_comes_alone(caught: Importer) -> None:
 
 
 def test_a_tag_is_the_key_as_nginx_sees_it() -> None:
-    """As computed by nginx 1.22; slashes that follow one another are one there."""
+    """Tags computed by nginx 1.22, which merges repeated slashes."""
     assert tag_key(b"k") == "d9c87fd0ff"
     assert tag_key(b"s3cret/key-of the-tests") == "eac1abbcde"
     assert tag_key(b"s3cret//key-of the-tests/") == "eac1abbcde"

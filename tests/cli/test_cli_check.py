@@ -1,4 +1,4 @@
-"""`postback check`: what is in order, what is not, and what to do."""
+"""`postback check`: its findings, and what they say to do."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ GOOD_KEY = "Yae2ohph9Ahm3eiG"
 
 @pytest.fixture
 def good(receiver_with: ReceiverWith) -> Client:
-    """A tracker in which nothing is to be mended."""
+    """A tracker without problems."""
     client = receiver_with(
         postback_key=GOOD_KEY, click_key="ieS8phah5Quoh7ai", public_url="https://t.example"
     )
@@ -37,7 +37,7 @@ def good(receiver_with: ReceiverWith) -> Client:
 def call(
     home: Path, capsys: pytest.CaptureFixture[str], *options: str
 ) -> tuple[int, dict[str, list[str]]]:
-    """Run the check; gives its status and the levels and messages by subject."""
+    """Run the check; returns its status, and the levels and messages by subject."""
     status = cli.main(["check", "--json", *options, "--config", str(home / "config.ini.php")])
     ran = Ran(status, *capsys.readouterr())
     assert ran.err == ""
@@ -51,7 +51,7 @@ def send(client: Client, query: str) -> None:
     client.get(f"/{GOOD_KEY}/postback?{query}")
 
 
-def test_a_tracker_in_order_has_nothing_to_mend(
+def test_a_tracker_in_order_has_no_problem(
     good: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, found = call(good.directory, capsys)
@@ -68,7 +68,7 @@ def test_a_tracker_in_order_has_nothing_to_mend(
     ("key", "sentence"),
     [
         ("sh0rtkey", "postback_key is shorter than 16 characters"),
-        ("Your_Postback_Key", "postback_key is known from an example"),
+        ("Your_Postback_Key", "postback_key is a key from an example"),
         ("xyxyxyxyxyxyxyxyxyxy", "postback_key repeats a few characters"),
     ],
 )
@@ -96,7 +96,7 @@ def test_an_old_key_near_its_end_is_a_warning(
     assert f"warning: an old key ends with {soon}" in call(good.directory, capsys)[1]["key"][2]
 
 
-def test_an_old_key_is_told_with_its_last_use(
+def test_an_old_key_is_reported_with_its_last_use(
     good: Client, receiver_with: ReceiverWith, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"postback_key": GOOD_KEY, "postback_key_old": "older, oldest"}
@@ -107,8 +107,8 @@ def test_an_old_key_is_told_with_its_last_use(
 
     found = call(good.directory, capsys)[1]["key"]
 
-    assert "ok: an old key: it was last used 3 days ago, are all networks moved?" in found
-    assert "ok: an old key: it has not been used since such uses are noted" in found
+    assert "ok: an old key: last used 3 days ago; do all networks have the new one?" in found
+    assert "ok: an old key: no use of it has been recorded" in found
 
 
 def test_what_other_users_may_read_is_a_problem(
@@ -128,7 +128,7 @@ def test_a_directory_that_others_may_write_is_a_problem(
 ) -> None:
     good.directory.chmod(0o777)
     status, found = call(good.directory, capsys)
-    # In a directory such as /tmp they may not replace what is not theirs.
+    # With the sticky bit, as in /tmp, users cannot replace files of others.
     good.directory.chmod(0o1777)
     status_of_sticky, _ = call(good.directory, capsys)
 
@@ -149,7 +149,7 @@ def test_a_config_says_which_line_is_wrong(
     assert "line " in found["config"][0]
 
 
-def test_a_key_nobody_knows_draws_a_warning_with_its_line(
+def test_an_unknown_key_draws_a_warning_with_its_line(
     good: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = good.directory / "config.ini.php"
@@ -161,7 +161,7 @@ def test_a_key_nobody_knows_draws_a_warning_with_its_line(
     assert "the nearest known key is [rates] source" in found["config"][0]
 
 
-def test_no_config_and_no_database_are_told_with_their_places(
+def test_no_config_and_no_database_are_reported_with_their_places(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, found = call(tmp_path, capsys)
@@ -192,11 +192,11 @@ def test_another_currency_is_a_problem(good: Client, capsys: pytest.CaptureFixtu
     status, found = call(good.directory, capsys)
 
     assert status == 1
-    assert "keeps its amounts in USD, the config says EUR" in found["currency"][0]
+    assert "has its amounts in USD, the config says EUR" in found["currency"][0]
 
 
 @pytest.mark.parametrize(("free", "level"), [(5e9, "ok"), (5e8, "warning"), (5e7, "problem")])
-def test_little_disk_space_is_told_in_time(
+def test_little_disk_space_is_reported_in_time(
     good: Client,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -233,7 +233,7 @@ def test_what_was_settled_is_not_counted(good: Client, capsys: pytest.CaptureFix
     send(good, "subid=later&status=lead")
     good.get("/ieS8phah5Quoh7ai/click?subid=later")
     send(good, "subid=c1&status=paid")
-    # As a replay does it, once the URL names the word.
+    # As a replay settles it, once the URL names the word.
     good.write(
         "UPDATE postbacks SET settled_at = received_at, settled_verdict = 'repeated'"
         " WHERE verdict = 'unmapped'"
@@ -281,7 +281,7 @@ def test_old_rates_are_a_problem_unless_set_by_hand(
 def add_postbacks(
     client: Client, network: str, minutes_ago: range, verdict: str, word: str
 ) -> None:
-    """Write log rows as a network's postbacks leave them."""
+    """Write rows of the postback log, as a network's postbacks do."""
     for minutes in minutes_ago:
         at = utc_text(datetime.now(UTC) - timedelta(minutes=minutes))
         client.write(
@@ -291,7 +291,7 @@ def add_postbacks(
         )
 
 
-def test_a_network_that_has_fallen_silent_is_told_with_its_rhythm(
+def test_a_network_that_has_fallen_silent_is_reported_with_its_rhythm(
     good: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_postbacks(good, "quiet net", range(540, 540 + 40 * 30, 40), "repeated", "sale")
@@ -302,13 +302,13 @@ def test_a_network_that_has_fallen_silent_is_told_with_its_rhythm(
     assert status == 0
     assert found["silence"] == [
         "warning: network 'quiet net' posted every 40 minutes, and has been silent for 9 hours: ask"
-        " the network, and look whether its Postback URL has a key that is still good (`postback"
+        " the network, and check that its Postback URL has a key that is still valid (`postback"
         " key show`)"
     ]
     assert call(good.directory, capsys, "--strict")[0] == 1
 
 
-def test_what_suddenly_has_no_meaning_is_told_with_the_word(
+def test_what_suddenly_has_no_meaning_is_reported_with_the_word(
     good: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_postbacks(good, "net 1", range(2000, 2400, 20), "repeated", "sale")
@@ -324,7 +324,7 @@ def test_what_suddenly_has_no_meaning_is_told_with_the_word(
     ]
 
 
-def test_a_disk_that_will_be_full_is_told_with_the_days_left(
+def test_a_disk_that_will_be_full_is_reported_with_the_days_left(
     good: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good.write(
@@ -345,10 +345,10 @@ def test_a_disk_that_will_be_full_is_told_with_the_days_left(
 
     assert found["disk"][0].startswith("warning: ")
     assert "enough for 5 days at " in found["disk"][0]
-    assert "make room before it is full" in found["disk"][0]
+    assert "free some space in time" in found["disk"][0]
 
 
-# What somebody's hand, or a fault, can do to the tables, and what the deep look says.
+# Changes of the tables by hand or by a fault, and what `check --deep` says.
 DISAGREEMENTS = {
     "DELETE FROM conversion_history": "without a row of history",
     "UPDATE conversions SET status = 'rejected'": "last row of history says something else",
@@ -414,7 +414,7 @@ def test_of_a_large_database_the_newest_rows_are_read(
 def large(
     good: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Client:
-    """A tracker whose database counts as large, all of it in the file itself."""
+    """A tracker whose database counts as large, with an empty write-ahead log."""
     subids = [f"b{number}" for number in range(400)]
     (good.directory / "clicks.csv").write_text("\n".join(["subid", *subids]))
     (good.directory / "lines.csv").write_text("\n".join(f"{subid},1,t" for subid in subids))
@@ -430,7 +430,7 @@ def large(
 
 
 def damage_page(client: Client, tree: str, *, newest: bool) -> None:
-    """Write nonsense over the last or the first leaf of a table or an index."""
+    """Overwrite the last or the first leaf of a table or an index."""
     with closing(sqlite3.connect(client.database)) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [tree]).fetchone()
@@ -475,6 +475,6 @@ def test_damage_among_old_rows_of_a_large_database_is_seen_by_a_deep_look_only(
     assert "`postback restore FILE`" in str(deep[1])
 
 
-def test_no_key_stands_among_the_examples_by_chance() -> None:
+def test_no_key_is_among_the_examples_by_chance() -> None:
     assert all(len(key) >= check.SHORTEST_KEY_BYTES for key in check.EXAMPLE_KEYS)
     assert all(key == key.lower() for key in check.EXAMPLE_KEYS)

@@ -1,4 +1,4 @@
-"""`postback check` names the money that came and is not booked as it came."""
+"""The `money` lines of `postback check`: money that was not booked as it came."""
 
 from datetime import UTC, datetime
 
@@ -19,7 +19,7 @@ def find_money(client: Client, capsys: pytest.CaptureFixture[str]) -> list[tuple
     return [(row["level"], row["message"]) for row in shown if row["check"] == "money"]
 
 
-# What comes in the last day, and how what is said of it begins.
+# Postbacks of the last day, and how the message begins.
 FOUND = [
     pytest.param(
         ["C1&payout=10&tid=1", "C1&payout=20&tid=2", "CN&payout=1&tid=1", "CN&payout=2.5&tid=2"],
@@ -43,12 +43,14 @@ FOUND = [
     ),
     pytest.param(
         ["C1&payout=10", "C1&payout=12.5", "C1&payout=13"],
-        "1 conversions came again in 24 hours with another amount than stands (beside it 3 USD)",
+        "1 conversions came again in 24 hours with another amount than the stored one"
+        " (the difference is 3 USD)",
         id="another amount: the last one",
     ),
     pytest.param(
         ["C1&payout=10", "C1&payout=12&currency=EUR"],
-        "1 conversions came again in 24 hours with another amount than stands (beside it 12 EUR)",
+        "1 conversions came again in 24 hours with another amount than the stored one"
+        " (the difference is 12 EUR)",
         id="another currency",
     ),
     pytest.param(
@@ -73,7 +75,7 @@ def test_money_that_is_not_booked_as_it_came_is_named(
     assert "`postback log" in message
 
 
-# What is nothing to be named.
+# Postbacks without a message.
 QUIET = [
     pytest.param(["C1&payout=10", "C1&payout=10.0"], id="the same again"),
     pytest.param(["C1&payout=10&tid=1", "C1&status=lead&payout=3&tid=2"], id="a late lead"),
@@ -98,7 +100,7 @@ def test_what_is_booked_as_it_came_is_not(
     assert find_money(tracker, capsys) == []
 
 
-def test_a_currency_that_nobody_knows_is_not_another_one_when_it_comes_again(
+def test_an_unknown_currency_is_not_another_one_when_it_comes_again(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.send("subid=C1&payout=10&currency=LEAD")

@@ -1,4 +1,4 @@
-"""`postback import`: each line goes the way of a live postback, and is told what came of it."""
+"""`postback import`: each line is judged like a live postback, and its verdict is printed."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from live import PATIENCE_SECONDS
 from postbackd.bulk import conversion_importer
 from postbackd.bulk.conversion_importer import LineImporter
 from postbackd.bulk.conversion_lines import LineReader, RawLine
-from postbackd.bulk.rearm import unguard_formula
+from postbackd.bulk.formulas import unguard_formula
 from postbackd.cli import entry as cli
 from postbackd.cli.sanitize import guard_formula
 from postbackd.db.sqlite.connection import LOCK_POLL_SECONDS
@@ -174,9 +174,9 @@ def test_files_of_many_makes_say_the_same(
 @pytest.mark.parametrize(
     ("content", "words", "sentence"),
     [
-        ("c1;12,50;t1;sale\n", (), "say --delimiter ';'"),
-        ("c1\t12,50\tt1\n", (), "say --delimiter 'tab'"),
-        ("c1|12,50|t1|\n", (), "say --delimiter '|'"),
+        ("c1;12,50;t1;sale\n", (), "add --delimiter ';'"),
+        ("c1\t12,50\tt1\n", (), "add --delimiter 'tab'"),
+        ("c1|12,50|t1|\n", (), "add --delimiter '|'"),
         ("c1,5,т1\n".encode("cp1251"), (), "not UTF-8"),
     ],
 )
@@ -254,13 +254,13 @@ def test_a_terminal_shows_the_lines_that_need_a_hand(tracker: Client) -> None:
 def test_live_postbacks_are_let_through(
     tracker: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two pieces the import waits, without the lock, for longer than waiters look again."""
+    """Between two pieces the import waits without the lock, longer than waiters' interval."""
     answers: list[str | None] = []
     pauses: list[float] = []
 
     def pause(seconds: float) -> None:
         pauses.append(seconds)
-        # From the receiver's own thread: held up for as long as the import holds the lock.
+        # Sent from this thread: it waits while the import holds the lock.
         answers.append(tracker.send("subid=c1&status=lead").verdict)
 
     monkeypatch.setattr(conversion_importer, "WORK_SECONDS", 0)
@@ -276,10 +276,10 @@ def test_live_postbacks_are_let_through(
 
 
 @pytest.mark.parametrize("seconds", [0, 0.03])
-def test_a_line_is_told_when_it_is_on_disk(
+def test_a_line_is_reported_when_it_is_on_disk(
     tracker: Client, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    # No time at all: the machine does something else.
+    # No time to work at all, as on a busy machine.
     monkeypatch.setattr(conversion_importer, "WORK_SECONDS", seconds)
     terms = BookingOptions("USD")
     reader = LineReader(terms, {})
@@ -293,7 +293,7 @@ def test_a_line_is_told_when_it_is_on_disk(
 
 
 def start_import(client: Client, lines: int) -> subprocess.Popen[bytes]:
-    """Start an import from a pipe that stays open behind so many lines."""
+    """Start an import from a pipe that stays open after `lines` lines."""
     running = subprocess.Popen(
         build_command("import", "-"),
         cwd=client.directory,
@@ -308,7 +308,7 @@ def start_import(client: Client, lines: int) -> subprocess.Popen[bytes]:
     return running
 
 
-def test_after_ctrl_c_what_was_told_is_on_disk(tracker: Client) -> None:
+def test_after_ctrl_c_the_printed_lines_are_on_disk(tracker: Client) -> None:
     running = start_import(tracker, 1500)
     assert running.stdout is not None
     running.stdout.readline()
@@ -320,12 +320,12 @@ def test_after_ctrl_c_what_was_told_is_on_disk(tracker: Client) -> None:
     assert running.returncode == 130
     numbers = [int(line.split(b"\t")[0]) for line in told + out.splitlines()]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert f"stopped: the lines through {len(numbers)} are in" in err.decode()
+    assert f"stopped: the lines up to {len(numbers)} are imported" in err.decode()
     assert len(tracker.postbacks()) >= len(numbers)
     assert "Traceback" not in err.decode()
 
 
-def test_a_reader_that_leaves_is_told_how_far_the_import_came(tracker: Client) -> None:
+def test_a_reader_that_leaves_does_not_hide_how_far_the_import_came(tracker: Client) -> None:
     path = tracker.directory / "lines.csv"
     path.write_text("".join(f"n{number},5,t{number}\n" for number in range(3000)))
     running = subprocess.Popen(
@@ -356,10 +356,10 @@ def test_wrong_bytes_in_a_pipe_end_the_import_with_a_sentence(tracker: Client) -
     assert "the file is not UTF-8" in ran.err
     kept = len(tracker.postbacks())
     assert kept >= 1000
-    assert f"the lines through {kept} are in" in ran.err
+    assert f"the lines up to {kept} are imported" in ran.err
 
 
-def test_a_database_that_stays_locked_is_told(
+def test_a_database_that_stays_locked_is_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("postbackd.db.sqlite.connection.BUSY_TIMEOUT_SECONDS", 0.05)
@@ -370,11 +370,11 @@ def test_a_database_that_stays_locked_is_told(
 
     assert ran.status == 1
     assert "another program holds a write lock" in ran.err
-    assert "no lines are in" in ran.err
+    assert "no lines are imported" in ran.err
 
 
 @pytest.mark.parametrize("name", ["missing.csv", ".", "nul\0"])
-def test_a_file_that_cannot_be_read_is_told(
+def test_a_file_that_cannot_be_read_is_reported(
     client: Client, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     status = cli.main(["import", name, "--config", str(client.directory / "config.ini.php")])

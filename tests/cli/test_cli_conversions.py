@@ -1,4 +1,4 @@
-"""`postback conversions`: what the clicks earned, for people, scripts and spreadsheets."""
+"""`postback conversions`: for people, scripts and spreadsheets."""
 
 import csv
 import io

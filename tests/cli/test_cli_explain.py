@@ -28,7 +28,7 @@ def explain(client: Client, capsys: pytest.CaptureFixture[str], *words: str) -> 
 
 
 def tell(client: Client, capsys: pytest.CaptureFixture[str], pasted: str) -> dict[str, Any]:
-    """Give the one object that `--json` shows."""
+    """Return the one object that `--json` prints."""
     ran = explain(client, capsys, pasted, "--json")
     assert (ran.status, ran.err) == (0, "")
     [told] = ran.objects
@@ -111,7 +111,9 @@ def test_it_writes_nothing(client: Client, capsys: pytest.CaptureFixture[str]) -
     assert read_files(client) == before
 
 
-def test_what_is_left_unread_is_told(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_unread_is_reported(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
     client.click("c1")
 
     told = tell(client, capsys, f"subid=c1&{'x&' * 1100}payout=3")
@@ -135,7 +137,7 @@ def test_the_steps_are_lines_that_a_script_can_read_too(
     assert titles == ["step", "part", "meaning"]
     assert rows[:8] == [
         ["read", "clickid=c1", "the click id, as subid"],
-        ["read", "x=1", "unknown to us; kept with the postback"],
+        ["read", "x=1", "an unknown name; stored with the postback"],
         ["read", "payout=2", "left out: the name comes again, and the last one counts"],
         ["read", "revenue=3", "not asked: payout counts before it"],
         ["read", "payout=4", "the amount"],
@@ -241,14 +243,14 @@ def test_the_pixels_key_takes_leads_only(
 
 
 HINTS = [
-    ("aff_sub=Click-17&payout=3", "aff_sub holds the known click 'Click-17'"),
+    ("aff_sub=Click-17&payout=3", "aff_sub contains the known click 'Click-17'"),
     ("aff_sub=Click-17", "`postback replay --verdict invalid --rename aff_sub=subid --dry-run`"),
     ("subid=junk&x=c1&from=n 1", "parked --network 'n 1' --rename x=subid --dry-run`"),
-    ("note=sub:Click-17;x", "something around it: subid= is to have the click id alone"),
-    ("subid=junk&note=sub:Click-17;x", "note holds the known click 'Click-17'"),
+    ("note=sub:Click-17;x", "something around it: subid= must have the click id alone"),
+    ("subid=junk&note=sub:Click-17;x", "note contains the known click 'Click-17'"),
     ("subid=CLICK-17", "click 'Click-17' is known, and differs in upper and lower case only"),
     ("subid=CLICK-17", "`postback replay --subid CLICK-17 --set subid=Click-17 --dry-run`"),
-    ("subid=(Click-17)", "subid holds the known click 'Click-17' with something around it"),
+    ("subid=(Click-17)", "subid contains the known click 'Click-17' with something around it"),
     ("subid=Click-170000-ab", "click 'Click-170000-abcdef' is known, and begins so"),
     ("subid=c1&payout=5¤cy=eur", "'¤cy' was '&currency'"),
     ("subid=c1&payout=5%A4cy=eur", "'¤cy' was '&currency'"),
@@ -256,14 +258,14 @@ HINTS = [
     ("subid=c1&payout=12,50", "has a decimal comma: the network should send 12.50"),
     ("subid=c1&payout=1%2C234.50", "commas between thousands: the network should send 1234.50"),
     ("subid=c1&payout=12.50,3.00", "is 2 amounts joined by a comma"),
-    ("subid=c1&payout=x10.5", "would be read as 10.5 without what is around it"),
-    ("subid=c1&payout={payout}", "a placeholder came as it was written"),
-    ("Subid=c1", "'Subid' is not 'subid': names are in small letters"),
+    ("subid=c1&payout=x10.5", "would be read as 10.5 without the text around it"),
+    ("subid=c1&payout={payout}", "a macro came unreplaced"),
+    ("Subid=c1", "'Subid' is not 'subid': names are in lower case"),
     ("subid=c1&state=x", "`postback replay --since 7d --rename state=status --dry-run`"),
     ("subid=c1&status=lead&amount=5", "write payout= in its place in the network's URL"),
-    ("subid=c1&status=lead&txid=5", "'txid' is what others call 'tid'"),
+    ("subid=c1&status=lead&txid=5", "'txid' is others' name for 'tid'"),
     ("subid=c1&status=spam&rejected_status=spam;duplicate", "rejected_status=spam,duplicate"),
-    ("subid=c1&status=spam&ignore=a|Spam", "ignore has '|' between its words: commas"),
+    ("subid=c1&status=spam&ignore=a|Spam", "ignore has '|' between its words: write commas"),
     ("subid=c1&status=fdp&deposit_status=fdp,x", "'deposit_status' is no list here"),
     ("subid=c1&status=fdp&deposit_status=fdp,x", "use sale_status for its words"),
     ("subid=c1&status=r&registration_status=r", "use lead_status for its words"),
@@ -276,10 +278,13 @@ HINTS = [
     ("subid=c1&status=gone&from=net", "mapped to rejected: put 'rejected_status=gone'"),
     ("subid=c1&status=zur%C3%BCck&from=net", "mapped to rejected: put"),
     ("subid=c1&status=taken+back&from=net", "mapped to rejected: put"),
-    ("subid=c1&status=approved&from=other", "where it is a sale, sale_status=approved; and mend"),
-    ("subid=c1&status=Declined&from=net", "where it is a rejection, rejected_status=Declined; and"),
-    ("subid=c1&status=hold", "where it is a lead, lead_status=hold; and mend"),
-    ("subid=c1&status=odd", "sale_status=odd, lead_status= where it is on hold, rejected_status="),
+    ("subid=c1&status=approved&from=other", "for a sale, sale_status=approved; and correct"),
+    ("subid=c1&status=Declined&from=net", "for a rejection, rejected_status=Declined; and"),
+    ("subid=c1&status=hold", "for a lead, lead_status=hold; and correct"),
+    (
+        "subid=c1&status=odd",
+        "sale_status=odd, for one on hold lead_status=, for one taken back rejected_status=",
+    ),
     ("subid=c2&tid=t2", "`postback offers set 'O 1' --allow-rebills`"),
     ("/gone-key-of-the-tests/postback?subid=c1", "the address that `postback url` prints"),
     ('"HEAD /x/postback?subid=c1 HTTP/1.1"', "it came as HEAD, which records nothing"),
@@ -307,7 +312,7 @@ def test_did_you_mean(
     assert hint in "\n".join(tell(tracker, capsys, pasted)["did_you_mean"])
 
 
-def test_what_html_mangled_is_told_once(
+def test_names_mangled_by_html_are_reported_once(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hints = tell(tracker, capsys, "subid=c1&payout=5%C2%A4cy=eur")["did_you_mean"]
@@ -316,14 +321,14 @@ def test_what_html_mangled_is_told_once(
 
 
 def test_what_is_right_draws_no_hints(tracker: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    # The letter beyond ASCII too: the server takes it as it is.
+    # With a letter beyond ASCII, unescaped.
     query = "subid=c1&status=sale&payout=12.5&currency=eur&tid=t7&from=net&aff=Click-17&sub_id_1=ü"
 
     assert tell(tracker, capsys, query)["did_you_mean"] == []
 
 
-# What a request may hold, put together at random: the parts are told one by one, and must come to
-# what the reader of postbacks makes of the whole.
+# Parameters put together at random: they are described one by one, and must agree with the reader
+# of postbacks, which reads all of them.
 NAMES = st.sampled_from(
     [*SUBID_NAMES, "payout", "revenue", "profit", "tid", "status", "from", "x", "amp;tid", "Payout"]
 )
@@ -401,9 +406,9 @@ def test_standard_input_keeps_the_key_out_of_the_shells_history(client: Client) 
 @pytest.mark.parametrize(
     ("stdin", "sentence"),
     [
-        (b"", "nothing came: paste the URL"),
+        (b"", "the text is empty: paste the URL"),
         (b"subid=c1\nsubid=c2\n", "2 lines came: paste one postback, on one line"),
-        ("subid=c1".encode("utf-16-le"), "the input holds NUL bytes"),
+        ("subid=c1".encode("utf-16-le"), "the input contains NUL bytes"),
     ],
 )
 def test_what_is_no_line_is_refused(client: Client, stdin: bytes, sentence: str) -> None:
@@ -452,7 +457,7 @@ def test_a_hostile_query_moves_no_cursor_and_fits_a_narrow_terminal(client: Clie
     assert "\u202e" not in ran.out
 
 
-def test_a_part_in_another_case_is_told_with_the_name_it_is_read_as() -> None:
+def test_a_part_in_another_case_is_reported_with_the_name_it_is_read_as() -> None:
     meanings = [
         part.meaning for part in read_parts("Payout=5&tid=1&amp;tid=2&tid=", BookingOptions("USD"))
     ]

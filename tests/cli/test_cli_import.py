@@ -1,4 +1,4 @@
-"""`postback clicks import`: a file of clicks taken in, beside a running service."""
+"""`postback clicks import`: a file of clicks imported, beside a running service."""
 
 import io
 import json
@@ -139,7 +139,7 @@ def test_clicks_come_in_with_all_that_is_said_of_them(
 
     assert ran.status == 0
     assert ran.out == ("2 lines: 2 new clicks, 0 updated, 0 skipped; 0 parked postbacks applied\n")
-    assert ran.err == "postback: columns that are ignored: 'Country'\n"
+    assert ran.err == "postback: ignored columns: 'Country'\n"
     first, second = list_clicks(client, capsys)
     assert list(first) == [
         *("id", "subid", "campaign", "offer", "clicked_at", "cost_model", "sub_ids", "created_at"),
@@ -159,7 +159,7 @@ def test_clicks_come_in_with_all_that_is_said_of_them(
 def test_what_was_parked_is_applied_with_its_click(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The command goes by the real time, and what is parked for long is not applied.
+    # The command uses the real time, and a postback parked for too long is not applied.
     client.clock.now = datetime.now(UTC)
     for tid in ("t1", "t2"):
         client.send(f"subid=c1&status=sale&tid={tid}")
@@ -256,7 +256,7 @@ def test_another_encoding_is_refused_before_anything_is_taken(
 
 
 @pytest.mark.parametrize("encoding", ["klingon", "rot13", "base64"])
-def test_an_encoding_that_is_none_is_told(
+def test_an_encoding_that_is_none_is_reported(
     client: Client, capsys: pytest.CaptureFixture[str], encoding: str
 ) -> None:
     ran = take_in(client, capsys, "subid\nc1\n", "--encoding", encoding)
@@ -265,7 +265,7 @@ def test_an_encoding_that_is_none_is_told(
     assert "encoding" in ran.err
 
 
-def test_bad_lines_are_told_by_number_and_the_rest_goes_in(
+def test_bad_lines_are_reported_by_number_and_the_rest_goes_in(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = take_in(
@@ -288,7 +288,7 @@ def test_a_time_that_cannot_be_read_costs_the_time_only(
 
     assert ran.status == 1
     assert "line 2: clicked_at 'last week' is no time" in ran.err
-    assert "1 clicks came in without their time" in ran.err
+    assert "1 clicks were imported without their time" in ran.err
     assert list_clicks(client, capsys)[0]["clicked_at"] is None
 
 
@@ -341,7 +341,7 @@ def test_what_is_hostile_in_a_line_reaches_no_terminal(
 
 
 @pytest.mark.parametrize("name", ["missing.csv", ".", "nul\0"])
-def test_a_file_that_cannot_be_read_is_told(
+def test_a_file_that_cannot_be_read_is_reported(
     client: Client, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     config = str(client.directory / "config.ini.php")
@@ -439,7 +439,7 @@ def test_a_piece_is_cut_where_much_is_parked(client: Client, importer: Importer)
 
     pieces = list(importer._split([ClickRow(f"c{number}") for number in range(1000)]))
 
-    # 500 clicks with two each, and 500 without.
+    # 500 clicks with two parked postbacks each, and 500 without.
     full, rest = PARKED_AT_ONCE // 2, 500
     assert [len(piece) for piece in pieces] == [full] * (500 // full) + [500 % full + rest]
 
@@ -511,9 +511,9 @@ def test_ctrl_c_keeps_what_is_in_and_says_how_far_it_came(client: Client) -> Non
     kept = count_clicks(client)
     assert kept >= SORTED_ROWS
     assert f"{kept} new clicks" in out.decode()
-    assert "stopped: the lines through" in err.decode()
+    assert "stopped: the lines up to" in err.decode()
     assert "Traceback" not in err.decode()
-    last = int(err.decode().partition("through ")[2].split()[0])
+    last = int(err.decode().partition("up to ")[2].split()[0])
     assert SORTED_ROWS < last <= kept + 1
 
 

@@ -1,4 +1,4 @@
-"""`postback log`: what came in, and what came of it."""
+"""`postback log`: the received postbacks, with verdicts and reasons."""
 
 import re
 import sys
@@ -20,7 +20,7 @@ from rates import decimal_text
 
 
 def call(client: Client, capsys: pytest.CaptureFixture[str], *words: str) -> list[list[str]]:
-    """Run a listing command in this process and give its cells."""
+    """Run a listing command in this process; returns its cells."""
     status = cli.main([*words, "--config", str(client.directory / "config.ini.php")])
     captured = capsys.readouterr()
     assert (status, captured.err) == (0, "")
@@ -306,7 +306,7 @@ def test_what_is_hostile_reaches_no_terminal(client: Client) -> None:
     for form in ((), ("--json",)):
         ran = call_on_terminal(client.directory, "log", *form, columns=200)
 
-        # What is left without our own colours.
+        # The text without our own colours.
         seen = without_styles(ran.out)
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", seen), seen
         assert "[bold]net" in seen

@@ -1,4 +1,4 @@
-"""What the parser says once and shells and `man` say again: completion, and the manual page."""
+"""Completion and the manual page agree with the parser."""
 
 import argparse
 import shutil
@@ -26,7 +26,7 @@ def list_commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, ...]]:
 
 
 def list_options(parser: argparse.ArgumentParser) -> set[str]:
-    """Every long option of every subcommand, but for those that only the service uses."""
+    """Every long option of every subcommand, except those that only the service uses."""
     told = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     found = {option for action in told for option in action.option_strings}
     for action in parser._actions:
@@ -109,7 +109,7 @@ def test_a_shell_can_read_its_script(
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-# What bash does when Tab is pressed behind the words.
+# What bash runs when Tab is pressed behind the words.
 PRESS_TAB = """
 source "$1"; shift
 COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}

@@ -1,4 +1,4 @@
-"""`postback rates update`, `accept`, `recompute`, `show`; what `check` says of fetched rates."""
+"""`postback rates update`, `accept`, `recompute`, `show`; the lines of `check` about rates."""
 
 import json
 import sqlite3
@@ -49,7 +49,7 @@ cbr_url = "{self.services.url}/cbr"
         return call_process(self.directory, *words)
 
     def findings(self) -> list[tuple[str, str]]:
-        """Give what `check` finds about rates."""
+        """Return the findings of `check` about rates."""
         rows = self.call("check", "--json").objects
         return [(row["level"], row["message"]) for row in rows if row["check"] == "rates"]
 
@@ -98,7 +98,7 @@ def test_without_a_network_the_command_and_check_say_so_and_all_else_works(
     assert tracker.call("rates", "set", "EUR", "1.1").status == 0
 
 
-def test_what_was_never_asked_is_told_by_check(tracker: Tracker) -> None:
+def test_what_was_never_asked_is_reported_by_check(tracker: Tracker) -> None:
     tracker.call("rates", "set", "EUR", "1.1")
 
     [_, finding] = tracker.findings()
@@ -124,7 +124,7 @@ def test_a_refused_rate_is_shown_and_accepted_by_hand(tracker: Tracker) -> None:
     )
     assert tracker.findings()[1] == (
         "warning",
-        f"ecb, {TODAY}: {reason}; refused once: `postback rates accept EUR` takes it",
+        f"ecb, {TODAY}: {reason}; refused once: `postback rates accept EUR` accepts it",
     )
 
     accepted = tracker.call("rates", "accept", "eur")
@@ -149,7 +149,7 @@ def test_rates_that_are_too_old_are_a_problem_unless_there_are_no_newer_ones(
 
     [(level, message)] = tracker.findings()
     assert level == "problem"
-    assert message.startswith("the newest fetched rate is 4 days old: see the service's log")
+    assert message.startswith("the newest fetched rate is 4 days old: see the service log")
 
 
 def change(directory: Path, statement: str) -> None:
@@ -206,7 +206,7 @@ def test_ctrl_c_gives_the_lease_back(tracker: Tracker) -> None:
     assert tracker.call("rates", "update").status == 0
 
 
-def test_a_lease_that_somebody_else_holds_is_respected(tracker: Tracker) -> None:
+def test_a_lease_of_another_process_is_respected(tracker: Tracker) -> None:
     tracker.ecb_says(TODAY, USD="1.08")
     tracker.call("rates", "set", "GBP", "1.2")
 

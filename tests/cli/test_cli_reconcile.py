@@ -1,4 +1,4 @@
-"""`postback reconcile`: a network's own report against what we hold."""
+"""`postback reconcile`: a network's own report compared with the conversions."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from conftest import Client
 from postbackd.cli import entry as cli
 
 TITLES = "Click ID,Transaction ID,Commission,Status,Currency"
-# One row that agrees, then one for each way to disagree; t5 is with us only.
+# One row that agrees, then one for each difference; t5 is in the database only.
 REPORT = f"""{TITLES}
 c1,t1,10.00,Approved,usd
 c2,t2,10,approved,USD
@@ -47,7 +47,7 @@ def tracker(client: Client) -> Client:
 def reconcile(
     client: Client, capsys: pytest.CaptureFixture[str], content: str | bytes, *words: str
 ) -> Ran:
-    """Hold a report against the client's conversions."""
+    """Compare a report with the client's conversions."""
     path = client.directory / "report.csv"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     config = str(client.directory / "config.ini.php")
@@ -104,13 +104,13 @@ def test_each_difference_is_an_object_for_scripts(
     assert (extra["line"], extra["subid"], extra["reported_status"]) == (None, "c5", None)
 
 
-def test_what_is_missing_is_mended_by_importing_what_reconcile_writes(
+def test_missing_conversions_are_imported_from_the_csv_of_reconcile(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.click("=c7")
     report = REPORT + "=c7,+t7,1.5,approved,EUR\nc8,,-5,rejected,\n"
     words = ("reconcile", "-", *MAP, "--csv")
-    # Whoever asks for colours wants no sentence among the lines either.
+    # With colours forced, no sentence is among the lines either.
     csv = call_process(tracker.directory, *words, stdin=report.encode(), FORCE_COLOR="1")
     assert csv.status == 1
     assert "\n'=c7,1.5,'+t7,sale,EUR" in csv.out
@@ -198,7 +198,7 @@ def test_conversions_that_the_engine_would_find_are_found(
     assert "the row names no transaction, and the click has 2: 't1', 't2'" in missing[-1]
 
 
-def test_what_came_of_a_missing_one_is_told(
+def test_what_came_of_a_missing_one_is_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.send("subid=c6&tid=t6&status=approved")
@@ -216,7 +216,7 @@ def test_what_came_of_a_missing_one_is_told(
     ]
 
 
-def test_a_conversion_that_is_reported_twice_is_told(
+def test_a_conversion_that_is_reported_twice_is_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = reconcile(tracker, capsys, "subid,tid\nc1,t1\nc1,t1\n", "--network", "nobody")
@@ -257,7 +257,7 @@ def test_extra_is_looked_for_where_the_report_can_be_expected_to_have_it(
     client.send("subid=c9&tid=t9&from=other")
     rows = [1] if times or "--until" in words or "--since" in words else [1, 2, 3, 4]
     if not times or times == "last week":
-        # The last one that is found bounds the time.
+        # The last conversion that was found ends the time span.
         client.write("UPDATE conversions SET created_at = '2026-03-02T12:00:00.000Z'")
         rows = [1, 2, 3, 4] if "--until" not in words else [1]
     report = "subid,tid,date\n" + "".join(f"c{n},t{n},{times}\n" for n in rows)
@@ -285,7 +285,7 @@ def test_without_any_row_that_is_known_nothing_is_extra(
     ran = reconcile(tracker, capsys, "subid,tid\nnobody,t1\n")
 
     assert differences(ran) == {"nobody": "missing"}
-    assert "extra ones were not looked for" in ran.err
+    assert "extra conversions were not searched" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_reports_of_many_makes_are_read(
     [
         ("", (), "the file is empty"),
         ("\n", (), "the file is empty"),
-        ("c1,10\n", (), "no column is known to hold the click id"),
+        ("c1,10\n", (), "no column is known to have the click id"),
         ("campaign,payout\nx,1\n", (), "name it with --subid-column"),
         ("subid\nc1\n", ("--tid-column", "order"), "no column is 'order'"),
         ("subid\nc1\n", ("--subid-column", "2"), "no column is '2'"),

@@ -1,4 +1,4 @@
-"""`postback replay`: received postbacks put through again, and the mapping mended."""
+"""`postback replay`: received postbacks judged again, with corrections."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def count_rows(client: Client) -> dict[str, Any]:
 
 
 def read_files(client: Client) -> dict[str, bytes]:
-    # The -shm holds readers' marks, which are nobody's data.
+    # The -shm file has readers' marks, no data.
     return {
         path.name: path.read_bytes()
         for path in client.directory.iterdir()
@@ -54,7 +54,7 @@ def read_files(client: Client) -> dict[str, bytes]:
     }
 
 
-def test_a_status_nobody_had_mapped_is_mended_as_if_it_had_been_right_when_it_came(
+def test_an_unmapped_status_is_corrected_as_if_it_had_been_right_when_it_came(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.click("c1", offer="O1")
@@ -105,7 +105,7 @@ def test_doing_it_twice_is_doing_it_once(
 
 
 def send_a_mixed_lot(client: Client) -> None:
-    """Send what depends on each other: leads before sales, rebills, repeats, unknown clicks."""
+    """Send postbacks that depend on each other: leads, sales, rebills, repeats, unknown clicks."""
     for subid in ("c1", "c2", "c3"):
         client.click(subid, offer="O1", campaign="C1")
     client.allow_rebills("O1")
@@ -192,7 +192,7 @@ def test_a_replay_may_wait_for_its_click_and_is_booked_at_the_originals_time(
     assert replay(client, capsys, *MEND).rows[0][7] == "left"
 
 
-def test_a_parked_postback_waits_on_unless_it_is_mended(
+def test_a_parked_postback_waits_on_unless_it_is_corrected(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.click("c1")
@@ -308,7 +308,7 @@ def test_one_that_was_purged_meanwhile_is_left(client: Client) -> None:
 
 
 def fill(client_directory: Path, count: int) -> Client:
-    """Make a tracker's directory with clicks and as many postbacks that nobody had mapped."""
+    """Make a tracker's directory with clicks and as many unmapped postbacks."""
     write_config(client_directory, {})
     assert call_process(client_directory, "offers", "set", "O1", "--no-allow-rebills").status == 0
     client = Client(client_directory, client_directory / "postback.db", None, None)  # type: ignore[arg-type]  # nothing is sent through it
@@ -359,7 +359,7 @@ def test_killed_beside_live_postbacks_it_goes_on_where_it_was(tmp_path: Path) ->
     assert 0 < done < 3000
     assert {answer.split()[1] for answer in answers} == {b"200"}
     [told] = ran.objects
-    # Where a live one came first, a replay fills in its amount.
+    # Where a live postback came first, a replay fills in its amount.
     assert sum(told[what] for what in ("added", "changed", "noted", "left")) == 3000
     assert told["left"] >= done - len(answers)
     booked = "SELECT count(*) AS rows, count(DISTINCT click_id) AS clicks FROM conversions"
@@ -385,7 +385,7 @@ def test_ctrl_c_says_how_far_it_came_and_how_to_go_on(tmp_path: Path) -> None:
     assert 0 < count_conversions(client) < 20_000
 
 
-# No way of replaying makes money twice, or less of it
+# No replay books money twice, or less of it
 
 
 def money(client: Client) -> list[tuple[str, str, str | None]]:

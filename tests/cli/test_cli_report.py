@@ -72,7 +72,7 @@ def test_each_figure_means_what_the_help_says(
 
 Wanted = tuple[list[str], list[list[str | None]], list[int | None], list[int]]
 
-# What is asked for, and what comes: the keys, their clicks, their sales.
+# The options, and the keys of the report, their clicks, their sales.
 QUESTIONS: list[Wanted] = [
     (["--by", "campaign"], [["C1"], ["C2"]], [4, 2], [2, 0]),
     (["--by", "offer"], [["O1"], ["O2"]], [4, 2], [2, 0]),
@@ -217,7 +217,7 @@ def test_every_hour_and_day_of_every_zone_ends_behind_what_is_in_it() -> None:
 
 
 def check_bucket(at: datetime, unit: str, zone: ZoneInfo) -> None:
-    """See that a bucket ends behind a moment, and where the name of the day or hour does."""
+    """Check that a bucket ends after a time, and where the name of the day or hour changes."""
     end = datetime.fromisoformat(find_bucket(utc_text(at), unit, zone).end)
     said = (str(zone), at, unit, end)
     assert at < end <= at + timedelta(hours=1 if unit == "hour" else 49), said
@@ -331,7 +331,7 @@ def test_where_room_is_short_what_matters_least_goes(
     lines = without_styles(ran.out).splitlines()
     assert lines[0].split()[:2] == ["day", "clicks"]
     assert max(map(len, lines[:-2])) <= columns
-    assert any(line.startswith("No room for: ") and missing in line for line in lines)
+    assert any(line.startswith("Columns left out: ") and missing in line for line in lines)
 
 
 @pytest.mark.parametrize(

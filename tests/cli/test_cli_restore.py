@@ -1,4 +1,4 @@
-"""`postback restore`: a verified copy in the database's place, and what was there kept."""
+"""`postback restore`: a verified copy in the database's place, the previous one beside it."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ DATABASES = find_data("databases")
 
 @pytest.fixture
 def tracker(client: Client) -> Client:
-    """A tracker with a sale, of which there is a backup, and one that came later."""
+    """A tracker with a sale that is in a backup, and one that came later."""
     client.click("c1", offer="O1")
     client.send("subid=c1&tid=t1&payout=10")
     assert call_process(client.directory, "backup", "copy.db").status == 0
@@ -72,7 +72,7 @@ def test_the_running_service_goes_on_with_the_copy_and_what_was_there_is_kept(
     assert told["kept_log"] is None
     assert list_names(tracker, "postback.db*") == ["postback.db", "postback.db-lock", kept.name]
     assert stat.S_IMODE(tracker.database.stat().st_mode) == 0o600
-    # The service finds out with its next commit.
+    # The service notices it with its next commit.
     assert tracker.send("subid=c1&tid=t1&payout=10").status == 503
     assert tracker.send("subid=c1&tid=t1&payout=10").verdict == "repeated"
     assert tracker.send("subid=c2&tid=t2&payout=20").verdict == "parked"
@@ -80,7 +80,7 @@ def test_the_running_service_goes_on_with_the_copy_and_what_was_there_is_kept(
     assert list_subids(tracker.database) == ["c1"]
 
 
-def test_a_person_is_told_what_was_done(tracker: Client, restore: Restore) -> None:
+def test_a_terminal_shows_what_was_done(tracker: Client, restore: Restore) -> None:
     ran = restore(str(tracker.directory / "copy.db"))
 
     [kept] = tracker.directory.glob("postback.db.before-restore-*")
@@ -133,7 +133,7 @@ def spoil_a_page(copy: Path) -> None:
 
 
 def copy_while_it_changes(copy: Path) -> None:
-    """Do as `cp` does beside a service: the first half of the file is newer than the second."""
+    """Overwrite as `cp` does beside a service: the file's first half is newer than the second."""
     states = []
     with open_database(copy, "USD") as db:
         for round_ in range(2):
@@ -247,7 +247,9 @@ def test_a_copy_on_a_medium_that_is_only_read_needs_nothing_written_there(
     assert list_names(tracker, "medium/*") == ["copy.db"]
 
 
-def test_what_contradicts_itself_is_told_and_restored(tracker: Client, restore: Restore) -> None:
+def test_a_copy_with_contradictions_is_reported_and_restored(
+    tracker: Client, restore: Restore
+) -> None:
     copy = tracker.directory / "copy.db"
     with closing(sqlite3.connect(copy, isolation_level=None)) as db:
         db.execute("DELETE FROM conversion_history")
@@ -379,7 +381,7 @@ def test_one_that_was_only_touched_is_taken_with_its_log_from_elsewhere(
     tracker.click("c3")
     os.utime(tracker.database)
     assert tracker.click("c4").status == 503
-    # In its own place nobody knows whether the log is that of the file.
+    # FILE is the database itself: whether the write-ahead log belongs to it is unknown.
     for suffix in ("", "-wal"):
         shutil.copyfile(f"{tracker.database}{suffix}", tracker.directory / f"touched.db{suffix}")
 
@@ -433,7 +435,7 @@ def test_one_that_is_killed_amid_it_mixes_no_two_databases(
         patched.setattr(restoring, "_put_away", be_killed)
         assert restore(str(tracker.directory / "copy.db")).status == 130
 
-    # The copy has its place, and the log of the former database lies beside it.
+    # The copy is in place, with the write-ahead log of the previous database beside it.
     if not is_sound:
         with pytest.raises(DatabaseError, match="belongs to the former file"):
             open_database(tracker.database, "USD")

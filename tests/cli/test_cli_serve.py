@@ -1,4 +1,4 @@
-"""`postback serve`: make what is missing, say where networks call, become gunicorn."""
+"""`postback serve`: create missing files, print the Postback URL, become gunicorn."""
 
 import json
 import os
@@ -22,14 +22,14 @@ from tools.durability.servers import find_free_port
 
 
 class BecameGunicornError(Exception):
-    """Instead of the real thing."""
+    """Raised instead of replacing this process."""
 
 
 @pytest.fixture
 def become(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Catch the command line that this process would become."""
     for name in ("POSTBACK_CONFIG", logs.FORMAT_VARIABLE):
-        # What it sets for the program it becomes is no other test's.
+        # Variables that it sets for gunicorn must not reach other tests.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     command: list[str] = []
@@ -64,7 +64,7 @@ def test_config_and_database_are_made_where_missing(
     assert (tmp_path / "config.ini.php").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "postback.db").stat().st_mode & 0o777 == 0o600
     assert os.environ["POSTBACK_CONFIG"] == str(tmp_path / "config.ini.php")
-    # What a service prints ends in a journal: no key there.
+    # The output of a service goes to a journal, which must not have the key.
     said = capsys.readouterr()
     assert settings.postback_key.decode() not in said.out + said.err
     assert "run `postback url`" in said.out
@@ -153,7 +153,7 @@ def test_the_printed_url_uses_the_port_that_is_listened_on(
         ({"path": "no/such/directory/x.db"}, "No such file or directory"),
     ],
 )
-def test_what_cannot_work_is_told_and_not_started(
+def test_what_cannot_work_is_reported_and_not_started(
     tmp_path: Path,
     become: list[str],
     capsys: pytest.CaptureFixture[str],
@@ -185,7 +185,7 @@ def wait_for_health(port: int) -> None:
     wait_until(lambda: is_healthy(port), f"a healthy server on port {port}")
 
 
-def test_modules_of_somebody_else_in_the_directory_are_not_ours(tmp_path: Path) -> None:
+def test_modules_in_the_working_directory_do_not_shadow_ours(tmp_path: Path) -> None:
     for name in ("config", "storage", "wire", "worker", "server", "json", "gunicorn"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else was imported')")
     port = find_free_port()

@@ -1,4 +1,4 @@
-"""`postback offers`, `campaigns`, `rates` and `key`: what is set by hand."""
+"""`postback offers`, `campaigns`, `rates` and `key`: settings made by hand."""
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -160,7 +160,7 @@ def test_unsetting_a_rate_ends_it(home: Path, capsys: pytest.CaptureFixture[str]
     ran = call(home, capsys, "rates", "unset", "EUR")
     again = call(home, capsys, "rates", "unset", "EUR")
 
-    assert ran == Ran(0, "The rate for EUR by hand is ended.\n", "")
+    assert ran == Ran(0, "The rate for EUR set by hand has ended.\n", "")
     assert again == Ran(1, "", "postback: no rate for EUR is set by hand\n")
 
 
@@ -228,7 +228,7 @@ def test_setting_a_rate_is_one_transaction(home: Path, monkeypatch: pytest.Monke
 # The key
 
 
-def test_the_key_in_force_stands_alone_on_the_first_line(
+def test_the_key_in_force_is_alone_on_the_first_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_config(tmp_path, {"postback_key_old": "older, oldest until 2020-01-01"})

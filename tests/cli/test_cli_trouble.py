@@ -58,7 +58,7 @@ EVERYTHING = [
     ("serve",),
 ]
 
-# They print what the program itself knows.
+# These commands need no config.
 NEED_NOTHING = [("completion", "bash"), ("man",)]
 
 
@@ -81,7 +81,7 @@ def test_every_command_explains_itself_with_an_example(
     assert "--config FILE" in out
 
 
-def test_without_a_command_and_with_a_wrong_one_the_usage_is_told(
+def test_without_a_command_and_with_a_wrong_one_the_usage_is_reported(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main([]) == 2
@@ -92,7 +92,7 @@ def test_without_a_command_and_with_a_wrong_one_the_usage_is_told(
 @pytest.mark.parametrize(
     "words", [w for w in (*EVERYTHING, *NEED_NOTHING) if w != ("serve",)], ids=" ".join
 )
-def test_an_option_nobody_knows_is_wrong_usage(
+def test_an_unknown_option_is_wrong_usage(
     tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_config(tmp_path, {})
@@ -144,12 +144,12 @@ def test_values_that_mean_nothing_are_wrong_usage(
     ],
     ids=" ".join,
 )
-def test_words_that_are_no_utf_8_are_told_in_a_sentence(
+def test_words_that_are_no_utf_8_are_reported_in_a_sentence(
     client: Client, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.get("/health")
 
-    # As Python hands over the byte 0xff.
+    # As Python decodes the byte 0xff.
     status, _, err = call(client.directory, capsys, *words, "a\udcff")
 
     assert status == 1
@@ -177,7 +177,7 @@ def test_without_a_config_each_says_where_it_looked(
     assert f"there is no config file yet: looked for '{tmp_path}/config.ini.php'" in out + err
 
 
-# What only takes away makes no database either.
+# Commands that only remove rows create no database either.
 TAKERS = [("purge", "--older-than", "400d", "--dry-run"), ("rates", "unset", "EUR")]
 
 
@@ -220,7 +220,7 @@ def test_what_needs_no_key_works_without_a_usable_one(
     config_path = write_config(client.directory, {"postback_key": key, **old})
 
     for words in (*READERS, *WRITERS):
-        # These look for the keys in what they are given, or hide them.
+        # These search the keys in their input, or hide them.
         if words[0] not in {"explain", "import", "reconcile", "replay"}:
             assert call(client.directory, capsys, *words)[0] == 0, words
     for words in (("url",), ("key", "show")):
@@ -254,7 +254,7 @@ TROUBLES = {
 
 @pytest.mark.parametrize("words", [*READERS[:2], *WRITERS[:1]], ids=" ".join)
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_a_database_that_is_none_of_ours_is_told_in_a_sentence(
+def test_a_database_that_is_none_of_ours_is_reported_in_a_sentence(
     client: Client, trouble: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.get("/health")
@@ -274,7 +274,7 @@ def test_a_database_that_is_none_of_ours_is_told_in_a_sentence(
     assert sentence in err
 
 
-def test_readers_read_while_somebody_writes(
+def test_readers_read_while_another_process_writes(
     client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.send("subid=c1&status=lead")
@@ -512,7 +512,7 @@ def test_a_stream_that_the_shell_closed_leads_nowhere(
 
 
 @pytest.mark.parametrize("words", [("reconcile", "x.csv"), ("clicks", "import", "x.csv")])
-def test_a_file_of_nothing_is_told(
+def test_a_file_of_nothing_is_reported(
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
     words: tuple[str, ...],
@@ -526,7 +526,7 @@ def test_a_file_of_nothing_is_told(
 
 
 @pytest.mark.parametrize("words", [*READERS, *WRITERS], ids=" ".join)
-def test_a_directory_in_place_of_the_database_is_told(
+def test_a_directory_in_place_of_the_database_is_reported(
     tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_config(tmp_path, {})
@@ -538,7 +538,7 @@ def test_a_directory_in_place_of_the_database_is_told(
     assert "postback.db' is a directory: give [db] path the name of a file" in err
 
 
-def test_what_the_system_refuses_is_told_without_its_number(
+def test_what_the_system_refuses_is_reported_without_its_number(
     client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.get("/health")
@@ -553,10 +553,10 @@ def test_what_the_system_refuses_is_told_without_its_number(
     assert drawn[0] == 1
     assert f"postback: '{gone}/x.svg': No such file or directory; nothing" in drawn[2]
     assert status == 1
-    assert "the directory that you are in is gone: change to" in capsys.readouterr().err
+    assert "the current directory has been deleted: change to" in capsys.readouterr().err
 
 
-def test_a_lock_file_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+def test_a_lock_file_that_may_not_be_written_is_reported(tmp_path: Path) -> None:
     told = connection.describe_trouble(PermissionError(13, "Permission denied"), tmp_path / "p.db")
 
     assert told.endswith(

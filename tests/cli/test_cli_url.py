@@ -1,4 +1,4 @@
-"""`postback url`: what an affiliate pastes."""
+"""`postback url`: the URL that an affiliate pastes at a network."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""What is shown of anybody's text: letters stay, what is obeyed or not seen becomes an escape."""
+"""Text of senders on a terminal: letters stay, control and invisible characters become escapes."""
 
 import json
 import sys
@@ -9,9 +9,9 @@ from conftest import Client
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postbackd.bulk.rearm import unguard_formula
+from postbackd.bulk.formulas import unguard_formula
 from postbackd.cli import entry as cli
-from postbackd.cli.sanitize import disarm_but_amounts
+from postbackd.cli.sanitize import guard_formula_except_amounts
 from postbackd.escapes import escape_controls, escape_controls_in_json, visible_lines
 
 
@@ -32,16 +32,16 @@ def test_what_a_terminal_would_obey_is_made_visible(text: str, shown: str) -> No
     assert escape_controls(text) == shown
 
 
-# Signs of category Cf that have a shape: they are put around or before digits.
+# Signs of category Cf that are visible: they are written around or before digits.
 SEEN = {0x600, 0x601, 0x602, 0x603, 0x604, 0x605, 0x6DD, 0x70F, 0x890, 0x891, 0x8E2}
 SEEN |= {0x110BD, 0x110CD}
-# What has no shape though its category is that of a letter, a mark or a sign.
+# Invisible characters whose category is that of a letter, a mark or a sign.
 UNSEEN = [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, 0xFFFC, 0x16FE4, 0x1D159]
 UNSEEN += [*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0), 0x2065]
 
 
 def list_unseen() -> list[str]:
-    """List all letters that a terminal obeys or that nobody sees."""
+    """List all control characters and invisible letters."""
     categories = {"Cc", "Cf", "Cs", "Zl", "Zp"}
     every = range(sys.maxunicode + 1)
     found = [code for code in every if unicodedata.category(chr(code)) in categories]
@@ -140,4 +140,4 @@ def test_an_amount_below_zero_is_a_number_in_a_pipe(
 
 @given(st.text(st.sampled_from("'=+-@1 E\\R")))
 def test_any_cell_of_a_pipe_comes_back(cell: str) -> None:
-    assert unguard_formula(disarm_but_amounts(cell)) == cell
+    assert unguard_formula(guard_formula_except_amounts(cell)) == cell

@@ -1,6 +1,6 @@
-"""docs/recipes.md is true: its commands are run, in order, and print what stands there.
+"""docs/recipes.md is true: its commands are run, in order, and print what the page shows.
 
-`python tests/cli/test_recipes.py` runs them and writes what they print into the page.
+`PYTHONPATH=tests python tests/cli/test_recipes.py` runs them and writes their output into the page.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ RECIPES = ROOT / "docs" / "recipes.md"
 # A terminal for people, wherever the tests are run.
 LOOKS = {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "100", "TTY_INTERACTIVE": "0"}
 
-# What moves the cursor, and the line that a progress bar leaves.
+# Codes that move the cursor, and the line that a progress bar leaves.
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
-# The reader of the page has another key, another place, another clock, another disk.
+# Parts that differ at each run: key, directory, time, disk.
 MASKS = (
     (re.compile(r"^\w+ +disk .*\n(?: +.*\n)*", re.MULTILINE), "disk\n"),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?Z?"), "2026-11-22 12:00:00"),
@@ -65,7 +65,7 @@ FILES = {
 
 
 class Block(NamedTuple):
-    """A block of the page: where its text stands, and its commands with what they print."""
+    """A block of the page: its place, and its commands with their output."""
 
     start: int
     end: int
@@ -73,7 +73,7 @@ class Block(NamedTuple):
 
 
 def read_blocks(page: str) -> Iterator[Block]:
-    """Give the blocks of the page."""
+    """List the blocks of the page."""
     for found in re.finditer(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         parts = re.split(r"^\$ (.*)\n", found[1], flags=re.MULTILINE)
         commands = list(zip(parts[1::2], parts[2::2], strict=True))
@@ -105,18 +105,18 @@ def prepare(home: Path) -> None:
 
 
 def run(home: Path, command: str) -> str:
-    """Run a command of the page, and give what a person sees of it."""
+    """Run a command of the page; returns its output as seen on a terminal."""
     if command.startswith("postback ") and not {"|", ">"} & set(command):
         printed = run_here(home, shlex.split(command)[1:])
     else:
         printed = run_in_shell(home, command)
     seen = unfold(CONTROLS.sub("", without_styles(printed)), home)
-    # A progress bar that has gone leaves an empty line.
+    # A finished progress bar leaves an empty line.
     return "".join(f"{line.rstrip()}\n" for line in seen.splitlines() if line.strip())
 
 
 def unfold(text: str, home: Path) -> str:
-    """Put paths together that are so long that a line ends within them."""
+    """Join paths that are so long that a line ends within them."""
     for name in ("config.ini.php", "postback.db", "copy.db"):
         path = f"{home}/{name}"
         text = re.sub(r"\s*".join(map(re.escape, path)), path, text)
@@ -158,7 +158,7 @@ def run_in_shell(home: Path, command: str) -> str:
 
 
 def mask(text: str) -> list[str]:
-    """Give the words of a text, without what is another every time."""
+    """Split a text into words, without the parts that differ at each run."""
     for pattern, instead in MASKS:
         text = pattern.sub(instead, text)
     # Where a line is folded depends on how long a path is.

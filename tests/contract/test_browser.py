@@ -1,4 +1,4 @@
-"""A real browser: Debian's chromium, a landing page of its own origin, a real gunicorn."""
+"""A real browser: Debian's chromium, a landing page of another origin, a real gunicorn."""
 
 import html
 import json
@@ -47,7 +47,7 @@ def receiver(tmp_path: Path) -> Iterator[LiveServer]:
 
 @contextmanager
 def landing_page(page: str) -> Iterator[str]:
-    """Serve a page that sets the click's cookie, from an origin of its own; gives its address."""
+    """Serve a page that sets the click's cookie, from another origin; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -58,7 +58,7 @@ def landing_page(page: str) -> Iterator[str]:
             self.wfile.write(page.encode())
 
         def log_message(self, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -67,12 +67,12 @@ def landing_page(page: str) -> Iterator[str]:
 
 
 def visit(address: str, profile: Path) -> str:
-    """Open a page in a fresh browser, let it settle, and give its document as HTML."""
+    """Open a page in a fresh browser, wait for it, and return its document as HTML."""
     command = [
         *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
         *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
         *("--disable-sync", "--disable-dev-shm-usage", f"--user-data-dir={profile}"),
-        # Of the page's own time: its clocks stand still while a request is under way.
+        # In the page's virtual time, which stops during a request.
         *("--virtual-time-budget=5000", "--dump-dom", address),
     ]
     done = subprocess.run(
@@ -83,7 +83,7 @@ def visit(address: str, profile: Path) -> str:
 
 
 def read_told(document: str) -> dict[str, Any]:
-    """Give what the page's script wrote down."""
+    """Return what the page's script has written."""
     found = re.search(r"<pre id=\"told\">(.*?)</pre>", document, re.DOTALL)
     assert found is not None, document
     told: dict[str, Any] = json.loads(html.unescape(found[1]))
@@ -111,7 +111,7 @@ addEventListener("load", () => {{
 
 def test_a_pixel_and_a_cookie_record_the_conversion(tmp_path: Path, receiver: LiveServer) -> None:
     printed = call_process(tmp_path, "url", "--json").objects[0]["pixel_tag"]
-    # The click id is the cookie's: the page knows none.
+    # The click id is in the cookie: the page does not know it.
     tag = printed.replace("subid={subid}&amp;", "")
     assert tag != printed
     base = f"http://127.0.0.1:{receiver.port}"

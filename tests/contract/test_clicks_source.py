@@ -1,4 +1,4 @@
-"""What goes back to a traffic source later: a click's external id, its source, and its cost."""
+"""A click's external id, its source, and its cost."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def run(client: Client, capsys: pytest.CaptureFixture[str], *words: str) -> Ran:
 
 
 def import_lines(client: Client, capsys: pytest.CaptureFixture[str], *lines: str) -> Ran:
-    """Take a file of clicks in."""
+    """Import a file of clicks."""
     path = client.directory / "clicks.csv"
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
     return run(client, capsys, "clicks", "import", str(path))
@@ -36,7 +36,7 @@ REQUESTS = [
     ("cost=$0.5", (None, None, 500_000, "USD")),
     ("cost=0.5 eur", (None, None, 500_000, "EUR")),
     ("External_ID=x&SOURCE=y&Cost=1", ("x", "y", 1_000_000, "USD")),
-    # What is none of these changes nothing.
+    # Unusable values change nothing.
     ("external_id={external_id}&source={source}&cost={cost}", (None, None, None, None)),
     ("external_id=&source=+&cost=", (None, None, None, None)),
     ("cost=1,5", (None, None, None, None)),
@@ -89,7 +89,7 @@ def test_a_decimal_comma_is_read_where_the_settings_say_so(receiver_with: Receiv
 
 
 FILES = [
-    # Keitaro's titles, in whatever order.
+    # Keitaro's titles, in any order.
     ("Sub ID,External ID,Source,Cost", "c1,x-1,fb,0.0125", ("x-1", "fb", 12_500, "USD")),
     ('"Cost";"Sub ID";"Source";"External ID"', "0.5;c1;fb;x", ("x", "fb", 500_000, "USD")),
     ("subid,external_id,source,cost,currency", "c1,x,s,1,EUR", ("x", "s", 1_000_000, "EUR")),
@@ -125,18 +125,18 @@ def test_a_click_of_a_file_has_them(
     [
         ("subid,cost", "c1,free", "cost 'free' is unreadable"),
         ("subid,cost", 'c1,"1,234"', "two readings"),
-        ("subid,cost,currency", "c1,1,643", "in no currency that is known"),
-        ("subid,cost,currency", "c1,$1,EUR", "in no currency that is known"),
+        ("subid,cost,currency", "c1,1,643", "has no known currency"),
+        ("subid,cost,currency", "c1,$1,EUR", "has no known currency"),
     ],
 )
-def test_a_cost_of_a_file_that_is_none_is_told_and_the_click_comes_in(
+def test_a_cost_of_a_file_that_is_none_is_reported_and_the_click_comes_in(
     client: Client, capsys: pytest.CaptureFixture[str], titles: str, line: str, sentence: str
 ) -> None:
     ran = import_lines(client, capsys, titles, line)
 
     assert ran.status == 1
     assert sentence in ran.err
-    assert "1 clicks came in without their cost" in ran.err
+    assert "1 clicks were imported without their cost" in ran.err
     assert read(client) == (None, None, None, None)
 
 

@@ -1,4 +1,4 @@
-"""Clicks, offers and campaigns (section 9 of the contract), made over HTTP or by others."""
+"""Clicks, offers and campaigns (section 9 of the contract), over HTTP or by other programs."""
 
 import json
 import sqlite3
@@ -13,7 +13,7 @@ from conftest import CLICK_KEY, FORM, POSTBACK_KEY, Client
 
 
 def the_click(client: Client, subid: str = "c1") -> dict[str, Any]:
-    """Read a click as the database holds it, its campaign and offer by name."""
+    """Read a click from the database, with its campaign and offer by name."""
     [row] = client.rows(
         "SELECT clicks.subid, clicks.clicked_at, clicks.cost_model, clicks.sub_ids,"
         " campaigns.name AS campaign, offers.name AS offer FROM clicks"
@@ -159,7 +159,7 @@ def test_offers_and_campaigns_are_made_once_and_shared(client: Client) -> None:
         "C1",
         "C2",
     ]
-    # Nobody has said whether it allows rebills.
+    # Its rebills were never set.
     assert client.rows("SELECT allow_rebills FROM offers") == [{"allow_rebills": None}]
 
 

@@ -15,7 +15,7 @@ NO_REBILLS = False
 
 
 def words(postback: str, subid: str = "c1") -> str:
-    """Spell a short form out as a query: `sale T1 5` is status, tid and payout, `-` for none."""
+    """Write a short form as a query: `sale T1 5` is status, tid and payout, `-` for none."""
     fields = dict(zip(("status", "tid", "payout"), postback.split(), strict=False))
     return f"subid={subid}" + "".join(
         f"&{name}={value}" for name, value in fields.items() if value != "-"
@@ -23,7 +23,7 @@ def words(postback: str, subid: str = "c1") -> str:
 
 
 def prepare(client: Client, rebills: bool, standing: list[str]) -> None:
-    """Make the click c1 and bring its conversions to where the test starts."""
+    """Make the click c1, with the conversions with which the test starts."""
     client.click("c1", offer="O1")
     client.allow_rebills("O1", int(rebills))
     for postback in standing:
@@ -31,8 +31,8 @@ def prepare(client: Client, rebills: bool, standing: list[str]) -> None:
         assert answer.verdict in {"recorded", "updated"}, (postback, answer.reason)
 
 
-# One line for each way a row of the table can be met: whether the offer allows rebills, what was
-# applied before, what comes, its verdict, and the (tid, status) of every conversion after.
+# One line for each case of a row of the table: whether the offer allows rebills, the earlier
+# postbacks, the postback, its verdict, and the (tid, status) of every conversion after it.
 MOVES = [
     # nothing for this click
     (NO_REBILLS, [], "lead", "recorded", [("", "lead")]),
@@ -54,7 +54,7 @@ MOVES = [
     (REBILLS, ["lead"], "lead T1", "refused", [("", "lead")]),
     (NO_REBILLS, ["lead"], "rebill T1", "refused", [("", "lead")]),
     (REBILLS, ["lead"], "rebill T1", "recorded", [("", "lead"), ("T1", "sale")]),
-    # none with this tid, and no sale or rebill stands: the click's first sale
+    # none with this tid, and there is no sale or rebill: the click's first sale
     (NO_REBILLS, ["lead T1"], "sale T2", "recorded", [("T1", "lead"), ("T2", "sale")]),
     (NO_REBILLS, ["rejected"], "sale T2", "recorded", [("", "rejected"), ("T2", "sale")]),
     (NO_REBILLS, ["rejected T1"], "sale T2", "recorded", [("T1", "rejected"), ("T2", "sale")]),
@@ -530,7 +530,7 @@ def test_repeats_may_be_told_to_take_a_new_cost_over(
 
 BOTH = {"sub_id_1": "a", "sub_id_2": "c"}
 
-# What stands, what comes: the verdict, and the amount, payout, cost and sub ids that stand then.
+# The conversion, the postback: the verdict, and the amount, payout, cost and sub ids after it.
 GAPS = [
     ("", "payout=5", "updated", ("5", "5", None, {})),
     ("", "payout=0", "updated", ("0", "0", None, {})),
@@ -581,7 +581,7 @@ def test_another_rejection_with_the_same_tid_fills_in_what_the_first_left_open(
 
     answers = [client.send(words(f"rejected T1 {amount}")).verdict for amount in ("5", "7", "7")]
 
-    # The first is the very rejection, which kept what stood: nothing.
+    # The first is the rejection itself, which left the amount unknown.
     assert answers == ["repeated", "updated", "repeated"]
     assert [(c.status, c.amount) for c in client.conversions("c1")] == [("rejected", "7")]
 
@@ -656,7 +656,7 @@ STREAMED = st.fixed_dictionaries(
     },
 ).map(lambda fields: "&".join(f"{name}={value}" for name, value in fields.items()))
 
-# Every example has clicks of its own, so that the database may stay.
+# Every example has clicks of its own, so that all can use one database.
 fresh = count(1)
 
 
@@ -670,7 +670,7 @@ def a_click(client: Client, rebills: bool) -> str:
 
 
 def of_click(client: Client, subid: str) -> list[dict[str, Any]]:
-    """All that counts about one click."""
+    """Everything about one click that counts."""
     return client.rows("SELECT * FROM conversions_view WHERE subid = ? ORDER BY id", subid) + (
         client.history(subid)
     )
@@ -694,14 +694,14 @@ def test_sending_any_postback_again_at_any_later_point_changes_nothing(
         assert of_click(client, subid) == before
 
 
-# Each a sequence at whose end something comes again that the conversions alone do not know.
+# Sequences at whose end a postback comes again that the conversions alone do not show.
 COMES_AGAIN = [
     # A refund, once another sale is worth the same.
     (REBILLS, ["sale T1 9", "sale R1 -9", "sale T2 9"], "sale R1 -9"),
     (REBILLS, ["sale T1 9", "rejected R1 -9", "sale T2 9"], "rejected R1 -9"),
     (REBILLS, ["sale T1 9", "sale T2 5", "sale - -9", "sale T3 9"], "sale - -9"),
     (NO_REBILLS, ["sale T1 9", "sale R1 -9", "sale T2 9"], "sale R1 -9"),
-    # A refund, once nothing stands that it could take back.
+    # A refund, once there is nothing that it could take back.
     (REBILLS, ["sale T1 9", "sale R1 -9"], "sale R1 -9"),
     (NO_REBILLS, ["sale T1 9", "rejected R1 -9"], "rejected R1 -9"),
     (NO_REBILLS, ["sale T1 9", "rebill R1 -9", "sale T2 7"], "rebill R1 -9"),
@@ -760,7 +760,7 @@ def test_what_the_conversions_do_not_know_is_known_by_the_log(
     assert here == late
 
 
-# What stands, and what an earlier program made nothing of though today's rules make something.
+# The conversions, and postbacks that an earlier program did not book, and today's rules do.
 @pytest.mark.parametrize(
     ("before", "comes", "was", "verdict", "after"),
     [
@@ -876,7 +876,7 @@ def test_a_sale_undoes_one_rejection_and_not_the_next(receiver_with: ReceiverWit
         verdict = client.send(words(postback)).verdict
         seen.append((verdict, client.conversions("c1")[0].status))
 
-    # The bound of the promise: the rejection is the same, and comes after what undid the first.
+    # The limit of the promise: the same rejection comes after the sale that undid the first.
     assert seen == [
         ("updated", "sale"),
         ("updated", "rejected"),
@@ -916,7 +916,7 @@ def test_a_whole_stream_sent_again_changes_nothing(
     assert of_click(client, subid) == before
 
 
-# The moves of section 4, written down once more as pairs: what a conversion may become.
+# The moves of section 4 once more, as pairs: what a conversion may become.
 MAY_BECOME = {
     "lead": {"sale", "rejected"},
     "sale": {"rejected"},
@@ -939,7 +939,7 @@ def test_no_stream_takes_a_conversion_anywhere_but_along_the_table(
         now = {c.id: (c.tid, c.status) for c in client.conversions(subid)}
         moved = [each for each in held if now[each] != held[each]]
         made = now.keys() - held.keys()
-        # What was unknown may be filled in, and moves nothing.
+        # Unknown values may be filled in, which is no move.
         assert len(moved) + len(made) <= (answer.verdict in {"recorded", "updated"})
         assert len(made) == (answer.verdict == "recorded")
         for each in moved:
@@ -973,7 +973,7 @@ def test_a_postback_about_an_unknown_click_is_set_aside_and_applied_with_the_cli
     assert made.sub_ids == {"sub_id_1": "banner", "sub_id_2": "x"}
 
 
-def test_what_came_of_a_parked_postback_is_told_by_its_row_of_the_log(client: Client) -> None:
+def test_what_came_of_a_parked_postback_is_reported_by_its_row_of_the_log(client: Client) -> None:
     client.send("subid=c1&status=sale")
     client.send("subid=c1&status=lead")
     client.send("subid=other&status=lead")

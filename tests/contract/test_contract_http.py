@@ -34,7 +34,7 @@ METHODS = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"]
 
 
 def is_the_pixel(answer: Answer) -> bool:
-    """Tell whether an answer is a transparent 1x1 GIF89a of 43 bytes."""
+    """Return whether an answer is a transparent 1x1 GIF89a of 43 bytes."""
     gif = answer.body
     transparent = gif[gif.find(b"\x21\xf9\x04") + 3] & 1
     return (
@@ -47,7 +47,7 @@ def is_the_pixel(answer: Answer) -> bool:
 
 
 def eventually(ask: Callable[[], Answer], status: int) -> Answer:
-    """Ask again until the answer has that status, for ten seconds at most."""
+    """Send again until the answer has that status, for ten seconds at most."""
     give_up_at = time.monotonic() + 10
     answer = ask()
     while answer.status != status and time.monotonic() < give_up_at:
@@ -508,7 +508,7 @@ def test_a_lead_under_the_pixel_key_may_wait_for_its_click(client: Client) -> No
     assert [c.status for c in client.conversions("c1")] == ["lead"]
 
 
-# --- Health, and when nothing can be kept ----------------------------------------------------
+# --- Health, and when nothing can be stored --------------------------------------------------
 
 
 def test_a_healthy_receiver_says_ok(client: Client) -> None:
@@ -559,7 +559,7 @@ UNUSABLE_DATABASES: dict[str, Callable[[Client], object]] = {
 
 
 def remove_database(client: Client) -> None:
-    """Take away whatever lies where the database should be."""
+    """Remove everything at the database's path."""
     if client.database.is_dir():
         client.database.rmdir()
     for suffix in ("", "-wal", "-shm"):
@@ -739,7 +739,7 @@ def test_a_postback_that_was_not_understood_gets_one_plain_sentence(
 @pytest.mark.parametrize(
     "query",
     [
-        # Offerwalls repeat until they read what they asked for.
+        # Offerwalls repeat until they read the value of `return`.
         *("status=sale&return=OK", "subid=&return=OK", f"subid={'x' * 256}&return=OK"),
         *(f"subid=c1&tid={'x' * 256}&return=OK", "subid={subid}&return=OK"),
         *("subid=c1&status=%7Bstatus%7D&return=OK", "subid=c1&status=Zaplaceno&return=OK"),
@@ -887,7 +887,7 @@ def test_no_key_shows_in_the_database_even_where_the_query_quotes_it(client: Cli
 
 # --- Anything at all -------------------------------------------------------------------------
 
-# Bytes as WSGI hands them over: native strings of Latin-1 characters.
+# Bytes as in WSGI: strings of Latin-1 characters.
 wire = st.binary(max_size=60).map(lambda sent: sent.decode("latin-1"))
 header_line = wire.map(lambda sent: sent.replace("\r", "").replace("\n", ""))
 
@@ -922,7 +922,7 @@ content_types = st.one_of(st.just(FORM), st.just("application/json"), st.just(""
 
 
 def raw_environ(body: bytes = b"", **variables: str) -> dict[str, Any]:
-    """Make a request as a bare server hands it over: a postback, but for the given variables."""
+    """Make the environ of a bare server: a postback, except for the given variables."""
     return {
         "REQUEST_METHOD": "POST" if body else "GET",
         "SCRIPT_NAME": "",
@@ -973,7 +973,7 @@ def environs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def call(client: Client, environ: Mapping[str, Any]) -> Answer:
-    """Call the receiver as a bare WSGI server would, without WebTest between."""
+    """Call the receiver as a bare WSGI server would, without WebTest."""
     started: list[tuple[str, list[tuple[str, str]]]] = []
 
     def start_response(
@@ -992,7 +992,7 @@ def call(client: Client, environ: Mapping[str, Any]) -> Answer:
     return Answer(int(status.split()[0]), body, Headers(headers))
 
 
-# The click stays for all examples and none of them looks at what the others left.
+# All examples use one click, and no example depends on the others.
 @settings(max_examples=300)
 @given(environ=environs())
 def test_whatever_bytes_come_the_answer_is_one_of_ours(

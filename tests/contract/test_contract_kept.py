@@ -1,4 +1,4 @@
-"""What is kept (section 7 of the contract), and that eight processes keep it together."""
+"""What is stored (section 7 of the contract), also by eight processes at once."""
 
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -292,7 +292,7 @@ EACH = 25
 
 
 def send_all(config_path: Path, queries: list[str], link: Connection) -> None:
-    """Be one worker process: a receiver of its own, on the same config and database."""
+    """Run one worker process: a receiver of its own, on the same config and database."""
     receiver = postback.Receiver(config_path)
     client = Client(config_path.parent, config_path.parent / "postback.db", receiver, Clock())
     client.get("/health")
@@ -302,8 +302,8 @@ def send_all(config_path: Path, queries: list[str], link: Connection) -> None:
     for query in queries:
         answer = client.send(query)
         while answer.status == 503:
-            # Eight want the lock, and a busy machine may keep one from it for long: nothing of
-            # this one is kept, and as any sender does, we send it again.
+            # Eight want the lock, and on a busy machine one may wait too long: its postback is not
+            # stored, and is sent again, as any sender does.
             answer = client.send(query)
         answers.append((answer.status, answer.verdict))
     receiver.close()
@@ -313,7 +313,7 @@ def send_all(config_path: Path, queries: list[str], link: Connection) -> None:
 def send_from_eight_processes(
     client: Client, shares: list[list[str]]
 ) -> list[tuple[int, str | None]]:
-    """Let eight processes send their share, all at once, and collect what they were answered."""
+    """Let eight processes send their share at once, and collect the answers."""
     config_path = client.directory / "config.ini.php"
     answers = run_at_once(send_all, [(config_path, share) for share in shares])
     return [answer for share in answers for answer in share]

@@ -1,4 +1,4 @@
-"""What a query says (section 2 of the contract), and which status it means (section 3)."""
+"""The parameters of a query (section 2 of the contract), and its status (section 3)."""
 
 import json
 from urllib.parse import parse_qs, quote, urlencode
@@ -748,7 +748,7 @@ def test_an_ignored_word_does_nothing(client: Client, query: str, subid: str) ->
     ],
 )
 @pytest.mark.parametrize("subid", ["c1", "unknown"])
-def test_a_word_that_nobody_knows_is_unmapped(client: Client, query: str, subid: str) -> None:
+def test_an_unknown_word_is_unmapped(client: Client, query: str, subid: str) -> None:
     client.click("c1")
 
     assert client.send(f"subid={subid}&{query}").verdict == "unmapped"

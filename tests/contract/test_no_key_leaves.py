@@ -1,6 +1,6 @@
-"""Every way on which text leaves the program, and that no key goes out on it, however it is spelt.
+"""No key leaves the program in any output, in any spelling.
 
-`EXITS` is the list; a new way is added here. `tests/deploy/test_nginx.py` has the logs of nginx.
+`EXITS` lists the outputs; add a new one here. `tests/deploy/test_nginx.py` has the logs of nginx.
 """
 
 import io
@@ -40,7 +40,7 @@ from postbackd.masking import HIDDEN
 from postbackd.reports.queries import open_to_read
 from storage import open_database
 
-# All that a config file can hold is in them; the last is the key of a source of rates.
+# They have every character that a config file can have; the last is the key of a rates source.
 KEYS = {
     "postback_key": "s3cret/key-of the+tésts",
     "postback_key_old": "0123456789abcdef0123456789abcdef",
@@ -50,7 +50,7 @@ KEYS = {
 }
 SPELT = [spelt for key in KEYS.values() for spelt in spell_for_transport(key.encode())]
 
-# What may stand in a target of HTTP.
+# The characters of a target of HTTP.
 IN_TARGETS = [spelt.replace(" ", "%20").replace("#", "%23") for spelt in SPELT]
 IN_ASCII = [re.sub(r"[^\x00-\x7f]", lambda found: quote(found[0]), spelt) for spelt in IN_TARGETS]
 
@@ -84,7 +84,7 @@ def write_config(directory: Path, **more: str) -> Path:
 
 
 def send_all(server: LiveServer) -> None:
-    """Send every spelling in every part of a request, and in requests that are none."""
+    """Send every spelling in every part of a request, and in malformed requests."""
     key = quote(KEYS["postback_key"], safe="")
     for target, spelt in zip(IN_TARGETS, SPELT, strict=True):
         fields = [f"{name}: http://h/{spelt}" for name in ("Referer", "User-Agent", "Cookie")]
@@ -106,7 +106,7 @@ def run_server(directory: Path, *options: str) -> str:
 
 
 def read_service_log(directory: Path) -> str:
-    """The service's log, gunicorn's error log at its most talkative, a line for each postback."""
+    """The service log, gunicorn's error log with all levels, a line for each postback."""
     return run_server(directory)
 
 
@@ -127,7 +127,7 @@ def read_json_log(directory: Path) -> str:
 
 
 def call_all(directory: Path) -> tuple[str, str]:
-    """Send every spelling to a receiver; gives its answers, and all that its database holds."""
+    """Send every spelling to a receiver; returns its answers, and everything in its database."""
     receiver = postback.Receiver(write_config(directory), clock=Clock())
     client = Client(directory, directory / "postback.db", receiver, Clock())
     answers = [answer for target in IN_ASCII for answer in send_in_all_parts(client, target)]
@@ -164,7 +164,7 @@ def send_in_all_parts(client: Client, target: str) -> Iterator[Answer]:
 
 
 def call(directory: Path, *words: str) -> str:
-    """Call a command in this process, and give all it says."""
+    """Call a command in this process; returns all its output."""
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         cli.main([*words, "--config", str(directory / "config.ini.php")])
@@ -172,7 +172,7 @@ def call(directory: Path, *words: str) -> str:
 
 
 def fill_by_another_program(directory: Path) -> None:
-    """Make a database that holds every spelling, as no way in of ours would leave it."""
+    """Make a database with every spelling, which no command or request of ours would store."""
     settings = config.load(write_config(directory))
     with open_database(settings.db_path, settings.currency):
         pass
@@ -282,7 +282,7 @@ def take_files_in(directory: Path) -> str:
 
 
 def complain(directory: Path) -> str:
-    """What is said about words that are no command, files that are not there, and the like."""
+    """Messages about wrong usage, missing files, and the like."""
     write_config(directory)
     wrong = (
         ("log", "--since"),
@@ -297,7 +297,7 @@ def complain(directory: Path) -> str:
     )
     said = [call(directory, *words, f"/nowhere/{spelt}") for words in wrong for spelt in SPELT]
     with open_database(directory / "postback.db", "USD"):
-        # What is shown of the word is cut in the middle of the key.
+        # The quoted part of the word is cut in the middle of the key.
         key = KEYS["postback_key_old"]
         cut = call(directory, "log", "--subid", f"\udcff{'-' * 50}{key}")
         assert "is no UTF-8" in cut
@@ -307,7 +307,7 @@ def complain(directory: Path) -> str:
 
 
 def break_off_a_command(directory: Path) -> str:
-    """A traceback of a command, and a warning that is logged where no service is."""
+    """A traceback of a command, and a warning that is logged without a service."""
     fill_by_another_program(directory)
     script = """
 import logging, sys
@@ -327,7 +327,7 @@ cli.enter()
 
 
 def break_off_the_service(directory: Path) -> str:
-    """Tracebacks of what nobody catches in a process of the service, in any of its threads."""
+    """Tracebacks of uncaught errors in a process of the service, in any of its threads."""
     write_config(directory)
     script = """
 import sys, threading
@@ -369,7 +369,7 @@ def run_script(directory: Path, script: str) -> str:
 
 
 def break_off_a_request(directory: Path) -> str:
-    """The one edge that answers 503: its traceback holds what the error says."""
+    """The handler that answers 503 logs a traceback with the error's message."""
     said = io.StringIO()
     handler = logging.StreamHandler(said)
     log = logging.getLogger("postback")
@@ -396,7 +396,7 @@ def fail_with(text: str) -> Callable[..., NoReturn]:
 
 
 def misread_the_config(directory: Path) -> str:
-    """What is said about a config file that has a key on a wrong line, or in a name."""
+    """Messages about a config file that has a key on a wrong line, or in a name."""
     path = write_config(directory)
     good = path.read_text()
     said: list[str] = []
@@ -430,7 +430,7 @@ def misread_the_config(directory: Path) -> str:
 
 
 def serve_echoes(services: StandIn) -> Mapping[str, str]:
-    """Sources that say again what they were asked, in every part of an answer."""
+    """Sources that repeat the request in every part of the answer."""
     app_id = KEYS["app_id"]
     today = datetime.now(UTC).date().isoformat()
     echo = {
@@ -454,7 +454,7 @@ def serve_echoes(services: StandIn) -> Mapping[str, str]:
 
 
 def fetch_rates(directory: Path) -> str:
-    """What the fetching process says and keeps, started by the command and by the service."""
+    """The output and the rows of the fetching process, started by the command and the service."""
     with stand_in_server() as services:
         urls = serve_echoes(services)
         named = {f"rates__{source}_url": quote_ini(url) for source, url in urls.items()}
@@ -470,7 +470,7 @@ def fetch_rates(directory: Path) -> str:
         kept = "\n".join(db.iterdump())
     write_config(directory, db__path=quote_ini(f"/nowhere/{KEYS['postback_key_old']}/x"))
     reports.append(runner.Runner(config.load(directory / "config.ini.php"), "token").run())
-    # Whatever the process wrote before it could hide anything, cut in the middle of a key.
+    # Output of the process before it can hide keys, cut in the middle of a key.
     key = KEYS["postback_key_old"]
     broken = "\n".join([*SPELT, key + "-" * (runner.CAUSE_LIMIT_CHARACTERS - 9)])
     reports.append(started._read_report(1, "\n".join(SPELT), broken))
@@ -479,7 +479,7 @@ def fetch_rates(directory: Path) -> str:
 
 
 EXITS: dict[str, Callable[[Path], str]] = {
-    "the service's log": read_service_log,
+    "the service log": read_service_log,
     "the access log": read_access_log,
     "the log as JSON": read_json_log,
     "answers": lambda directory: call_all(directory)[0],
@@ -501,7 +501,7 @@ EXITS: dict[str, Callable[[Path], str]] = {
 def test_no_key_leaves(tmp_path: Path, way: str) -> None:
     said = EXITS[way](tmp_path)
 
-    # Something came, and was hidden.
+    # There was output, with the keys hidden.
     assert HIDDEN in said
     leaks = {name: find_spelt(key.encode(), said)[:3] for name, key in KEYS.items()}
     assert not any(leaks.values()), leaks

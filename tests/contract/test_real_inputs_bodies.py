@@ -1,4 +1,4 @@
-"""Bodies as real senders make them: read as fields, or stored as they came; none is lost.
+"""Bodies of real senders: read as fields, or stored as they came; none is lost.
 
 Each row is one of a kind, from public documents of networks and from what HTTP clients do.
 """
@@ -58,7 +58,7 @@ def run(client: Client, capsys: pytest.CaptureFixture[str], *words: str) -> Ran:
 
 
 def read_body(client: Client) -> tuple[bytes | None, str | None]:
-    """Give what the newest postback has stored beside its query."""
+    """Return the values that the newest postback has stored besides its query."""
     [row] = client.rows("SELECT body, body_type FROM postbacks ORDER BY id DESC LIMIT 1")
     return row["body"], row["body_type"]
 
@@ -75,7 +75,7 @@ def raw_deflate(content: bytes) -> bytes:
 
 
 def multipart(*parts: tuple[str, str]) -> bytes:
-    """Write parts: what stands behind `form-data; `, and the content."""
+    """Write parts: the text behind `form-data; `, and the content."""
     written = [
         f"--X\r\nContent-Disposition: form-data; {head}\r\n\r\n{content}\r\n"
         for head, content in parts
@@ -104,12 +104,12 @@ JSON_BODIES = [
     (b'{"subid":"C1\n","status":"lead"}', "lead", None, ""),
     (json.dumps({"subid": "C1", "status": "lead"}).encode("utf-16"), "lead", None, ""),
     (json.dumps({"subid": "C1", "status": "lead"}).encode("utf-16-le"), "lead", None, ""),
-    # A name twice: the last, but an empty one takes nothing away.
+    # A name twice: the last counts, except an empty one.
     (b'{"subid":"C1","tid":"a","tid":"b"}', "sale", None, "b"),
     (b'{"subid":"C1","payout":5,"payout":""}', "sale", "5", ""),
     # PHP's names at the top: a dot is an underscore.
     (b'{"sub.id":"C1","status":"lead"}', "lead", None, ""),
-    # What is nested is nobody's value.
+    # A nested field is no value of ours.
     (b'{"subid":"C1","status":"lead","order":{"status":"sale","tid":"x"}}', "lead", None, ""),
     (b'{"subid":"C1","status":"lead","tid":["x"]}', "lead", None, ""),
     (b'{"subid":"C1","payout":"7.25","currency":"usd"}', "sale", "7.25", ""),
@@ -117,7 +117,7 @@ JSON_BODIES = [
 ]
 
 
-# What else senders call it.
+# Other types that senders use.
 JSON_TYPES = [
     "application/json; charset=utf-8",
     "Text/JSON",
@@ -196,7 +196,7 @@ FORMS = [
     ("text/plain", b"subid=C1&status=lead&payout=3\r\n"),
     # An HTML form with enctype="text/plain".
     ("text/plain", b"subid=C1\r\nstatus=lead\r\npayout=3\r\n"),
-    # What libraries write that know of no type, and what is no type.
+    # The types of libraries that know no type, and invalid types.
     ("application/octet-stream", b"subid=C1&status=lead&payout=3"),
     ("*/*", b"subid=C1&status=lead&payout=3"),
     ("form", b"subid=C1&status=lead&payout=3"),
@@ -239,7 +239,7 @@ def test_a_form_is_read_whatever_it_is_called(
 
 
 PACKINGS: list[tuple[str, Callable[[bytes], bytes], bool]] = [
-    # D05. Behind each: whether a warning is due.
+    # D05. The last value: whether there is a warning.
     ("gzip", pack_gzip, False),
     ("deflate", zlib.compress, False),
     ("deflate", raw_deflate, False),
@@ -248,7 +248,7 @@ PACKINGS: list[tuple[str, Callable[[bytes], bytes], bool]] = [
     # Two members, one behind the other, and blocks filled up.
     ("gzip", lambda body: pack_gzip(body[:5]) + pack_gzip(body[5:]) + bytes(9), False),
     ("identity", bytes, False),
-    # Nobody said so; the header stayed on when somebody unpacked it.
+    # Packed without a header; unpacked by a proxy that left the header.
     ("", pack_gzip, True),
     ("gzip", bytes, True),
     ("br", bytes, True),
@@ -282,7 +282,7 @@ def test_a_body_is_read_however_it_is_packed(
     assert [c.status for c in client.conversions("C1")] == ["lead"]
     [kept] = client.postbacks()
     assert (kept.warnings != []) == warns
-    # What is stored can be read.
+    # The stored body is unpacked.
     assert read_body(client)[0] in {None, body}
 
 
@@ -299,7 +299,7 @@ def test_what_a_form_says_stands_in_the_query_alone(client: Client) -> None:
     post(client, b"subid=C1&status=lead", "text/plain")
     assert read_body(client) == (None, None)
 
-    # The query wins, and what it wins over is not lost.
+    # The query counts, and the body's value is not lost.
     post(client, b"subid=C2&status=lead", FORM, query="subid=C1")
     assert client.postbacks()[-1].query == "subid=C1&status=lead"
     assert read_body(client) == (b"subid=C2&status=lead", FORM)

@@ -1,4 +1,4 @@
-"""Config files as editors, word processors and chats leave them, and other people's keys in them.
+"""Config files of editors, word processors and chats, and with keys of other programs.
 
 Each row is one of a kind; the files go through the real command.
 """
@@ -78,7 +78,7 @@ def test_a_file_of_another_program_is_called_what_it_is(
 
 
 REFUSED = [
-    # Where PHP refuses the line for what it is not.
+    # Where PHP refuses the line for another reason.
     (f"postback_key = “{KEY}!”", "It holds “ (U+201C), ” (U+201D), typographic quotes"),
     (f"postback_key = “{KEY}(x)”", "typographic quotes"),
     (f"postback_key ＝ \"{KEY}\"", "＝ (U+FF1D), full-width characters"),
@@ -114,7 +114,7 @@ MARKED = [
     (f'postback_key = "“{KEY}”"', "has typographic quotes (“ ”)"),
     (f"postback_key = ”{KEY}”", "has typographic quotes (”)"),
     (f"postback_key = `{KEY}`", "has typographic quotes (`)"),
-    # In the value, where nobody sees it.
+    # Invisible, in the value.
     (f'postback_key = "{KEY}\u200b"', "holds U+200B, which nobody sees"),
     (f"postback_key = {KEY}\u00a0", "holds U+00A0, which nobody sees"),
 ]
@@ -215,7 +215,7 @@ def test_a_key_that_a_url_carries_draws_no_such_warning(
     assert "breaks" not in run(tmp_path, capsys, text.encode(), "check").out
 
 
-# What config files of the original and of its neighbours hold.
+# Keys in config files of the original and of similar programs.
 PASSED = [
     "lang = en",  # D71
     "language = ru",

@@ -1,4 +1,4 @@
-"""Bytes that are no UTF-8: read in a fallback encoding, or kept as they came, shown as U+FFFD."""
+"""Bytes that are no UTF-8: read in a fallback encoding, or stored unchanged, shown as U+FFFD."""
 
 import json
 import sqlite3
@@ -147,7 +147,7 @@ def test_a_nul_within_a_value_is_no_end_of_it(client: Client, name: str) -> None
     assert json.loads(sub_ids)["sub_id_2"] == "a\ufffdb"
 
 
-# --- What holds for all bytes ---------------------------------------------------------------
+# --- Properties of all bytes ----------------------------------------------------------------
 
 
 @given(st.binary(max_size=12))

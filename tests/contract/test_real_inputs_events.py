@@ -8,7 +8,7 @@ import pytest
 from conftest import Client, ReceiverWith
 from public_cases import add_up, call, held, set_up
 
-# The click, what is sent of it, the verdicts, what stands in the end (tid, status, amount).
+# The click, its postbacks, the verdicts, the conversions in the end (tid, status, amount).
 EVENTS = [
     pytest.param(
         "C1",
@@ -154,7 +154,7 @@ FREE_THEN_PAID = [
 ]
 A_SUBSCRIPTION = ["status=sale&payout=30&tid=R1", "status=rebill&payout=10&tid=R1-B002"]
 
-# Clicks for whose rebills nobody has said anything: what is sent, and the revenue.
+# Clicks whose rebills were never set: the postbacks, and the revenue.
 UNSET = [
     pytest.param("CN", FREE_THEN_PAID, "2.5", id="D21"),
     pytest.param("CN", A_SUBSCRIPTION, "40", id="D22"),

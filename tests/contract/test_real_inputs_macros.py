@@ -1,4 +1,4 @@
-"""Placeholders that nothing replaced, in every style that is known; and click ids that are none."""
+"""Unreplaced macros in every known style; and click ids that only look like one."""
 
 import json
 import re
@@ -14,13 +14,13 @@ from tree import ROOT
 
 from postbackd.intake.macros import is_macro
 
-# What is known of the networks' postbacks, from their public documents.
+# Facts about the networks' postbacks, from their public documents.
 NETWORKS = json.loads((ROOT / "tests" / "networks.json").read_text("utf-8"))["networks"]
 _WRITTEN = re.compile(r"[\[{#$][^\s,;)]*[\]}#]")
 
 
 def list_texts(facts: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Give every text of the networks' facts, with the name that it stands under."""
+    """List every text of the networks' facts, with its name."""
     if isinstance(facts, str):
         yield name, facts
     for key, fact in facts.items() if isinstance(facts, dict) else ():
@@ -36,7 +36,7 @@ def test_every_macro_of_the_networks_is_one() -> None:
 
     assert len({macro for _, macro in written}) > 150
     assert [macro for _, macro in sorted(written) if not is_macro(macro)] == []
-    # None was overlooked by the pattern that looks for them.
+    # The pattern that searches them has missed none.
     texts = [text for name, text in list_texts(NETWORKS) if name.endswith("_macro")]
     assert [text for text in texts if not is_macro(text)] == []
 
@@ -169,7 +169,7 @@ def test_what_begins_as_an_id_is_none_but_for_a_few_words(text: str) -> None:
     "start", ["{", "{{{", "{ ", "[", "[%", "#", "%", "%7B", "$", "(", ":", "_", "<%"]
 )
 def test_a_hostile_value_is_judged_without_long_search(start: str) -> None:
-    # Whatever it says, it says so at once: a search of exponential time would never end.
+    # Either result must come at once: a search of exponential time would never end.
     assert not is_macro(f"{start * 20}{'a ' * 200}")
     assert not is_macro(start * 400)
 

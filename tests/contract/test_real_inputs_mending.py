@@ -1,7 +1,7 @@
-"""What was misread and booked is mended: by the network's next word, or by an operator who forces.
+"""Misread conversions are corrected: by the network's next postback, or by an operator's --force.
 
-D23 … are ids of the list of public cases: a conversion that is approved again, a word of hold that
-stood among the words of sale, an amount that came as a macro.
+D23 … are ids of the list of public cases: a conversion that is approved again, a word for hold that
+was in the list of sales, an amount that came as a macro.
 """
 
 import re
@@ -24,7 +24,7 @@ def tracker(receiver_with: ReceiverWith) -> Client:
 
 
 def changes(client: Client, subid: str) -> list[tuple[str, str]]:
-    """Give each change of a click's conversions, and the status since."""
+    """List each change of a click's conversions, and the status after it."""
     return [(row["change"], row["status"]) for row in client.history(subid)]
 
 
@@ -32,7 +32,7 @@ def log_ids(client: Client, verdict: str) -> list[str]:
     return [str(row.id) for row in client.postbacks() if row.verdict == verdict]
 
 
-# Filled in by the network itself: what came first, what comes then, what stands.
+# Filled in by the network itself: the first postback, the second, the conversion.
 FILLED = [
     pytest.param("payout=%7Bpayout%7D", "payout=15", ("15", "USD", "15", None), id="D25"),
     pytest.param("", "payout=15", ("15", "USD", "15", None), id="no amount at all"),
@@ -177,7 +177,7 @@ def take_in(
     return call(tracker, capsys, "import", str(path), *words)
 
 
-# What came, the line that mends it by force, what stands then.
+# The postbacks, the line that corrects them by force, the conversion after it.
 FORCED = [
     pytest.param([APPROVED, REJECTED], "C1,20,X,sale", ("sale", "20"), "sale", id="un-rejected"),
     pytest.param([APPROVED], "C1,20,X,lead", ("lead", "20"), "lead", id="sale to lead"),
@@ -287,7 +287,7 @@ def test_force_applies_nothing_that_waits_for_its_click_by_force(
     for query in ("status=sale&payout=5&tid=T", "status=lead&payout=9&tid=T"):
         parking.send(f"subid=late&{query}")
     parking.receiver.close()
-    # The command goes by the real clock, and what waits came long before it.
+    # The command uses the real clock, and the waiting postbacks came long before it.
     settings = {"unknown_subid": "accept", "park_days": "36500"}
     tracker = receiver_with(directory=parking.directory, **settings)
 
@@ -316,7 +316,7 @@ def test_a_bulk_replay_by_force_undoes_nothing_that_is_booked(
 
     ran = call(tracker, capsys, "replay", "--since", "2026-03-01", "--force", "--json")
 
-    # The last one was refused, and is what the operator forces: no more than that.
+    # The last postback was refused, and only that one is forced.
     assert [row["what"] for row in ran.objects] == ["left", "left", "left", "changed"]
     assert held(tracker, "C1") == [("X", "lead", "3")]
 
@@ -348,7 +348,7 @@ def test_what_a_later_sale_undid_is_no_contradiction(
     assert [row["level"] for row in shown if row["check"] == "agreement"] == ["ok"]
 
 
-def test_a_move_that_nobody_forced_is_a_contradiction_still(
+def test_a_move_that_was_not_forced_is_a_contradiction_still(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.send(f"subid=C1&{APPROVED}")

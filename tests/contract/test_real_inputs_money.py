@@ -1,4 +1,4 @@
-"""Amounts and currencies as senders write them: read where they have one meaning, else said."""
+"""Amounts and currencies of senders: read where they have one meaning, else with a warning."""
 
 import json
 from decimal import Decimal
@@ -34,7 +34,7 @@ def tracker(client: Client) -> Client:
     return client
 
 
-# What was sent, and what stands: the amount, its currency, its worth in dollars.
+# The parameters, and the conversion: the amount, its currency, its worth in dollars.
 READ = [
     # D59 and others of its kind.
     ("payout=$12.50", "12.5", "USD", "12.5"),
@@ -61,7 +61,7 @@ READ = [
     ("payout=0.00005&payout_unit=cents", "0", "USD", "0"),
     ("payout=12345678.9&payout_unit=cents", "123456.789", "USD", "123456.789"),
     ("payout=345&payout_unit=", "345", "USD", "345"),
-    # No currency stands in for an unreplaced one, but a sign does.
+    # A macro as currency is not replaced by the default, but by a sign.
     ("payout=€5&currency={currency}", "5", "EUR", "6.25"),
     # D29
     ("payout=500&currency=rur", "500", "RUB", "5"),
@@ -82,7 +82,7 @@ def test_a_sign_or_code_beside_an_amount_is_its_currency(
     assert [text for text in tracker.postbacks()[0].warnings if "macro" not in text] == []
 
 
-# The currency is unknown: the amount is on record, and nothing waits for a rate.
+# The currency is unknown: the amount is stored, and nothing waits for a rate.
 UNKNOWN = [
     *("currency=null", "currency=643", "currency=840", "currency=LEAD", "currency=ZZZ"),
     *("currency=XXX", "currency=%24", "currency=USDT", "currency=undefined", "currency=EURO"),
@@ -179,7 +179,7 @@ def test_thousands_and_guesses_are_never_read(tracker: Client, text: str) -> Non
     [
         *(("12,50", "12.5"), ("€12,5", "12.5"), ("12,50 EUR", "12.5"), ("-3,25", "-3.25")),
         *(("12.50", "12.5"), ("1.5", "1.5"), ("1.2345", "1.2345"), ("$12.50", "12.5")),
-        # D38: thousands or a decimal point, nobody knows.
+        # D38: thousands or a decimal point is not known.
         *(
             ("1.500", None),
             ("1500.000", None),
@@ -210,7 +210,7 @@ def test_the_sign_that_html_makes_of_a_name_is_said(tracker: Client, raw: str) -
     assert "is what HTML makes of '&currency'" in warning
 
 
-def test_a_payout_in_a_unit_that_nobody_knows_counts_as_not_sent(tracker: Client) -> None:
+def test_a_payout_in_an_unknown_unit_counts_as_not_sent(tracker: Client) -> None:
     tracker.send("subid=C1&payout=345&cost=2&payout_unit=dimes")
 
     assert [(c.amount, c.cost) for c in tracker.conversions("C1")] == [(None, "2")]

@@ -1,4 +1,4 @@
-"""Right values under names that are not ours: read, or said in the log and in the answer.
+"""Right values under other names: read, or with a warning in the postback log and the answer.
 
 Each row is one of a kind, from public documents of networks and trackers and from threads.
 """
@@ -45,12 +45,12 @@ HELD = [
     ("subid=C1&status=lead&Status=sale", "lead", None),
     ("subid=C1&Status=sale&status=lead", "lead", None),
     ("subid=C1&status=lead&payout=5&Revenue=7", "lead", "5"),
-    # D66: an empty repeat takes nothing away.
+    # D66: an empty repeat changes nothing.
     ("subid=C1&status=lead&payout=5&payout=", "lead", "5"),
     ("subid=C1&status=lead&payout=5&payout=%20", "lead", "5"),
     ("subid=C1&status=lead&payout=5&amp;payout=", "lead", "5"),
     ("subid=C1&status=lead&status=&payout=4&payout=5&payout=", "lead", "5"),
-    # The last of equal names, however it came to its name.
+    # The last of equal names, in any spelling.
     ("subid=C1&status=lead&payout=4&amp;payout=5", "lead", "5"),
 ]
 
@@ -86,7 +86,7 @@ def test_a_click_id_in_another_case_goes_before_a_cookies(client: Client) -> Non
     assert client.postbacks()[0].query == "SubId=C1"
 
 
-# What came, a sign of the log's warning, and what the answer says.
+# The parameters, a part of the warning in the postback log, and the answer's reason.
 NEAR = [
     # D08, D09
     ("subid=C1&state=rejected&payout=10", "'state' came ('rejected')", "state came, status did"),
@@ -104,7 +104,7 @@ NEAR = [
     ("subid=C1&status=sale&Sum=5", "it is sent as payout=", "sum came, payout did not"),
     ("subid=C1&status=sale&payout=5&cur=EUR", "it is sent as currency=", "cur came, currency"),
     ("cid=C1&status=sale", "it is sent as subid=", "cid came, subid did not"),
-    # Any name whose value is a word for what came of a conversion.
+    # Any name whose value is a word for a status.
     ("subid=C1&x=rejected", "'x' holds 'rejected', a status word", "unknown here holds a status"),
     ("subid=C1&result=+Approved", "'result' holds", "unknown here holds a status word"),
     ("subid=C1&kind=dep&sale_status=dep", "'kind' holds 'dep'", "unknown here holds a status"),
@@ -139,7 +139,7 @@ def test_a_pixel_says_it_too(client: Client, path: str) -> None:
         "subid=C1&amount=&state=&x=",
         "subid=C1&x=1&sale_status=1",
         "subid=C1&goal=7&offer=Big&ip=1.2.3.4&sub_id_1=sale",
-        # Q06: what is sent for other interfaces.
+        # Q06: parameters for other interfaces.
         "subid=C1&status=sale&em=a%40example.com&fn=John&ph=%2B71234567890",
     ],
 )

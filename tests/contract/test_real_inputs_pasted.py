@@ -1,4 +1,4 @@
-"""What people paste into `postback explain`: commands, tags, links of chats, lines of logs, bodies.
+"""Text pasted into `postback explain`: commands, tags, links of chats, lines of logs, bodies.
 
 Each row is one of a kind, from manuals of the programs that write it, support threads and
 documentation of networks; hosts, keys and ids are made up. Whatever is around it, the postback is
@@ -130,7 +130,7 @@ SENTENCES = [
     f"[Full request URI: {URL}]",
     f"{URL} <{URL}>",
     f"HTTPS://T.EXAMPLE.COM:8443{PATH}?{QUERY}",
-    # Set apart, escaped in a program's source, made harmless.
+    # With blanks, escaped in a program's source, written harmless.
     f"{PLACE}?subid=C1 &status=sale & payout=5",
     f"{PLACE} ? subid=C1& status=sale& payout=5",
     URL.replace("/", "\\/"),
@@ -223,7 +223,7 @@ KINDS = {
 
 
 def tell(client: Client, capsys: pytest.CaptureFixture[str], pasted: str) -> dict[str, Any]:
-    """Give the one object that `explain --json` shows."""
+    """Return the one object that `explain --json` prints."""
     status = cli.main(
         ["explain", pasted, "--json", "--config", str(client.directory / "config.ini.php")]
     )
@@ -235,7 +235,7 @@ def tell(client: Client, capsys: pytest.CaptureFixture[str], pasted: str) -> dic
 
 @pytest.fixture
 def tracker(client: Client) -> Client:
-    """A tracker that knows C1."""
+    """A tracker with the click C1."""
     client.click("C1")
     return client
 
@@ -264,9 +264,9 @@ def test_a_body_beside_the_address_is_read_as_the_receiver_reads_it(
         assert [part["name"] for part in told["parts"][:3]] == ["subid", "status", "payout"], pasted
 
 
-# What is sent with a type of its own reaches the receiver with it.
+# A body with a type reaches the receiver with that type.
 TYPED = [
-    ('{"subid":"C1","status":"sale","payout":5}', "taken for the body of a POST"),  # D73
+    ('{"subid":"C1","status":"sale","payout":5}', "read as the body of a POST"),  # D73
     (f'curl {PLACE} --json \'{{"subid":"C1","payout":5}}\'', "read as a command for curl"),
     (f"http POST {PLACE} subid=C1 payout:=5", "read as a command for HTTPie"),
     (f"curl -F subid=C1 -F payout=5 {PLACE}", "read as a command for curl"),
@@ -293,8 +293,8 @@ NOTES = [
     (f"curl -d @body.txt {PLACE}", "the body is in a file, which is not read"),
     (f"wget --post-file=body.txt {PLACE}", "the body is in a file, which is not read"),
     (f"fetch('{PLACE}?subid=' + subid)", "a part of the address comes from a variable"),
-    (f"{URL}.", "what stands behind the address is left out: '.'"),
-    (f"see {URL}", "the address is taken, and what stands around it left out"),
+    (f"{URL}.", "the text behind the address is left out: '.'"),
+    (f"see {URL}", "the address is read, and the text around it left out"),
     (f"{URL}\u200b", "1 invisible characters (such as zero-width spaces) are left out"),
     (quote(URL, safe=""), "the address was percent-encoded as a whole"),
     (quote(QUERY, safe=""), "the query was percent-encoded as a whole"),
@@ -308,7 +308,7 @@ NOTES = [
 
 
 @pytest.mark.parametrize(("pasted", "note"), NOTES)
-def test_how_it_was_found_is_told(
+def test_how_it_was_found_is_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str], pasted: str, note: str
 ) -> None:
     assert note in "\n".join(tell(tracker, capsys, pasted)["pasted"])
@@ -328,7 +328,7 @@ AS_IT_IS = [
     ("subid=https://a.example/k/postback?x", "https://a.example/k/postback?x"),
     # A browser leaves an entity without ';' in an attribute alone.
     (f'<img src="{PLACE}?subid=C1&currency=EUR">', "C1"),
-    # The body of a postback may hold an address.
+    # The body of a postback may contain an address.
     (f"curl '{PLACE}' -d 'subid=C9&url=https://a.example/x'", "C9"),
 ]
 
@@ -387,8 +387,8 @@ def test_no_key_is_shown_however_it_came(
 
 
 HINTS = [
-    ("subid=C1?payout=10&status=rejected", "a second '?' stands in subid"),  # D67
-    (f"{PLACE}?subid=C1?status=rejected", "a second '?' stands in subid"),
+    ("subid=C1?payout=10&status=rejected", "a second '?' is in subid"),  # D67
+    (f"{PLACE}?subid=C1?status=rejected", "a second '?' is in subid"),
     ("subid=C1&status=spam&rejected_status=spam;duplicate", "has ';' between its words"),  # D50
     ("subid=C1&status=fdp&deposit_status=fdp,x", "'deposit_status' is no list here"),  # D51
     ("subid=C1&status=sale&payout=5¤cy=EUR", "'¤' was '&curren'"),  # D74
@@ -398,7 +398,7 @@ HINTS = [
 
 
 @pytest.mark.parametrize(("pasted", "hint"), HINTS)
-def test_what_is_wrong_in_it_is_told(
+def test_what_is_wrong_in_it_is_reported(
     tracker: Client, capsys: pytest.CaptureFixture[str], pasted: str, hint: str
 ) -> None:
     hint = hint.replace("'¤' was '&curren'", "'¤cy' was '&currency'")
@@ -407,16 +407,16 @@ def test_what_is_wrong_in_it_is_told(
 
 
 REFUSED = [
-    ("   ", "nothing came"),
-    ("\u200b", "nothing came"),
-    (f"{URL}\n{URL.replace('C1', 'C2')}", "2 addresses came: paste one postback"),
-    (f"{URL} and {PLACE}?subid=C2", "2 addresses came: paste one postback"),
+    ("   ", "the text is empty"),
+    ("\u200b", "the text is empty"),
+    (f"{URL}\n{URL.replace('C1', 'C2')}", "has 2 addresses: paste one postback"),
+    (f"{URL} and {PLACE}?subid=C2", "has 2 addresses: paste one postback"),
     ("subid=C1\nsubid=C2", "2 lines came: paste one postback"),
     (f'"GET {PATH}?a=1 HTTP/1.1"\n"GET {PATH}?a=2 HTTP/1.1"', "2 lines came"),
     ("<?xml version='1.0'?><postback><subid>C1</subid></postback>", "this is XML or HTML"),
     ("<!doctype html><html><body>x</body></html>", "this is XML or HTML"),
-    ('{"subid": "C1"', "this begins like JSON, and is none"),
-    ("{'subid': 'C1', 'status': 'sale'}", "the quotes are no double ones"),
+    ('{"subid": "C1"', "this begins like JSON, and is not valid"),
+    ("{'subid': 'C1', 'status': 'sale'}", "the quotes are not double ones"),
     ('["C1", "C2"]', "this is a JSON array"),
     ("affiliate@network.example", "this is a mail address"),
     ("C1,5,T1,sale", "this is a line of a file: see `postback import`"),
@@ -459,7 +459,7 @@ def test_what_is_long_and_odd_is_read_or_refused_at_once(pasted: str) -> None:
     with suppress(UnclearError):
         read_pasted(pasted)
 
-    # Far from the minutes that it takes to look at all pairs of signs.
+    # Much less than the minutes for all pairs of signs.
     assert time.process_time() - began < 5
 
 
@@ -492,7 +492,7 @@ def test_on_a_terminal_the_lines_that_were_pasted_are_taken_together(tracker: Cl
 
 @pytest.mark.parametrize("end", ["\\", "&", "?", "`", "^", "& "])
 def test_a_line_that_goes_on_is_waited_for(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    # Nothing more is there at once: somebody types.
+    # No more lines are there at once: a person types.
     monkeypatch.setattr(select, "select", lambda *_: ([], [], []))
     keyboard, terminal = os.openpty()
     lines = [f"first {end}\n", "second\n", "third\n"]

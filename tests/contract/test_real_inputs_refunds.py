@@ -1,4 +1,4 @@
-"""Money that is taken back by a negative amount: chargebacks, refunds, corrections.
+"""Negative amounts that take money back: chargebacks, refunds, corrections.
 
 Shapes of public documentation: a refund under an id of its own, the sale's id with a prefix, the
 same id with the amount below zero, lines of corrections. D26 … are ids of the list of public cases.
@@ -10,7 +10,7 @@ import pytest
 from conftest import Client, ReceiverWith
 from public_cases import add_up, call, held, set_up
 
-# The click, what is sent of it, the revenue that is left, the verdict of the last.
+# The click, its postbacks, the revenue that is left, the verdict of the last.
 REFUNDS = [
     pytest.param(
         "C2",
@@ -148,7 +148,7 @@ def test_a_refund_lowers_the_revenue_once(
     answers = [client.send(f"subid={subid}&{query}") for query in sent]
     stands = client.snapshot()
 
-    # The network sends its last words again, twice.
+    # The network sends its last postback again, twice.
     again = [client.send(f"subid={subid}&{sent[-1]}").verdict for _ in range(2)]
 
     assert answers[-1].verdict == verdict, answers[-1].reason
@@ -162,7 +162,7 @@ def tracker(receiver_with: ReceiverWith) -> Client:
     return set_up(receiver_with)
 
 
-def test_a_rejection_whose_amount_takes_nothing_back_is_told(tracker: Client) -> None:
+def test_a_rejection_whose_amount_takes_nothing_back_is_reported(tracker: Client) -> None:
     tracker.send("subid=C1&payout=33.20&tid=T100")
 
     tracker.send("subid=C1&status=rejected&payout=-30&tid=T101")
@@ -172,7 +172,7 @@ def test_a_rejection_whose_amount_takes_nothing_back_is_told(tracker: Client) ->
     assert "-30 USD takes nothing back" in warning
 
 
-def test_the_same_id_below_zero_for_a_part_is_told_to_need_an_id_of_its_own(
+def test_the_same_id_below_zero_for_a_part_is_reported_to_need_an_id_of_its_own(
     tracker: Client,
 ) -> None:
     tracker.send("subid=C1&payout=12&tid=T1")
@@ -187,7 +187,7 @@ def test_the_same_id_below_zero_for_a_part_is_told_to_need_an_id_of_its_own(
 def take_in(
     tracker: Client, capsys: pytest.CaptureFixture[str], directory: Path, lines: str, *words: str
 ) -> tuple[int, list[str]]:
-    """Import lines; gives the exit status and the verdict of each."""
+    """Import lines; returns the exit status and the verdict of each."""
     path = directory / "lines.csv"
     path.write_text(lines)
     ran = call(tracker, capsys, "import", str(path), "--json", *words)

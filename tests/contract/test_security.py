@@ -1,4 +1,4 @@
-"""What docs/security.md claims and no other test holds, and that its claims name their tests."""
+"""Claims of docs/security.md that no other test checks, and that each claim names its test."""
 
 import ast
 import hmac
@@ -86,7 +86,7 @@ def test_no_spelling_of_a_key_gets_into_a_log(tmp_path: Path) -> None:
     )
     with live_server(tmp_path, "--access-logfile", "-", "--log-level", "debug") as server:
         for key in spelt:
-            # Neither the name behind it gives it away.
+            # The path behind the key does not show either that it was right.
             for name in ("postback", "p%6fstback", "p", "?"):
                 server.get(f"/{key}/{name}?subid=c1", f"Referer: http://h/{key}")
     log = server.read_log()
@@ -113,7 +113,7 @@ def test_nearly_all_of_a_key_in_a_logged_line_holds_up_nobody(
     log = server.read_log()
 
     assert answer.startswith(b"HTTP/1.1 200 ")
-    # Nearly the key is no key, and the line says what came.
+    # A text that is nearly the key is shown.
     assert f'"GET /***/postback?subid=c1&from={guess}&ref={guess}0 HTTP/1.1" 200' in log
     assert '"GET /***/postback?subid=c2 HTTP/1.1" 404' in log
     assert key not in unquote(log)
@@ -124,7 +124,7 @@ def test_nearly_all_of_a_key_in_a_logged_line_holds_up_nobody(
 
 def test_nothing_is_readable_for_other_users_whatever_the_umask(tmp_path: Path) -> None:
     command = 'umask 0; exec "$@"'
-    # A wrong option: gunicorn goes at once, and the files are there.
+    # A wrong option: gunicorn exits at once, and the files are there.
     serve = build_command("serve", "--no-such-option")
     subprocess.run(
         ["/bin/sh", "-c", command, "sh", *serve],
@@ -143,7 +143,7 @@ def test_nothing_is_readable_for_other_users_whatever_the_umask(tmp_path: Path) 
     assert set(modes.values()) == {0o600}
 
 
-# What senders write, shown to people.
+# Senders' text, shown to people.
 
 HOSTILE = (
     "\x1b]0;owned\x07\x1b[2J\x9b31m\u202etxt\x00\r\n\x7f=cmd|' /C calc'!A0[bold]"
@@ -174,7 +174,7 @@ SHOWING = (
 
 @pytest.fixture
 def hostile(client: Client) -> Client:
-    """A tracker whose every text is what a hostile sender would write."""
+    """A tracker with a hostile sender's text in every column."""
     evil = quote(HOSTILE)
     client.get(f"/{CLICK_KEY}/click?subid={evil}&offer={evil}&campaign={evil}&sub_id_1={evil}")
     sale = f"subid={evil}&status=sale&payout=1&currency=EUR&from={evil}&tid={evil}&sub_id_2={evil}"
@@ -190,7 +190,7 @@ def test_no_command_lets_a_sender_move_the_cursor(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # As on a terminal of that width.
+    # On a terminal of that width.
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.chdir(hostile.directory)
@@ -219,7 +219,7 @@ def test_a_click_id_cannot_be_sql(client: Client, capsys: pytest.CaptureFixture[
         assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-# Denial of service by who has a key.
+# Denial of service by a sender with a key.
 
 FULL = 65_000
 DEAR_BODIES: dict[str, Callable[[], str]] = {
@@ -253,7 +253,7 @@ def test_the_dearest_body_is_read_in_bounded_time(client: Client, body: str) -> 
 
     answer = client.post("subid=c1", text)
 
-    # Some 20 ms for the dearest; anything that grows with the square would take minutes.
+    # Some 20 ms for the slowest; a cost that grows with the square would take minutes.
     assert time.process_time() - began < 1
     assert answer.status == 200
 
@@ -273,7 +273,7 @@ def test_a_long_chain_of_trusted_proxies_is_read_in_bounded_time(client: Client)
 
 
 def test_importing_no_module_needs_an_evaluator() -> None:
-    """No value that was sent is ever run: nothing of ours evaluates, unpickles or calls a shell."""
+    """No sent value is ever run: no module of ours evaluates, unpickles or calls a shell."""
     modules = read_distribution().modules
     banned = re.compile(r"\b(eval|exec|pickle|marshal|shelve|os\.system|shell=True)\b")
     found = {name: banned.findall(path.read_text()) for name, path in modules.items()}

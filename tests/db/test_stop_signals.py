@@ -201,7 +201,7 @@ def test_check_tells_of_a_stopped_process_that_holds_the_lock(client: Client) ->
     [lock] = [found for found in ran.objects if found["check"] == "lock"]
     assert ran.status == 1
     assert lock["level"] == "problem"
-    assert f"nothing is taken: process {process.pid} (" in lock["message"]
+    assert f"nothing can be written: process {process.pid} (" in lock["message"]
     assert not [
         found
         for found in call_process(client.directory, "check", "--json").objects

@@ -80,7 +80,7 @@ def test_a_rate_that_looks_like_a_slip_is_refused_without_force(
     assert ran.status == (0 if said is None else 1)
     if said is not None:
         assert f"1 EUR = {rate} USD {said}" in ran.err
-        assert "say --force where it is right" in ran.err
+        assert "add --force if it is right" in ran.err
         assert rate_in_force(tracker, capsys, "EUR") == before
         assert call(tracker, capsys, "rates", "set", "EUR", rate, "--force").status == 0
     assert rate_in_force(tracker, capsys, "EUR") == rate
@@ -208,7 +208,7 @@ def find_messages(
 BY_HAND = [
     ("1.09", 1, 0, None),
     ("1.09", 7, 0, None),
-    ("1.09", 8, 0, "set by hand 8 days ago, still goes before 1.0876"),
+    ("1.09", 8, 0, "set by hand 8 days ago, still takes precedence over 1.0876"),
     ("1.09", 400, None, None),
     ("1.09", 10, 12, None),
     ("10.9", 0, 0, "is more than 1.5 times off 1.0876"),

@@ -1,4 +1,4 @@
-"""Group commit: what is acknowledged is on disk, and one postback's trouble is its own."""
+"""Group commit: an acknowledged postback is on disk, and one's failure does not fail the others."""
 
 import sqlite3
 import threading

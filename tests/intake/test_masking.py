@@ -12,7 +12,7 @@ from spellings import SPELLINGS, escape_every_letter
 from postbackd import masking
 from postbackd.masking import HIDDEN, KeyMask
 
-# One of our making, and one as people think of them.
+# A generated key, and one as people invent them.
 RANDOM_KEY = b"0123456789abcdef0123456789abcdef"
 CHOSEN_KEY = "s3cret/key-of the+tésts".encode()
 KEYS = (RANDOM_KEY, CHOSEN_KEY)
@@ -63,7 +63,7 @@ SOME_KEYS = [
         ("x=1&s3cret-key=old/key+1&y=2", "x=1&***=***&y=2"),
         ("s3cret-key%2Cs3cret-key", "***%2C***"),
         ("s3cret-key-s3cret-key", "***-***"),
-        # Overlapping, or one within the other: nothing of either stays.
+        # Overlapping keys, or one within the other: both are hidden as a whole.
         ("one-two-three-four", "***"),
         ("one-two-six-three.", "***."),
         ("x=plainkey&y=plainkeys&z=anotherplainkey", "x=***&y=plainkeys&z=***"),
@@ -92,7 +92,7 @@ def test_a_key_is_hidden_where_it_stands_by_itself(text: str, hidden: str) -> No
         ("GET /s3cret-keypostback?x=1", "GET /***postback?x=1"),
         ("GET /postbacks3cret-key?x=1", "GET /postback***?x=1"),
         ("GET /%73%33cret-keyclick", "GET /***click"),
-        # Keys that were rotated away: nobody knows them, their place is known.
+        # Keys that were rotated away: they are unknown, but their place in a path is known.
         ("GET /rotated-away/postback?x=1", "GET /***/postback?x=1"),
         ("ref=http%3A%2F%2Fh%2Frotated-away%2Fclick", "ref=http%3A%2F%2Fh%2F***%2Fclick"),
         ("ref=http%253A%252F%252Fh%252Frotated%252Fpostback.gif", None),
@@ -157,7 +157,7 @@ def test_a_text_without_a_key_is_not_touched(text: str) -> None:
 @given(texts, texts)
 def test_money_beside_a_key_is_not_touched(before: str, behind: str) -> None:
     key = RANDOM_KEY.decode()
-    # What an escape before the key would make of its first letters is another text.
+    # An escape before the key would change its first letters.
     assume(not before.endswith(("%", "%2", "%25", "\\", "\\x")) and "\\u" not in before[-6:])
 
     hidden = KeyMask([RANDOM_KEY]).hide(f"{before}&x={key}&payout=12.50{behind}")
@@ -171,19 +171,19 @@ def test_a_mask_holds_no_key() -> None:
     assert not any(key.decode() in held for key in KEYS)
 
 
-# What it takes: counted, since a machine may be slow for reasons of its own.
+# The cost is counted, because a machine may be slow for other reasons.
 
 
 class Counter:
-    """Counts how many stretches are hashed, and how many letters of them."""
+    """Counts the hashed stretches of text, and their letters."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Take the place of `hash` in the module."""
+        """Replace `hash` in the module."""
         self.stretches = self.letters = 0
         monkeypatch.setattr(masking, "hash", self._hash, raising=False)
 
     def count(self, hide: Callable[[str], str], text: str) -> tuple[int, int]:
-        """Give both for one text, which has no key."""
+        """Return both counts for one text without a key."""
         self.stretches = self.letters = 0
         assert hide(text) == text
         return self.stretches, self.letters
@@ -227,7 +227,7 @@ def test_twice_the_text_costs_twice_at_most(counter: Counter, part: str) -> None
     for hide in (mask.hide, mask.hide_in_message):
         short, long = (counter.count(hide, part * length)[1] for length in (2000, 4000))
 
-        # Near the ends of a text fewer stretches have room.
+        # Near the ends of a text there are fewer stretches.
         assert long <= 2 * short + 2 * len(CHOSEN_KEY) ** 2
         assert long <= 20 * len(CHOSEN_KEY) * 4000
 

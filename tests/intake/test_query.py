@@ -45,7 +45,7 @@ MEASURED = [
     ("a==1", {"a": "=1"}),
     ("a=1&a=2", {"a": "2"}),
     ("a=1;b=2", {"a": "1;b=2"}),
-    # Ours, not PHP's: what HTML made of '&', and an empty repeat.
+    # Unlike PHP: HTML's '&amp;', and an empty repeat.
     ("amp;a=1&AMP%3Bamp;b=2&xamp;c=3", {"a": "1", "b": "2", "xamp;c": "3"}),
     ("a=1&a=&b=&b=%20", {"a": "1", "b": ""}),
     ("a=%zz&b=%4", {"a": "%zz", "b": "%4"}),
@@ -195,7 +195,7 @@ def test_a_body_that_names_too_much_is_kept_whole() -> None:
     body = write_many(1500)
 
     assert store_query("", body) == body
-    # The first 999 that the query does not name may be read; what follows is not looked at.
+    # The first 999 that the query does not name are read; the rest is not.
     assert store_query("x5=z", body) == f"x5=z&{write_many(5)}&{write_many(1494, 6)}"
     assert store_query("x1200=z", body) == f"x1200=z&{body}"
 
@@ -274,7 +274,7 @@ def test_escapes_are_read_as_the_standard_library_reads_them(raw: str) -> None:
         ("x=1", {}, {"from": "a&b Ж"}, "x=1&from=a%26b%20%D0%96"),
         ("aff=c1&x=1", {"aff": "subid"}, {}, "subid=c1&x=1"),
         ("subid=junk&aff=c%201", {"aff": "subid"}, {}, "subid=c%201"),
-        # What came under the new name stays where nothing came under the old one.
+        # The new name's value stays where no old name came.
         ("subid=c1&x=1", {"aff": "subid"}, {}, "subid=c1&x=1"),
         ("subid=c1&aff=", {"aff": "subid"}, {}, "subid=c1&aff="),
         ("a.b=c1", {"a_b": "subid"}, {}, "subid=c1"),
@@ -282,7 +282,7 @@ def test_escapes_are_read_as_the_standard_library_reads_them(raw: str) -> None:
         ("aff=c1&x=1", {"aff": "subid"}, {"subid": "c2"}, "x=1&subid=c2"),
     ],
 )
-def test_a_stored_query_is_mended_where_it_is_wrong_and_nowhere_else(
+def test_a_stored_query_is_corrected_where_it_is_wrong_and_nowhere_else(
     query: str, renames: dict[str, str], values: dict[str, str], mended: str
 ) -> None:
     assert rewrite_query(query, renames, values) == mended

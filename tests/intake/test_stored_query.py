@@ -1,4 +1,4 @@
-"""What is parked is read again from what was kept, and comes to what it was; nothing stops it."""
+"""A parked postback is parsed again from its stored query, with the same values."""
 
 import logging
 import sqlite3
@@ -68,7 +68,7 @@ def test_a_lead_by_the_pixels_key_is_no_sale_when_its_click_comes(client: Client
 
 
 def park_under_another_name(client: Client, subid: str) -> None:
-    """Keep a row as an older program may have: parked for a click that its query does not name."""
+    """Store a row as an older program may have: parked for a click that its query does not name."""
     client.send(f"subid={subid}&status=lead")
     with closing(sqlite3.connect(client.database)) as db, db:
         (trigger,) = db.execute(

@@ -1,4 +1,4 @@
-"""The status engine by itself: every row of the rules, and what holds for any stream at all."""
+"""The rules by themselves: every row, and the properties of any stream of postbacks."""
 
 import itertools
 from decimal import Decimal
@@ -116,8 +116,8 @@ def test_what_is_decided_before_any_click_is_asked_for(
     assert decision.change is None
 
 
-# What stands on the click, what comes, whether rebills are allowed -> verdict, and the status and
-# tid that a conversion is left with (None: nothing changes). The contract's table, row by row.
+# The click's conversions, the postback, whether rebills are allowed -> verdict, and the new status
+# and tid of a conversion (None: nothing changes). The contract's table, row by row.
 ROWS = [
     ([], ("lead", ""), False, "recorded", (LEAD, "")),
     ([], ("sale", "t1"), False, "recorded", (SALE, "t1")),
@@ -211,7 +211,7 @@ def test_a_refusal_names_the_condition_that_failed(
     assert names in decision.reason.detail
 
 
-# What a further sale or rebill with a tid comes to, by what was said of rebills.
+# The verdict of a further sale or rebill with a tid, by the settings for rebills.
 @pytest.mark.parametrize(
     ("offer", "of_offer", "by_default", "verdict"),
     [
@@ -247,8 +247,8 @@ def a_click_worth(*sums: tuple[Status, str, str, str]) -> Click:
 
 SALE_OF_TEN, REBILL_OF_FIVE = (SALE, "t1", "10", "USD"), (REBILL, "t2", "5", "USD")
 
-# What stands, what comes (word, tid, amount, currency) -> verdict, rule, the status and tid of what
-# changes or is new.
+# The conversions, the postback (word, tid, amount, currency) -> verdict, rule, status and tid of
+# the changed or new conversion.
 REFUNDS = [
     ([SALE_OF_TEN], ("sale", "t1", "-10", "USD"), "updated", Rule.REFUND, (REJECTED, "t1")),
     ([SALE_OF_TEN], ("sale", "", "-10", "USD"), "updated", Rule.REFUND, (REJECTED, "t1")),
@@ -270,7 +270,7 @@ REFUNDS = [
         Rule.REFUND,
         (REJECTED, "t1"),
     ),
-    # A tid of its own says which one, even where two are worth the same.
+    # The conversion's tid decides, even where two are worth the same.
     (
         [SALE_OF_TEN, (REBILL, "t2", "10", "USD")],
         ("sale", "t2", "-10", "USD"),
@@ -315,7 +315,7 @@ REFUNDS = [
         None,
     ),
     ([SALE_OF_TEN], ("sale", "t1", "-4", "USD"), "repeated", Rule.REPEATED, None),
-    # Whose tid stands is not another one's refund.
+    # A refund with the tid of one conversion is not another one's refund.
     (
         [SALE_OF_TEN, REBILL_OF_FIVE],
         ("sale", "t1", "-5", "USD"),
@@ -324,7 +324,7 @@ REFUNDS = [
         None,
     ),
     ([SALE_OF_TEN, REBILL_OF_FIVE], ("sale", "", "-4", "USD"), "refused", Rule.ANYTHING_ELSE, None),
-    # What rejects a part rejects the whole, by its tid.
+    # A partial refund with the conversion's tid rejects all of it.
     ([SALE_OF_TEN], ("rejected", "t1", "-4", "USD"), "updated", Rule.TAKEN_BACK, (REJECTED, "t1")),
 ]
 
@@ -346,7 +346,7 @@ def test_a_negative_amount_takes_back_the_one_it_equals_and_else_corrects(
     assert (decision.verdict, decision.rule) == (verdict, rule)
     assert (decision.change and (decision.change.status, decision.change.tid)) == left_with
     assert decision.change is None or decision.change.takes_amount is (verdict == "recorded")
-    # Negative amounts that lower no revenue are told.
+    # Negative amounts that lower no revenue add a warning.
     is_idle = word == "rejected" and rule is not Rule.REFUND
     assert bool(decision.warnings) is is_idle
 
@@ -403,7 +403,7 @@ def test_what_was_refused_beside_a_sale_stays_refused_once_that_is_rejected() ->
     assert "refused before" in again.reason.summary
 
 
-# The conversion as it was before its rejection, what else stands -> what the sale makes it again.
+# The conversion before its rejection, the other conversions -> its status after the late sale.
 @pytest.mark.parametrize(
     ("previous", "others", "word", "status"),
     [
@@ -507,11 +507,11 @@ def test_a_repeat_with_another_amount_says_so_and_counts_only_where_the_config_s
 
 
 def a_gap(status: Status = SALE, **known: Any) -> Click:
-    """A click with one conversion t1, of which only what is given is known."""
+    """A click with one conversion t1, with only the given values known."""
     return a_click()._replace(conversions=(Conversion(1, "t1", status, **known),))
 
 
-# What is known, what comes -> what is filled in (amount, cost, sub ids), or None: nothing is.
+# The known values, the postback -> the filled in values (amount, cost, sub ids), or None.
 FILLS = [
     ({}, {"amount": TEN}, (True, False, {})),
     ({}, {"amount": Decimal(0)}, (True, False, {})),
@@ -525,7 +525,7 @@ FILLS = [
         {"sub_ids": {"sub_id_1": "b", "sub_id_2": "c", "sub_id_3": "d"}},
         (False, False, {"sub_id_2": "c", "sub_id_3": "d"}),
     ),
-    # Beside a known amount that differs, and is left alone.
+    # Beside a known amount that differs, and stays.
     (
         {"amount": TEN, "currency": "USD"},
         {"amount": Decimal(12), "cost": TEN},
@@ -553,7 +553,7 @@ def test_a_repeat_fills_in_what_was_unknown(
     decision = judged(a_postback("sale", "t1", **said), a_gap(**known), updates_on_repeat=updates)
 
     if updates and "amount" in known and said.get("amount") == 12:
-        return  # Taken over, as `repeats = update` says.
+        return  # Stored, because of `repeats = update`.
     change = decision.change
     assert (decision.verdict is Verdict.UPDATED) is (filled is not None)
     assert (change and (change.takes_amount, change.takes_cost, change.sub_ids)) == filled
@@ -563,7 +563,7 @@ def test_a_repeat_fills_in_what_was_unknown(
         assert decision.reason.detail.startswith("already sale; filled in: ")
 
 
-def test_what_is_left_alone_beside_what_is_filled_in_is_told() -> None:
+def test_what_is_left_alone_beside_what_is_filled_in_is_reported() -> None:
     click = a_gap(amount=TEN, currency="USD")
 
     decision = judged(a_postback("sale", "t1", amount=Decimal(12), cost=TEN), click)
@@ -631,7 +631,7 @@ def test_a_move_keeps_what_stands_where_the_currency_is_unknown(
     assert all(told.startswith(said) for told, said in zip(decision.warnings, warned, strict=True))
 
 
-# What stands, what comes -> the status it is forced to, and what the log says; None: not forced.
+# The conversion, the postback -> the forced status, and the reason; None: not forced.
 FORCED = [
     (SALE, "lead", {}, LEAD, "forced: from sale to lead"),
     (REJECTED, "sale", {}, SALE, "forced: from rejected to sale"),
@@ -821,7 +821,7 @@ def test_the_past_takes_changes_away_and_brings_none(
 ) -> None:
     conversions = () if click is None else click.conversions
     if all(conversion.status is not Status.REJECTED for conversion in conversions):
-        # What was taken back is rejected: such a past is none.
+        # A conversion that was taken back is rejected: there is no other past.
         past = past._replace(took_back=False) if past else past
     decision = judge(incoming, click, policy)
 
@@ -895,19 +895,19 @@ def apply(click: Click, incoming: Incoming, change: Change | None) -> Click:
 
 
 class Log:
-    """A click, what came of each postback so far, and the past that the log knows."""
+    """A click, the results of its postbacks so far, and the past in the postback log."""
 
     def __init__(self, click: Click, policy: Policy) -> None:
         """Begin with a click and no postback."""
         self.click = click
         self.policy = policy
         self.rows: list[tuple[Incoming, Decision]] = []
-        # By conversion: how many postbacks had come when it became what it is.
+        # By conversion: the number of postbacks before its last change.
         self.became_at: dict[int, int] = {}
         self.unrejected: set[int] = set()
 
     def judge(self, incoming: Incoming) -> Decision:
-        """Decide, with the past where the decision hinges on it."""
+        """Decide, with the past where the decision depends on it."""
         decision = judge(incoming, self.click, self.policy)
         if decision.hinges_on_past:
             past = self.find_past(incoming, decision.conversion)
@@ -915,7 +915,7 @@ class Log:
         return decision
 
     def find_past(self, incoming: Incoming, this: Conversion | None) -> Past:
-        """Describe what has come before, as the storage does."""
+        """Return the past, as the storage does."""
         same = [at for at, (sent, _) in enumerate(self.rows) if sent == incoming]
         rejected = {c.id for c in self.click.conversions if c.status is REJECTED}
         asked = rejected if this is None else {this.id}
@@ -933,7 +933,7 @@ class Log:
         )
 
     def send(self, incoming: Incoming) -> Decision:
-        """Decide, make the change, and write it down."""
+        """Decide, make the change, and record it."""
         decision = self.judge(incoming)
         change = decision.change
         before = {c.id: c for c in self.click.conversions}
@@ -949,7 +949,7 @@ class Log:
 
 
 def state_of(conversion: Conversion) -> tuple[object, ...]:
-    """Return what a conversion is: rejected, or a lead or money of an amount."""
+    """Return a conversion's value: rejected, or a lead or money of an amount."""
     if conversion.status is REJECTED:
         return (REJECTED,)
     return (conversion.status is LEAD, conversion.amount, conversion.currency)
@@ -990,7 +990,7 @@ def test_sending_any_postback_again_at_any_later_point_changes_nothing(
         change = log.judge(again).change
         if change is None:
             continue
-        # The bound of the promise: what was un-rejected is rejected by the same words again.
+        # The limit of the promise: an un-rejected conversion is rejected by the same words again.
         assert unrejects
         assert change.conversion is not None
         assert change.conversion.id in log.unrejected
@@ -1012,7 +1012,7 @@ def test_a_whole_stream_sent_again_changes_nothing(
     assert log.click == before
 
 
-# What stands, what comes, whether rebills are allowed -> the row that decides.
+# The conversions, the postback, whether rebills are allowed -> the rule that decides.
 DECIDED_BY = [
     ([], ("sale", ""), False, Rule.FIRST),
     ([], ("rebill", "t1"), True, Rule.FIRST_REBILL),

@@ -9,7 +9,7 @@ from postbackd.cli.context import RefusedError, load_keyless
 from postbackd.cli.options import Subparsers, add_command, add_json
 from postbackd.db.sqlite.backup import Copy, CopyError, copy_database
 
-# What people count on in a copy.
+# The tables whose rows are counted in the message.
 TABLES = ("postbacks", "conversions", "clicks")
 
 
@@ -21,10 +21,9 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         "copy the database while the service runs",
         'postback backup "/backups/postback-$(date +%F).db"',
-        more="The copy holds all that was acknowledged before it was begun, is verified, and has"
-        " its name only when\nit is whole. It holds no key, but all that was earned: its mode is"
-        " 0600. To restore it, stop the\nservice, copy it to the path of the database, remove the"
-        " -wal and -shm files beside that, and start.",
+        more="The copy has everything that was acknowledged before the command began. It is"
+        " verified, and gets its\nname only when it is whole. It has no key, but all revenue: its"
+        " mode is 0600.\n`postback restore FILE` puts it back.",
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="the copy; must not be there yet")
     parser.add_argument("--force", action="store_true", help="replace FILE")
@@ -42,15 +41,15 @@ def run(args: argparse.Namespace) -> int:
             copy = copy_database(source, target, bar.advance, replaces=args.force)
     except CopyError as error:
         raise RefusedError(str(error)) from error
-    _tell(copy, as_json=args.json)
+    _print_copy(copy, as_json=args.json)
     return 0
 
 
-def _tell(copy: Copy, *, as_json: bool) -> None:
+def _print_copy(copy: Copy, *, as_json: bool) -> None:
     counts = {name: copy.rows.get(name, 0) for name in TABLES}
     if as_json:
         found = {"file": str(copy.path), "bytes": copy.bytes, "schema": copy.version}
         output.print_json([{**found, **counts, "last_postback_id": copy.last_postback_id}])
         return
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
-    output.print_line(f"{copy.path}: {copy.bytes / 1e6:.1f} MB, {told}; verified")
+    numbers = ", ".join(f"{count} {name}" for name, count in counts.items())
+    output.print_line(f"{copy.path}: {copy.bytes / 1e6:.1f} MB, {numbers}; verified")

@@ -23,7 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "say how a campaign's traffic is paid",
         "postback campaigns set Summer --cost-model cpc",
         more="The cost in a postback counts with cpa, revshare and unknown only.\n"
-        "A campaign that is not known yet is made.",
+        "An unknown campaign is created.",
     )
     setting.add_argument("name", metavar="NAME", type=read_name)
     setting.add_argument("--cost-model", choices=(*COST_MODELS, UNKNOWN), required=True)

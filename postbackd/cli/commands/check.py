@@ -1,4 +1,4 @@
-"""`postback check`: is everything in order, and what is to be mended."""
+"""`postback check`: whether everything is in order, and how to correct what is not."""
 
 import argparse
 import itertools
@@ -41,7 +41,7 @@ COLUMNS = (Column("level", Kind.WORD), Column("check"), Column("message", Kind.S
 # Guessing at a thousand tries a second, sixteen letters and digits outlast the sun.
 SHORTEST_KEY_BYTES = 16
 FEWEST_DIFFERENT_BYTES = 6
-# Keys that stand in examples of ours and of others.
+# Keys from our own examples and those of others.
 EXAMPLE_KEYS = frozenset(
     {
         b"your_postback_key",
@@ -61,13 +61,13 @@ WARNING_DISK_BYTES = 1_000_000_000
 
 # Source: the contract, on rates. Weekends and holidays have no rates of their own.
 OLD_RATE_DAYS = 3
-# Whoever sets a rate by hand bridges a failure of some days, or has forgotten it.
+# A rate set by hand bridges a failure of some days; an older one was probably forgotten.
 OLD_HAND_RATE_DAYS = 7
 OLD_KEY_WARNING_DAYS = 7
 
-# Long enough to order a disk.
+# The time that it takes to order a disk.
 FULL_DISK_DAYS = 30
-# Fewer say nothing of the days to come.
+# Fewer rows are not enough to estimate the growth.
 FEWEST_ROWS_TO_GROW = 1000
 
 WORDS_SHOWN = 5
@@ -79,18 +79,18 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "check",
         run,
-        "look whether everything is in order, and say what to mend",
+        "check that everything is in order, and say what to correct",
         "postback check && echo fine",
-        more="Exit status 1 where a problem is to be mended; warnings leave it 0, but for --strict."
-        " Without\n--deep it is quick enough to be run each minute: of a large database it reads"
-        " the newest rows.\nA network counts as silent when nothing came from it for ten times its"
+        more="Exit status 1 where there is a problem; warnings leave it 0, except with --strict."
+        " Without\n--deep it is quick enough to run each minute: of a large database it reads the"
+        " newest rows. A\nnetwork counts as silent when nothing came from it for ten times its"
         " usual interval, and for\nlonger than ever in four weeks.",
     )
     parser.add_argument(
         "--deep",
         action="store_true",
         help="read the whole database too: SQLite's integrity check, lost references, and whether"
-        " conversions, their history and their money agree; minutes on a large one",
+        " conversions, their history and their money agree; takes minutes on a large one",
     )
     parser.add_argument(
         "--strict", action="store_true", help="exit status 1 where there are only warnings, too"
@@ -99,7 +99,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at everything."""
+    """Check everything."""
     findings = list(find_all(args, datetime.now(UTC)))
     if args.json:
         output.print_json(finding._asdict() for finding in findings)
@@ -110,13 +110,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_all(args: argparse.Namespace, now: datetime) -> Iterator[Finding]:
-    """Look at the config, then at the database as far as it can be read."""
+    """Check the config, then the database as far as it can be read."""
     settings: Settings | None = None
     try:
         settings = load_settings(args)
     except (ConfigError, RefusedError) as error:
         yield Finding(Level.PROBLEM, "config", str(error))
-        # What was received can be looked at without a key.
+        # The database can be checked without a key.
         with suppress(ConfigError, RefusedError):
             settings = load_keyless(args)
     else:
@@ -153,7 +153,7 @@ def _check_config(settings: Settings) -> Iterator[Finding]:
     for warning in settings.warnings:
         yield Finding(Level.WARNING, "config", warning)
     if not settings.warnings:
-        yield Finding(Level.OK, "config", f"{settings.path} reads well")
+        yield Finding(Level.OK, "config", f"{settings.path} is valid")
     if not settings.public_url_is_set:
         yield Finding(
             Level.WARNING,
@@ -177,14 +177,14 @@ def _check_old_keys(questions: Questions, settings: Settings, now: datetime) -> 
         name = "an old key" if old.until is None else f"an old key ends with {old.until}"
         used_at = uses[old.key]
         if used_at is None:
-            message = f"{name}: it has not been used since such uses are noted"
+            message = f"{name}: no use of it has been recorded"
         else:
             days = (now - datetime.fromisoformat(used_at)).days
-            message = f"{name}: it was last used {_say_days(days)}, are all networks moved?"
+            message = f"{name}: last used {_describe_days(days)}; do all networks have the new one?"
         yield Finding(Level.WARNING if ends_soon else Level.OK, "key", message)
 
 
-def _say_days(days: int) -> str:
+def _describe_days(days: int) -> str:
     return "today" if days <= 0 else "yesterday" if days == 1 else f"{days} days ago"
 
 
@@ -193,7 +193,7 @@ def _check_strength(name: str, key: bytes) -> Finding:
     if len(key) < SHORTEST_KEY_BYTES:
         flaw = f"is shorter than {SHORTEST_KEY_BYTES} characters"
     elif key.lower() in EXAMPLE_KEYS:
-        flaw = "is known from an example"
+        flaw = "is a key from an example"
     elif len(set(key)) < FEWEST_DIFFERENT_BYTES:
         flaw = "repeats a few characters"
     if flaw is None:
@@ -231,15 +231,15 @@ def _check_abandoned(config_path: Path, db_path: Path) -> Iterator[Finding]:
 
 
 def _check_stopped(db_path: Path) -> Iterator[Finding]:
-    """Tell of stopped processes, by Ctrl-Z most likely, that others wait for."""
+    """Report processes that are stopped (Ctrl-Z, most likely) and that others wait for."""
     holder = find_holder(db_path)
     if holder is not None and holder.is_stopped:
-        yield Finding(Level.PROBLEM, "lock", f"nothing is taken: {describe_stopped(holder)}")
+        yield Finding(Level.PROBLEM, "lock", f"nothing can be written: {describe_stopped(holder)}")
     for user in find_stopped_users(db_path, name_beside(db_path, "-shm")):
         if user != holder:
             message = (
-                f"{user} is stopped with the database open: until it goes on (`kill -CONT"
-                f" {user.pid}`) or is ended, the -wal file may grow"
+                f"{user} is stopped with the database open: until it continues (`kill -CONT"
+                f" {user.pid}`) or ends, the -wal file may grow"
             )
             yield Finding(Level.WARNING, "lock", message)
 
@@ -250,7 +250,7 @@ def _check_database(questions: Questions, settings: Settings, *, deep: bool) -> 
         yield Finding(
             Level.PROBLEM,
             "currency",
-            f"the database keeps its amounts in {kept}, the config says {settings.currency}:"
+            f"the database has its amounts in {kept}, the config says {settings.currency}:"
             f" put {kept} back",
         )
     else:
@@ -297,12 +297,12 @@ def _check_disk(questions: Questions, db_path: Path, now: datetime) -> Finding:
         said += f" at {growth / 1e6:.1f} MB a day"
         if days < FULL_DISK_DAYS:
             level = max(level, Level.PROBLEM if days < 1 else Level.WARNING, key=list(Level).index)
-    mend = "" if level is Level.OK else ": make room before it is full, or see `postback purge`"
+    mend = "" if level is Level.OK else ": free some space in time, or see `postback purge`"
     return Finding(level, "disk", f"{said}{mend}")
 
 
 def _estimate_growth(questions: Questions, db_path: Path, now: datetime) -> float:
-    """Estimate the bytes a day, of the last week; 0 where there is too little to know."""
+    """Estimate the bytes a day from the last week; 0 where there are too few rows."""
     week = timedelta(days=7)
     size = anomalies.estimate_size(questions.db, utc_text(now - week))
     if size.recent < FEWEST_ROWS_TO_GROW or size.oldest is None:
@@ -326,7 +326,7 @@ def _check_traffic(questions: Questions, now: datetime) -> Iterator[Finding]:
     yield _judge_tally(
         "parked",
         questions.count_parked(since),
-        "waiting for their click; bring the clicks in, or see `postback log --verdict parked`",
+        "waiting for their click; import the clicks, or see `postback log --verdict parked`",
     )
     words = ", ".join(
         f"{word or '(none)'} ({count})"
@@ -349,7 +349,7 @@ def _check_refusals(questions: Questions, now: datetime) -> Iterator[Finding]:
             f" {tally.requests} ({tally.reason}), the last at {at:%Y-%m-%d %H:%M} UTC from"
             f" {tally.last_address or 'a unix socket'}"
         )
-        # Any stranger can bring these about: they are told, and are no reason for an alarm.
+        # Any stranger can cause these: they are reported, and are no reason for an alarm.
         yield Finding(Level.OK, "refused", message)
     if not tallies:
         yield Finding(Level.OK, "refused", "no request in 24 hours before it was read")
@@ -406,8 +406,8 @@ def _check_rates_by_hand(
             yield Finding(Level.WARNING, "rates", message)
         elif age > OLD_HAND_RATE_DAYS and fetched.day > rate.day:
             message = (
-                f"{said} {age} days ago, still goes before {beside}: `postback rates unset"
-                f" {currency}` where it is not meant any more"
+                f"{said} {age} days ago, still takes precedence over {beside}: run `postback rates"
+                f" unset {currency}` if it is not wanted any more"
             )
             yield Finding(Level.WARNING, "rates", message)
 
@@ -420,7 +420,7 @@ def _judge_old_rates(questions: Questions, age: int, now: datetime) -> Finding:
         message = f"the newest fetched rate is {age} days old: the sources publish no newer one"
         return Finding(Level.WARNING, "rates", message)
     message = (
-        f"the newest fetched rate is {age} days old: see the service's log, run `postback rates"
+        f"the newest fetched rate is {age} days old: see the service log, run `postback rates"
         " update`, or set rates by hand"
     )
     return Finding(Level.PROBLEM, "rates", message)
@@ -432,5 +432,5 @@ def _check_sources(questions: Questions, settings: Settings) -> Iterator[Finding
         yield Finding(Level.WARNING, "rates", sentence)
     for refusal in questions.list_refused_rates():
         told = rates_fetched.describe_refusal(refusal)
-        mend = f": `postback rates accept {refusal.currency}` takes it" if refusal.rate else ""
+        mend = f": `postback rates accept {refusal.currency}` accepts it" if refusal.rate else ""
         yield Finding(Level.WARNING, "rates", f"{told}{mend}")

@@ -1,4 +1,4 @@
-"""What `postback check` says of money that came and is not booked as it came."""
+"""The `money` lines of `postback check`: money that came and was not booked as it came."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -15,13 +15,13 @@ DAY = timedelta(days=1)
 
 
 class Sums:
-    """Amounts added up by currency, those above zero and those below it apart.
+    """Sums by currency, negative amounts apart from the others.
 
-    A correction that was refused does not make up for a sale that was.
+    A refused correction must not cancel out a refused sale.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Begin with no sums."""
         self.count = 0
         self._sums: dict[tuple[str, bool], Decimal] = {}
 
@@ -32,13 +32,13 @@ class Sums:
         self._sums[key] = self._sums.get(key, Decimal(0)) + amount
 
     def describe(self) -> str:
-        """Write them for people."""
+        """Write the sums for people."""
         sums = self._sums.items()
         return ", ".join(f"{decimal_text(amount)} {currency}" for (currency, _), amount in sums)
 
 
 def check_money(questions: Questions, terms: BookingOptions, now: datetime) -> Iterator[Finding]:
-    """Name the money of the last day that was refused, came otherwise again, or is unknown."""
+    """Report the last day's money that was refused, repeated with another amount, or unknown."""
     since = utc_text(now - DAY)
     yield from _check_refused(questions, terms, since)
     yield from _check_repeated(questions, terms, since)
@@ -73,20 +73,21 @@ def _check_repeated(questions: Questions, terms: BookingOptions, since: str) -> 
         yield Finding(
             Level.WARNING,
             "money",
-            f"{sums.count} conversions came again in 24 hours with another amount than stands"
-            f" (beside it {sums.describe()}): `postback log --verdict repeated --since 1d` tells"
-            " both; `repeats = update` below [postback] takes the later one over",
+            f"{sums.count} conversions came again in 24 hours with another amount than the stored"
+            f" one (the difference is {sums.describe()}): `postback log --verdict repeated --since"
+            " 1d` shows both; `repeats = update` below [postback] stores the later one",
         )
 
 
 def _check_unknown(questions: Questions, since: str) -> Iterator[Finding]:
     count, total = questions.count_sales_without_amount(since)
     if count:
-        # Some networks send none, and that is known; where others have one, a macro is wrong.
+        # Some networks send no amounts, which is no fault; where only some sales lack one, a macro
+        # is wrong.
         yield Finding(
             Level.OK if count == total else Level.WARNING,
             "money",
             f"{count} of {total} sales and rebills of 24 hours have no amount, or none in a known"
-            " currency: `postback log --since 1d` shows what came; a repeat that says it fills"
+            " currency: `postback log --since 1d` shows what came; a repeat with the amount fills"
             " it in",
         )

@@ -1,4 +1,4 @@
-"""What `postback check` says of the networks: their silences, and what is turned away."""
+"""The lines of `postback check` about networks: silences, and postbacks that were not booked."""
 
 import shlex
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from postbackd.reports.queries import Questions
 
 
 class Level(StrEnum):
-    """How things are: a problem is to be mended."""
+    """How serious a finding is; a problem must be corrected."""
 
     OK = "ok"
     WARNING = "warning"
@@ -19,7 +19,7 @@ class Level(StrEnum):
 
 
 class Finding(NamedTuple):
-    """What a look at one thing found, and what to do."""
+    """The result of one check, and what to do."""
 
     level: Level
     check: str
@@ -27,7 +27,7 @@ class Finding(NamedTuple):
 
 
 def span_text(span: timedelta) -> str:
-    """Say how long in the largest unit that leaves a number worth reading."""
+    """Write a duration in the largest unit that leaves a readable number."""
     for name, length in _SPANS.items():
         number = span / length
         if number >= 1.5:
@@ -39,7 +39,7 @@ _SPANS = {"day": timedelta(days=1), "hour": timedelta(hours=1), "minute": timede
 
 
 def check_networks(questions: Questions, now: datetime) -> Iterator[Finding]:
-    """Look who has fallen silent, and what is turned away more than before."""
+    """Report networks that have fallen silent, and verdicts that are more frequent than before."""
     seen = anomalies.look(questions.db, now)
     silences = list(anomalies.find_silences(seen, now))
     for silence in silences:
@@ -47,8 +47,8 @@ def check_networks(questions: Questions, now: datetime) -> Iterator[Finding]:
             Level.WARNING,
             "silence",
             f"{_name_network(silence.network)} posted every {span_text(silence.every)}, and has"
-            f" been silent for {span_text(silence.silent)}: ask the network, and look whether its"
-            " Postback URL has a key that is still good (`postback key show`)",
+            f" been silent for {span_text(silence.silent)}: ask the network, and check that its"
+            " Postback URL has a key that is still valid (`postback key show`)",
         )
     if seen and not silences:
         yield Finding(Level.OK, "silence", "every network posts as it used to")
@@ -56,7 +56,8 @@ def check_networks(questions: Questions, now: datetime) -> Iterator[Finding]:
     for growth in growths:
         yield Finding(Level.WARNING, "trend", _describe_growth(growth))
     if seen and not growths:
-        yield Finding(Level.OK, "trend", "nothing is turned away more than before")
+        message = "no more unmapped, refused, invalid or parked postbacks than before"
+        yield Finding(Level.OK, "trend", message)
 
 
 def _describe_growth(growth: anomalies.Growth) -> str:
@@ -72,16 +73,16 @@ def _describe_growth(growth: anomalies.Growth) -> str:
     )
 
 
-# By verdict: what most of them have in common, and what mends it.
+# By verdict: what most of its postbacks have in common, and how to correct it.
 _ADVICE = {
     "unmapped": "most have the status {about}: name it in the network's Postback URL, see"
     " `postback url --help`",
     "refused": "most because {about}",
-    "invalid": "most because {about}: look at the network's Postback URL",
-    "parked": "their clicks are not known: bring them in with `postback clicks import`, or look"
+    "invalid": "most because {about}: check the network's Postback URL",
+    "parked": "their clicks are not known: import them with `postback clicks import`, or check"
     " which click id the network sends",
 }
 
 
 def _name_network(network: str | None) -> str:
-    return "networks that do not sign (no from=)" if network is None else f"network {network!r}"
+    return "postbacks without from=" if network is None else f"network {network!r}"

@@ -1,4 +1,4 @@
-"""`postback clicks import`: clicks taken in from a file, with what was parked for them."""
+"""`postback clicks import`: clicks imported from a file, and the postbacks parked for them."""
 
 import argparse
 import gc
@@ -33,7 +33,7 @@ a currency is in the tracker's. Postbacks that were parked for these clicks are 
 line is reported and skipped, a time or cost that cannot be read is left out; each makes exit
 status 1."""
 
-# More would bury the summary; the number of all is told at the end.
+# More would hide the summary; their number is in it.
 COMPLAINTS_SHOWN = 20
 
 
@@ -43,7 +43,7 @@ def add_parser(family: Subparsers) -> None:
         family,
         "import",
         run,
-        "take clicks in from a file",
+        "import clicks from a file",
         "postback clicks import clicks.csv --tz Europe/Moscow",
         more=MORE,
     )
@@ -54,7 +54,7 @@ def add_parser(family: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Take the clicks of a file in."""
+    """Import the clicks of a file."""
     settings = load_keyless(args)
     with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
         amounts = AmountReader(decimal_comma=settings.decimal_comma)
@@ -67,29 +67,29 @@ def run(args: argparse.Namespace) -> int:
             for note in click_file.notes:
                 bar.print_error(note)
             complaints.name_unknown(click_file.unknown)
-            journey = _Journey(importer, complaints)
+            import_run = _Run(importer, complaints)
             try:
                 with _without_collector():
-                    journey.go(click_file, bar)
+                    import_run.go(click_file, bar)
             except KeyboardInterrupt:
-                journey.is_stopped = True
-    _tell_file(click_file)
-    status = _tell(journey, importer, complaints, as_json=args.json)
+                import_run.is_stopped = True
+    _print_skipped(click_file)
+    status = _print_totals(import_run, importer, complaints, as_json=args.json)
     return status or int(click_file.untimed + click_file.uncosted > 0)
 
 
-def _tell_file(click_file: ClickFile) -> None:
+def _print_skipped(click_file: ClickFile) -> None:
     if aside := describe_aside(click_file.aside):
         output.print_error(aside)
     if click_file.untimed:
-        output.print_error(f"{click_file.untimed} clicks came in without their time")
+        output.print_error(f"{click_file.untimed} clicks were imported without their time")
     if click_file.uncosted:
-        output.print_error(f"{click_file.uncosted} clicks came in without their cost")
+        output.print_error(f"{click_file.uncosted} clicks were imported without their cost")
 
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Let Python not look for cycles among a million clicks: there are none, and it takes long."""
+    """Turn off the garbage collector: a million clicks have no cycles, and searching takes long."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -100,33 +100,33 @@ def _without_collector() -> Iterator[None]:
 
 
 class _Complaints:
-    """What is said about lines: the first of it in full, the rest as a number."""
+    """Messages about lines: the first are printed, the rest counted."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
-        self._said = 0
+        self._printed = 0
         self.skipped = 0
-        self.unsaid = 0
+        self.unprinted = 0
 
     def name_unknown(self, titles: Sequence[str]) -> None:
         if titles:
             names = ", ".join(repr(title) for title in titles)
-            self._bar.print_error(f"columns that are ignored: {names}")
+            self._bar.print_error(f"ignored columns: {names}")
 
     def note(self, number: int, click: ClickReading) -> None:
         parts = list(click.warnings)
         if click.row is None:
             self.skipped += 1
             parts.append(f"skipped: {click.flaw}")
-        if self._said < COMPLAINTS_SHOWN:
-            self._said += 1
+        if self._printed < COMPLAINTS_SHOWN:
+            self._printed += 1
             self._bar.print_error(f"line {number}: {'; '.join(parts)}")
         else:
-            self.unsaid += 1
+            self.unprinted += 1
 
 
-class _Journey:
-    """How far an import has come."""
+class _Run:
+    """Runs an import, and counts its lines."""
 
     def __init__(self, importer: Importer, complaints: _Complaints) -> None:
         self._importer = importer
@@ -148,20 +148,22 @@ class _Journey:
         self._importer.flush()
 
 
-def _tell(journey: _Journey, importer: Importer, complaints: _Complaints, *, as_json: bool) -> int:
+def _print_totals(
+    import_run: _Run, importer: Importer, complaints: _Complaints, *, as_json: bool
+) -> int:
     new, updated, settled = importer.totals
-    skipped, unsaid = complaints.skipped, complaints.unsaid
-    if unsaid:
-        output.print_error(f"{unsaid} more lines had something of the kind")
-    if journey.is_stopped:
-        last = journey.last_line_in
-        output.print_error(f"stopped: the lines through {last} are in, and maybe some after it")
+    skipped, unprinted = complaints.skipped, complaints.unprinted
+    if unprinted:
+        output.print_error(f"{unprinted} more lines had such a message")
+    if import_run.is_stopped:
+        last = import_run.last_line_in
+        output.print_error(f"stopped: the lines up to {last} are imported, and maybe some after it")
     if as_json:
-        counts = {"lines": journey.lines, "new": new, "updated": updated}
+        counts = {"lines": import_run.lines, "new": new, "updated": updated}
         output.print_json([{**counts, "skipped": skipped, "parked_applied": settled}])
     else:
         output.print_line(
-            f"{journey.lines} lines: {new} new clicks, {updated} updated, {skipped} skipped;"
+            f"{import_run.lines} lines: {new} new clicks, {updated} updated, {skipped} skipped;"
             f" {settled} parked postbacks applied"
         )
-    return INTERRUPTED if journey.is_stopped else int(skipped > 0)
+    return INTERRUPTED if import_run.is_stopped else int(skipped > 0)

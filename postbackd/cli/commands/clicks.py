@@ -1,4 +1,4 @@
-"""`postback clicks`: clicks taken in from a file, and listed."""
+"""`postback clicks`: clicks imported from a file, and listed."""
 
 import argparse
 
@@ -41,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
         run_list,
         "show clicks, the newest last",
         "postback clicks list --since 2h",
-        more=f"The time is the click's own, else when we learnt of it; UTC.\n{FORMATS}",
+        more=f"The time is the click's own, else the time at which it was stored; UTC.\n{FORMATS}",
     )
     listing.add_argument("--subid", help="only this click")
     add_since(listing)

@@ -1,4 +1,4 @@
-"""`postback conversions`: what the clicks earned."""
+"""`postback conversions`: the conversions, with their money and history."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ from statuses import Status
 
 NOTHING = "No such conversion."
 
-# Numbers and times of ours: no spreadsheet can take them for a formula.
+# Numbers and times that we wrote: no spreadsheet can take them for a formula.
 EXACT_NAMES = frozenset(
     {"id", "amount", "payout", "rate", "rate_day", "cost", "created_at", "updated_at", "sale_at"}
 )
 
 
-# On a terminal the rest of a conversion is told in a sentence: eleven columns fit nowhere.
+# On a terminal the other values are in a sentence: eleven columns fit nowhere.
 COLUMNS = (
     Column("time", Kind.TIME),
     Column("subid"),
@@ -40,7 +40,7 @@ COLUMNS = (
 )
 DETAILS = ("offer", "campaign", "network", "cost")
 
-# In a pipe, each value in a column of its own; those of a change stand under the same titles.
+# In a pipe each value has a column of its own; those of a change have the same titles.
 NAMES = (
     "created_at",
     "subid",
@@ -65,18 +65,17 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         "show conversions, the newest last",
         "postback conversions --status sale --since 2026-01-01 --csv > sales.csv",
-        more="Amounts are what was sent, payout and cost are in the tracker's currency.\n"
-        f"{FORMATS}",
+        more=f"Amounts are as sent, payout and cost are in the tracker's currency.\n{FORMATS}",
     )
-    parser.add_argument("--subid", help="only those of this click")
+    parser.add_argument("--subid", help="only conversions of this click")
     parser.add_argument(
         "--status",
         action="append",
         choices=[status.value for status in Status],
-        help="only those with this status; may be given several times",
+        help="only conversions with this status; may be given several times",
     )
-    parser.add_argument("--offer", help="only those of this offer")
-    parser.add_argument("--campaign", help="only those of this campaign")
+    parser.add_argument("--offer", help="only conversions of this offer")
+    parser.add_argument("--campaign", help="only conversions of this campaign")
     add_since(parser)
     add_until(parser)
     add_limit(parser)
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_wanted(args: argparse.Namespace) -> RowFilter:
-    """Give the conditions that the options ask for."""
+    """Build the filter that the options ask for."""
     wanted = RowFilter().where("status", args.status)
     for name in ("subid", "offer", "campaign"):
         if (value := getattr(args, name)) is not None:
@@ -128,7 +127,7 @@ def _print_table(questions: Questions, rows: Iterator[Row], *, has_history: bool
 
 
 def _with_changes(questions: Questions, rows: Iterator[Row]) -> Iterator[Row]:
-    """Give each conversion, then its changes, oldest first."""
+    """Yield each conversion, then its changes, the oldest first."""
     for row in rows:
         yield {**row, "at": row["created_at"]}
         for change in questions.list_history(row["id"]):

@@ -25,18 +25,18 @@ COLUMNS = (
     Column("meaning", Kind.SENTENCE),
 )
 
-# Far above any request line, far below what hurts.
+# Far longer than any request line, and short enough to parse at once.
 INPUT_LIMIT_BYTES = 1024 * 1024
 
-# A terminal gives lines one by one. Those that are pasted are there at once; a person needs longer.
+# A terminal returns lines one by one. Pasted lines are there at once; a person types more slowly.
 PASTED_SECONDS = 0.05
 
 MORE = """\
-Paste what there is: the whole URL, a path, the query alone, a command (curl, wget, HTTPie,
+Paste what you have: the whole URL, a path, the query alone, a command (curl, wget, HTTPie,
 PowerShell, fetch), an <img> tag, a link of a chat, a line of a web server's log (JSON, too), or a
-body. In single quotes, since shells take & for themselves; or `-`, and paste it then: so no key
-stays in the shell's history. Nothing is written or run, and no key is shown. A query alone is
-explained as if it stood behind the key in force."""
+body. Put it in single quotes, because & means something to shells; or write `-` and paste it then:
+so no key gets into the shell's history. Nothing is written or run, and no key is shown. A query
+alone is explained as if it came with the key in force."""
 
 EXAMPLE = """\
 postback explain 'subid=c1&status=approved&payout=12,50'
@@ -87,7 +87,7 @@ def _decode(raw: bytes) -> str:
         if raw.startswith(mark):
             return raw.removeprefix(mark).decode(encoding, "replace")
     if b"\0" in raw:
-        raise RefusedError("the input holds NUL bytes: save it as UTF-8, or paste it")
+        raise RefusedError("the input contains NUL bytes: save it as UTF-8, or paste it")
     return raw.decode("utf-8", "surrogateescape")
 
 
@@ -108,7 +108,7 @@ def _read_stdin() -> bytes:
 
 
 def read_terminal(terminal: int) -> bytes:
-    """Read a line, and those that were pasted with it or that it goes on with."""
+    """Read a line, and the lines that were pasted with it or that continue it."""
     raw = b""
     while len(raw) < INPUT_LIMIT_BYTES:
         line = os.read(terminal, INPUT_LIMIT_BYTES)
@@ -119,7 +119,7 @@ def read_terminal(terminal: int) -> bytes:
     return raw
 
 
-# What a line of a command or of a broken address ends with.
+# A line that ends so is continued: a command, or an address broken across lines.
 _GOES_ON = frozenset({b"?", b"&", b"\\", b"`", b"^"})
 
 
@@ -162,9 +162,9 @@ def _build_rows(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
     yield "read", "", explanation.word
     yield _describe_click(explanation.click)
     for conversion in explanation.conversions:
-        yield "stands", conversion["status"], _describe_conversion(conversion)
+        yield "conversion", conversion["status"], _describe_conversion(conversion)
     if explanation.click is not None and not explanation.conversions:
-        yield "stands", "", "no conversion yet"
+        yield "conversion", "", "none yet"
     yield "rule", "", explanation.rule
     yield "verdict", explanation.verdict, explanation.reason
     for warning in explanation.warnings:
@@ -205,11 +205,11 @@ def _describe_conversion(row: Row) -> str:
 
 def _describe_writes(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
     if explanation.lacks_mark:
-        yield "write", "", "no conversion; with the '?' in its place it would be:"
+        yield "write", "", "no conversion; with the '?' in its place this would be written:"
     elif not explanation.is_kept:
-        yield "write", "", "nothing at all; with GET and the right key it would be:"
+        yield "write", "", "nothing; with GET and the right key this would be written:"
     elif not explanation.writes:
-        yield "write", "", "a row of the log; no conversion is new or changed"
+        yield "write", "", "a row of the postback log; no conversion is new or changed"
     for name, (was, becomes) in explanation.writes.items():
         if becomes is not None and becomes != {}:
             yield (

@@ -1,4 +1,4 @@
-"""`postback import`: conversions by line, each through the same engine as a live postback."""
+"""`postback import`: conversions by line, each judged like a live postback."""
 
 import argparse
 from collections import Counter
@@ -57,7 +57,7 @@ NOTHING = "The file has no lines."
 VERDICTS = (*(verdict.value for verdict in Verdict), SKIPPED)
 
 
-# More would bury the summary of a terminal; a pipe and --verbose have every line.
+# More would hide the summary on a terminal; a pipe and --verbose show every line.
 SENTENCES_SHOWN = 20
 
 
@@ -67,32 +67,32 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "import",
         run,
-        "take conversions in, one a line: subid,payout,tid,status",
+        "import conversions, one a line: subid,payout,tid,status",
         "postback import conversions.csv\n  postback import --status-map approved=sale - < file",
-        more="Lines are what Keitaro's import takes: empty fields keep their commas, those at the"
-        " end may be\nmissing, no status means sale, rejected removes. A fifth field may name the"
+        more="Lines are as for Keitaro's import: empty fields keep their commas, fields at the end"
+        " may be missing,\nno status means sale, rejected removes. A fifth field may name the"
         " currency. Under a line\nof titles columns are found by their titles (Sub ID, Click ID,"
-        " Transaction ID, Payout, Commission …)\nin any order, or given. Amounts are read as people"
-        " write them ($1,234.50, 12,50 EUR, (5.40)), but for\nthose with two readings. Each line"
-        " goes the way of a live postback, and what is known already is\nrepeated: importing a"
-        " file twice changes nothing more. With --force lines overrule what stands,\nand the"
-        " history of the conversion says forced. A terminal shows the lines that were not taken,"
-        " a\npipe all of them. Exit status 1 where a line was not taken, or repeats a conversion"
-        " with another\namount.",
+        " Transaction ID, Payout, Commission …)\nin any order, or given by options. Amounts are"
+        " read as people write them ($1,234.50, 12,50 EUR,\n(5.40)), except those with two"
+        " readings. Each line is judged like a live postback: a known\nconversion is repeated, and"
+        " importing a file twice changes nothing more. With --force lines make\nchanges that the"
+        " rules refuse, and the history of the conversion says forced. A terminal shows the\n"
+        "lines that were not imported, a pipe all lines. Exit status 1 where a line was not"
+        " imported, or\nrepeats a conversion with another amount.",
     )
     parser.add_argument("file", metavar="FILE", help="the file; - reads standard input")
     add_line_options(parser)
-    parser.add_argument("--network", metavar="NAME", help="the network's name, kept with them")
+    parser.add_argument("--network", metavar="NAME", help="the network's name, stored with them")
     add_column_options(parser, LINE_NAMES)
     add_shape_options(parser)
     parser.add_argument(
         "--force",
         action="store_true",
-        help="let lines move conversions as no network may (a rejected one to sale, a sale to"
-        " lead), and replace amounts that stand; look at --dry-run first",
+        help="also make changes that the rules refuse to networks (rejected to sale, sale to"
+        " lead), and replace stored amounts; try --dry-run first",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="only show what would come of it; write nothing"
+        "--dry-run", action="store_true", help="only show the verdicts; write nothing"
     )
     parser.add_argument("--verbose", action="store_true", help="show every line on a terminal, too")
     add_json(parser)
@@ -100,7 +100,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Take the lines of a file in, or what nginx caught."""
+    """Import the lines of a file, or the requests that nginx caught."""
     if args.caught:
         return run_caught(args)
     refuse_caught_options(args)
@@ -111,17 +111,17 @@ def run(args: argparse.Namespace) -> int:
         reader = build_reader(args, settings, table.columns, args.network)
         reader.amounts.learn(table.look_through(PAYOUT))
         with output.progress("conversions", find_size(source)) as bar:
-            _tell_columns(table, bar)
-            teller = _choose_teller(args, bar)
-            teller.is_dry = args.dry_run
-            is_stopped = _take_in(table, reader, importer, teller, bar)
-    teller.close()
+            _print_columns(table, bar)
+            printer = _choose_printer(args, bar)
+            printer.is_dry = args.dry_run
+            is_stopped = _import_lines(table, reader, importer, printer, bar)
+    printer.close()
     if aside := describe_aside(table.aside):
         output.print_error(aside)
-    _say_totals(teller, is_alone=args.json)
-    if teller.counts[Verdict.UNMAPPED]:
+    _print_totals(printer, is_alone=args.json)
+    if printer.counts[Verdict.UNMAPPED]:
         output.print_error("say what the unmapped words mean: --status-map approved=sale")
-    return INTERRUPTED if is_stopped else int(teller.not_taken > 0)
+    return INTERRUPTED if is_stopped else int(printer.not_taken > 0)
 
 
 def _open_importer(args: argparse.Namespace, settings: Settings, stack: ExitStack) -> LineImporter:
@@ -144,8 +144,8 @@ def _open_table(source: BinaryIO, args: argparse.Namespace) -> ConversionTable:
     return ConversionTable(source, shape, given, wanted, names=LINE_NAMES, decimal_comma=has_comma)
 
 
-def _tell_columns(table: ConversionTable, bar: Bar) -> None:
-    """Say what is read as what, where the file does not have the order of lines."""
+def _print_columns(table: ConversionTable, bar: Bar) -> None:
+    """Print which column is which, where the file has titles."""
     notes = list(table.notes)
     if table.columns.titles and not table.is_in_order:
         notes.append(table.columns.describe())
@@ -153,72 +153,72 @@ def _tell_columns(table: ConversionTable, bar: Bar) -> None:
         if "status" not in table.columns.places:
             notes.append("no column is the status: every row is a sale")
         if PAYOUT not in table.columns.places:
-            notes.append("no column is the amount (--amount-column): rows come in without one")
+            notes.append("no column is the amount (--amount-column): rows are imported without one")
     for note in filter(None, notes):
         bar.print_error(note)
 
 
-def _take_in(
+def _import_lines(
     table: ConversionTable,
     reader: LineReader,
     importer: LineImporter,
-    teller: "ImportPrinter",
+    printer: "ImportPrinter",
     bar: Bar,
 ) -> bool:
-    """Take all lines in; True where Ctrl-C ended it."""
+    """Import all lines; True where Ctrl-C ended it."""
     try:
         for rows in table.read():
             lines = [reader.read(row.number, row.said, row.flaw) for row in rows]
             for piece in importer.take(lines):
-                teller.tell(piece)
+                printer.print(piece)
             bar.advance_to(table.find_position())
     except KeyboardInterrupt:
-        teller.say_how_far("stopped", bar)
+        printer.print_end("stopped", bar)
         return True
     except BaseException:
-        # Whoever reads along may have left, the disk may be full: said where the lines end.
-        teller.say_how_far("not done", bar)
+        # The pipe's reader may have gone, the disk may be full: print where the import ended.
+        printer.print_end("not done", bar)
         raise
     return False
 
 
 class ImportPrinter:
-    """Counts what came of the lines, and tells it; this one tells nothing."""
+    """Counts verdicts and prints lines; this class prints nothing."""
 
     def __init__(self) -> None:
-        """Begin with no line."""
+        """Begin with no lines."""
         self.counts: Counter[str] = Counter()
         self.last_line = 0
-        # How many lines changed nothing and should have.
+        # The number of lines that changed nothing and should have.
         self.not_taken = 0
         self.is_dry = False
 
-    def tell(self, piece: Sequence[ImportedLine]) -> None:
-        """Tell what came of lines that are on disk."""
-        self.counts.update(told.verdict for told in piece)
-        self.not_taken += sum(not told.is_taken for told in piece)
+    def print(self, piece: Sequence[ImportedLine]) -> None:
+        """Count and print lines that are on disk."""
+        self.counts.update(imported.verdict for imported in piece)
+        self.not_taken += sum(not imported.is_taken for imported in piece)
         self.last_line = piece[-1].line.number
         self._show(piece)
 
-    def say_how_far(self, why: str, bar: Bar) -> None:
-        """Say where an import ended that did not come to the end."""
+    def print_end(self, why: str, bar: Bar) -> None:
+        """Print where an import ended before its end."""
         if self.is_dry:
             bar.print_error(f"{why}: nothing was written")
             return
-        last = f"the lines through {self.last_line}" if self.last_line else "no lines"
+        last = f"the lines up to {self.last_line}" if self.last_line else "no lines"
         bar.print_error(
-            f"{why}: {last} are in, and maybe some after; import the file again, what is in is"
-            " repeated"
+            f"{why}: {last} are imported, and maybe some after it; import the file again: what is"
+            " imported already is only repeated"
         )
 
     def close(self) -> None:
-        """Say what is left to say."""
+        """Print what is left to print."""
 
     def _show(self, piece: Sequence[ImportedLine]) -> None:
         pass
 
 
-class _TableTeller(ImportPrinter):
+class _TablePrinter(ImportPrinter):
     def __init__(self) -> None:
         super().__init__()
         self._table = output.TablePrinter(COLUMNS, NOTHING)
@@ -227,81 +227,83 @@ class _TableTeller(ImportPrinter):
         self._table.close()
 
     def _show(self, piece: Sequence[ImportedLine]) -> None:
-        self._table.print([build_cells(told) for told in piece])
+        self._table.print([build_cells(imported) for imported in piece])
 
 
-class _JsonTeller(ImportPrinter):
+class _JsonPrinter(ImportPrinter):
     def _show(self, piece: Sequence[ImportedLine]) -> None:
         output.print_json(map(build_object, piece))
 
 
-class _SentenceTeller(ImportPrinter):
+class _SentencePrinter(ImportPrinter):
     def __init__(self, bar: Bar) -> None:
         super().__init__()
         self._bar = bar
-        self._said = 0
-        self._unsaid = 0
+        self._printed = 0
+        self._unprinted = 0
 
     def close(self) -> None:
-        if self._unsaid:
+        if self._unprinted:
             output.print_error(
-                f"{self._unsaid} more lines had something of the kind: --verbose shows all"
+                f"{self._unprinted} more lines had such a message: --verbose shows all"
             )
 
     def _show(self, piece: Sequence[ImportedLine]) -> None:
-        for told in piece:
-            if told.is_taken and not told.warnings:
+        for imported in piece:
+            if imported.is_taken and not imported.warnings:
                 continue
-            if self._said < SENTENCES_SHOWN:
-                self._said += 1
-                self._bar.print_error(f"line {told.line.number}: {told.verdict}, {_explain(told)}")
+            if self._printed < SENTENCES_SHOWN:
+                self._printed += 1
+                self._bar.print_error(
+                    f"line {imported.line.number}: {imported.verdict}, {_explain(imported)}"
+                )
             else:
-                self._unsaid += 1
+                self._unprinted += 1
 
 
-def _choose_teller(args: argparse.Namespace, bar: Bar) -> ImportPrinter:
+def _choose_printer(args: argparse.Namespace, bar: Bar) -> ImportPrinter:
     if args.json:
-        return _JsonTeller()
+        return _JsonPrinter()
     if output.is_terminal() and not args.verbose:
-        return _SentenceTeller(bar)
-    return _TableTeller()
+        return _SentencePrinter(bar)
+    return _TablePrinter()
 
 
-def build_cells(told: ImportedLine) -> Sequence[str]:
-    """Give the cells of a line."""
-    row = build_object(told)
+def build_cells(imported: ImportedLine) -> Sequence[str]:
+    """Build the cells of a line."""
+    row = build_object(imported)
     amount = "" if row["amount"] is None else f"{row['amount']} {row['currency'] or '?'}"
     words = (row["subid"] or "", row["tid"], row["original_status"] or "")
-    return (str(told.line.number), *words, amount, told.verdict, _explain(told))
+    return (str(imported.line.number), *words, amount, imported.verdict, _explain(imported))
 
 
-def build_object(told: ImportedLine) -> dict[str, Any]:
-    """Give a line as scripts see it, with the names of a postback."""
+def build_object(imported: ImportedLine) -> dict[str, Any]:
+    """Build the JSON object of a line, with the names of a postback."""
     # Not the line's own text: it may hold a key.
-    postback = told.line.postback
+    postback = imported.line.postback
     incoming = Incoming(None) if postback is None else postback.incoming
     has_amount = incoming.amount is not None
     return {
-        "line": told.line.number,
+        "line": imported.line.number,
         "subid": incoming.subid,
         "tid": incoming.tid,
         "original_status": incoming.word,
         "amount": None if incoming.amount is None else decimal_text(incoming.amount),
         "currency": incoming.currency if has_amount else None,
-        "verdict": told.verdict,
-        "reason": told.reason,
-        "warnings": list(told.warnings),
-        "conversion_id": told.conversion_id,
+        "verdict": imported.verdict,
+        "reason": imported.reason,
+        "warnings": list(imported.warnings),
+        "conversion_id": imported.conversion_id,
     }
 
 
-def _explain(told: ImportedLine) -> str:
-    return "; ".join((told.reason, *told.warnings))
+def _explain(imported: ImportedLine) -> str:
+    return "; ".join((imported.reason, *imported.warnings))
 
 
-def _say_totals(teller: ImportPrinter, *, is_alone: bool) -> None:
-    counted = [f"{teller.counts[name]} {name}" for name in VERDICTS if teller.counts[name]]
+def _print_totals(printer: ImportPrinter, *, is_alone: bool) -> None:
+    counted = [f"{printer.counts[name]} {name}" for name in VERDICTS if printer.counts[name]]
     parts = ", ".join(counted) or "nothing in them"
-    written = "; nothing was written" if teller.is_dry else ""
-    sentence = f"{teller.counts.total()} lines: {parts}; {teller.not_taken} not taken{written}"
+    written = "; nothing was written" if printer.is_dry else ""
+    sentence = f"{printer.counts.total()} lines: {parts}; {printer.not_taken} not taken{written}"
     output.print_summary(sentence, is_alone=is_alone)

@@ -12,10 +12,10 @@ from postbackd.bulk.caught_file import open_plain, read_lines
 from postbackd.bulk.caught_importer import (
     LEFT,
     SKIPPED,
+    BookedRequest,
     CaughtImporter,
     Entry,
     RehearsedImporter,
-    Told,
 )
 from postbackd.bulk.csv_file import find_size, open_file
 from postbackd.cli import output
@@ -46,7 +46,7 @@ VERDICTS = (*(verdict.value for verdict in Verdict), LEFT, SKIPPED)
 # Requests of up to 64 KiB: some megabytes.
 LINES_AT_ONCE = 200
 
-# What of the command line means something here; all else is about lines of conversions.
+# The options that apply with --caught; all others are about lines of conversions.
 _MEANT = frozenset(
     {
         "command",
@@ -63,35 +63,35 @@ _MEANT = frozenset(
 )
 
 MORE = """
-With --caught the files are nginx's, of what came while the receiver could not answer
-(/var/log/nginx/postback-caught.jsonl; packed ones, too). Postbacks whose click is known are booked
-at the time when they came, clicks are taken in, and the rest is listed. What the sender has sent
-again since, or an earlier import has booked, changes nothing. Exit status 1 where a request is not
-in the database."""
+With --caught the files are those in which nginx stored requests while the receiver could not answer
+(/var/log/nginx/postback-caught.jsonl; gzip, too). Postbacks whose click is known are booked at the
+time when they came, clicks are stored, and the other requests are listed. A request that the sender
+has sent again since, or that an earlier import has booked, changes nothing. Exit status 1 where a
+request is not in the database."""
 EXAMPLE = "\n  postback import --caught --dry-run - < /var/log/nginx/postback-caught.jsonl"
 
 
 def add_caught_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--caught` and what goes with it."""
+    """Add `--caught` and the options that belong to it."""
     parser.description = f"{parser.description}\n{MORE}"
     parser.epilog = f"{parser.epilog}{EXAMPLE}"
     parser.add_argument(
-        "more_files", metavar="FILE", nargs="*", help="with --caught: more of its files"
+        "more_files", metavar="FILE", nargs="*", help="with --caught: more such files"
     )
     parser.add_argument(
         "--caught",
         action="store_true",
-        help="the files are nginx's logs of what came while the receiver could not answer",
+        help="the files are nginx's logs of requests that the receiver could not answer",
     )
     parser.add_argument(
         "--park",
         action="store_true",
-        help="with --caught: keep postbacks whose click is not known, too, as the receiver does",
+        help="with --caught: also park postbacks whose click is not known, as the receiver does",
     )
 
 
 def refuse_caught_options(args: argparse.Namespace) -> None:
-    """Refuse what means nothing without `--caught`."""
+    """Refuse options that apply only with `--caught`."""
     if args.more_files or args.park:
         args.parser.error(
             f"{'--park goes' if args.park else 'several files go'} with --caught only"
@@ -99,23 +99,23 @@ def refuse_caught_options(args: argparse.Namespace) -> None:
 
 
 def run_caught(args: argparse.Namespace) -> int:
-    """Book what the files hold."""
+    """Book the requests of the files."""
     _refuse_other_options(args)
     settings = load_settings(args)
     files = _put_in_order([args.file, *args.more_files])
     with ExitStack() as stack:
         importer = _open_importer(args, settings, stack)
         bar = stack.enter_context(output.progress("requests", _measure(files)))
-        teller = _Teller(args)
-        is_stopped = _take_in(files, importer, teller, bar)
-    teller.close()
-    return INTERRUPTED if is_stopped else int(teller.not_in > 0)
+        printer = _RequestPrinter(args)
+        is_stopped = _import_files(files, importer, printer, bar)
+    printer.close()
+    return INTERRUPTED if is_stopped else int(printer.not_in > 0)
 
 
 def _refuse_other_options(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         if name not in _MEANT and value != args.parser.get_default(name):
-            args.parser.error(f"--{name.replace('_', '-')} means nothing with --caught")
+            args.parser.error(f"--{name.replace('_', '-')} cannot be used with --caught")
 
 
 def _open_importer(
@@ -126,19 +126,20 @@ def _open_importer(
         rehearsal = stack.enter_context(rehearse(settings.db_path, terms))
         return RehearsedImporter(rehearsal, settings, read_clock, parks=args.park)
     storage = stack.enter_context(writing(settings))
-    # What other programs' clicks brought along came before.
+    # Postbacks parked for clicks of other programs came earlier.
     settle_all_due_clicks(storage, terms, read_clock)
     stack.enter_context(storage.bulk())
     return CaughtImporter(storage, settings, parks=args.park)
 
 
 def _put_in_order(files: Sequence[str]) -> Sequence[str]:
-    """Put files in the order of their first requests: a shell names the newest first."""
+    """Sort files by their first requests: a shell's pattern lists the newest first."""
     if len(files) == 1:
         return files
     if "-" in files:
         raise RefusedError(
-            "standard input comes alone: `zcat -f FILES | postback import --caught -`"
+            "standard input cannot be combined with files:"
+            " `zcat -f FILES | postback import --caught -`"
         )
     return sorted(files, key=_find_begin)
 
@@ -159,16 +160,18 @@ def _measure(files: Sequence[str]) -> int | None:
     return total
 
 
-def _take_in(files: Sequence[str], importer: CaughtImporter, teller: "_Teller", bar: Bar) -> bool:
-    """Take all files in; True where Ctrl-C ended it."""
+def _import_files(
+    files: Sequence[str], importer: CaughtImporter, printer: "_RequestPrinter", bar: Bar
+) -> bool:
+    """Import all files; True where Ctrl-C ended it."""
     try:
         for entries in _read_files(files, bar):
             for piece in importer.take(entries):
-                teller.tell(piece)
+                printer.print(piece)
         for piece in importer.finish():
-            teller.tell(piece)
+            printer.print(piece)
     except KeyboardInterrupt:
-        bar.print_error("stopped; what was told is in: import the files again for the rest")
+        bar.print_error("stopped; what is listed is done: import the files again for the rest")
         return True
     return False
 
@@ -185,29 +188,31 @@ def _read_files(files: Sequence[str], bar: Bar) -> Iterator[list[Entry]]:
             done += find_size(source) or 0
 
 
-class _Teller:
-    """Counts what came of requests, and tells it: all in a pipe, on a terminal what is not in."""
+class _RequestPrinter:
+    """Counts and prints requests: in a pipe all, on a terminal those not in the database."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._is_json = args.json
         self._is_dry = args.dry_run
-        self._tells_all = args.verbose or args.json or not output.is_terminal()
+        self._prints_all = args.verbose or args.json or not output.is_terminal()
         self._table = None if args.json else output.TablePrinter(COLUMNS, NOTHING)
         self._counts: Counter[str] = Counter()
         self.not_in = 0
 
-    def tell(self, piece: Sequence[Told]) -> None:
-        """Tell what came of requests that are on disk."""
-        self._counts.update(told.verdict for told in piece)
-        self.not_in += sum(not told.is_in for told in piece)
-        shown = [told for told in piece if self._tells_all or not told.is_in or told.warnings]
+    def print(self, piece: Sequence[BookedRequest]) -> None:
+        """Count and print requests that are on disk."""
+        self._counts.update(booked.verdict for booked in piece)
+        self.not_in += sum(not booked.is_in for booked in piece)
+        shown = [
+            booked for booked in piece if self._prints_all or not booked.is_in or booked.warnings
+        ]
         if self._table is None:
             output.print_json(map(build_object, shown))
         elif shown:
             self._table.print(list(map(build_cells, shown)))
 
     def close(self) -> None:
-        """Say how many there were of each."""
+        """Print the number of requests by verdict."""
         if self._table is not None:
             self._table.close()
         counted = [f"{self._counts[name]} {name}" for name in VERDICTS if self._counts[name]]
@@ -219,9 +224,9 @@ class _Teller:
         output.print_summary(sentence, is_alone=self._is_json)
 
 
-def build_cells(told: Told) -> Sequence[str]:
-    """Give the cells of a request."""
-    row = build_object(told)
+def build_cells(booked: BookedRequest) -> Sequence[str]:
+    """Build the cells of a request."""
+    row = build_object(booked)
     amount = "" if row["amount"] is None else f"{row['amount']} {row['currency'] or '?'}"
     return (
         f"{row['file']}:{row['line']}",
@@ -229,18 +234,18 @@ def build_cells(told: Told) -> Sequence[str]:
         row["subid"] or "",
         row["original_status"] or "",
         amount,
-        told.verdict,
-        "; ".join((told.reason, *told.warnings)),
+        booked.verdict,
+        "; ".join((booked.reason, *booked.warnings)),
     )
 
 
-def build_object(told: Told) -> dict[str, Any]:
-    """Give a request as scripts see it, with the names of a postback."""
-    caught, arrival = told.entry.line.caught, told.arrival
+def build_object(booked: BookedRequest) -> dict[str, Any]:
+    """Build the JSON object of a request, with the names of a postback."""
+    caught, arrival = booked.entry.line.caught, booked.arrival
     incoming = Incoming(None) if arrival is None else arrival.postback.incoming
     return {
-        "file": told.entry.file,
-        "line": told.entry.line.number,
+        "file": booked.entry.file,
+        "line": booked.entry.line.number,
         "received_at": None if caught is None else utc_text(caught.received_at),
         "remote_addr": None if arrival is None else arrival.remote_addr,
         "query": None if arrival is None else arrival.query,
@@ -249,8 +254,8 @@ def build_object(told: Told) -> dict[str, Any]:
         "original_status": incoming.word,
         "amount": None if incoming.amount is None else decimal_text(incoming.amount),
         "currency": None if incoming.amount is None else incoming.currency,
-        "verdict": told.verdict,
-        "reason": told.reason,
-        "warnings": list(told.warnings),
-        "conversion_id": told.conversion_id,
+        "verdict": booked.verdict,
+        "reason": booked.reason,
+        "warnings": list(booked.warnings),
+        "conversion_id": booked.conversion_id,
     }

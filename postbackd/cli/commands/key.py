@@ -19,7 +19,7 @@ from postbackd.cli.options import Subparsers, add_command, add_family, add_json
 from postbackd.config.edit import rotate_key
 from postbackd.config.settings import OldKey, Settings
 
-# Long enough to change a URL at every network, short enough that a leaked key dies by itself.
+# Long enough to change the URL at every network, short enough that a leaked key soon expires.
 KEEP_OLD_DAYS = 30
 
 KEY_BYTES = 16
@@ -39,18 +39,18 @@ def add_parser(subparsers: Subparsers) -> None:
     show.add_argument(
         "--last-used",
         action="store_true",
-        help="say when each last opened an address of ours, to the minute: an old key that has"
-        " not been used for long can be dropped",
+        help="show when each key was last used, to the minute: an old key that has not been used"
+        " for long can be removed",
     )
     add_json(show)
     rotate = add_command(
         family,
         "rotate",
         run_rotate,
-        "put a fresh random key in the config file",
+        "write a fresh random key into the config file",
         "postback key rotate --keep-old-until 2026-12-31",
-        more=f"Without an option the present key stays good for {KEEP_OLD_DAYS} days, so that no"
-        " postback\nis lost while the networks are moved over.",
+        more=f"Without an option the present key is accepted for {KEEP_OLD_DAYS} more days, so that"
+        " no postback\nis lost while you change the URL at the networks.",
     )
     keeping = rotate.add_mutually_exclusive_group()
     keeping.add_argument(
@@ -59,7 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="DATE",
         help="the last day (UTC) of the present key",
     )
-    keeping.add_argument("--keep-old", action="store_true", help="keep the present key for good")
+    keeping.add_argument("--keep-old", action="store_true", help="accept the present key for ever")
     keeping.add_argument(
         "--drop-old",
         action="store_true",
@@ -76,11 +76,11 @@ def run_show(args: argparse.Namespace) -> int:
         output.print_json(_describe_keys(settings, uses))
         return 0
     output.print_line(
-        _key_text(settings.postback_key) + _in_brackets(*_say_use(settings.postback_key, uses))
+        _key_text(settings.postback_key) + _in_brackets(*_describe_use(settings.postback_key, uses))
     )
     for old in settings.old_keys:
         output.print_line(
-            _key_text(old.key) + _in_brackets(_describe_end(old), *_say_use(old.key, uses))
+            _key_text(old.key) + _in_brackets(_describe_end(old), *_describe_use(old.key, uses))
         )
     return 0
 
@@ -95,7 +95,7 @@ def _find_uses(settings: Settings) -> Uses:
         )
 
 
-def _say_use(key: bytes, uses: Uses) -> Sequence[str]:
+def _describe_use(key: bytes, uses: Uses) -> Sequence[str]:
     if key not in uses:
         return ()
     at = uses[key]
@@ -107,10 +107,10 @@ def _in_brackets(*parts: str) -> str:
 
 
 def run_rotate(args: argparse.Namespace) -> int:
-    """Put a fresh key in the file and print the new address."""
+    """Write a fresh key into the file and print the new address."""
     until = _choose_end(args)
     path = find_written_config(args)
-    # A file may have none yet.
+    # The file may have no key yet.
     had_key = bool(load_keyless(args).postback_key)
     settings = rotate_key(path, new_key=secrets.token_hex(KEY_BYTES), keep_old_until=until)
     output.reveal_keys()
@@ -128,7 +128,7 @@ def _choose_end(args: argparse.Namespace) -> date | Literal["drop"] | None:
     today = _today()
     until: date = args.keep_old_until or today + timedelta(days=KEEP_OLD_DAYS)
     if until < today:
-        raise RefusedError(f"{until} is over: give a later day, or --drop-old")
+        raise RefusedError(f"{until} is in the past: write a later day, or --drop-old")
     return until
 
 
@@ -136,8 +136,8 @@ def _describe_old(until: date | Literal["drop"] | None) -> str:
     if until == "drop":
         return "The old key is refused from now on"
     if until is None:
-        return "The old key stays good"
-    return f"The old key stays good through {until} (UTC)"
+        return "The old key is accepted for ever"
+    return f"The old key is accepted until the end of {until} (UTC)"
 
 
 def _describe_keys(settings: Settings, uses: Uses) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`postback log`: what came in, and what came of it."""
+"""`postback log`: the received postbacks, with verdicts and reasons."""
 
 import argparse
 import re
@@ -35,25 +35,25 @@ COLUMNS = (
 )
 NOTHING = "No such postback has come in."
 
-# Soon enough for someone who watches, rarely enough to cost nothing.
+# Soon enough for a person who watches, rarely enough to cost nothing.
 FOLLOW_SECONDS = 0.5
 
 
-# instr, not LIKE: the case counts, and signs such as % are themselves.
+# instr, not LIKE: the case counts, and % is an ordinary character.
 _HOLDS_TEXT = (
     "(instr(query, ?) OR instr(reason, ?) OR instr(warnings, ?)"
     " OR instr(coalesce(settled_reason, ''), ?))"
 )
 
 
-# A stored query may have 64 KiB; what cannot be part of the amount is not read. Letters of a name
-# may be escapes: those of ASCII letters begin with 4 to 7.
+# A stored query may have 64 KiB; fields that cannot be part of the amount are not read. Letters of
+# a name may be escapes: escapes of ASCII letters begin with 4 to 7.
 _ESCAPED_LETTERS = ("%4", "%5", "%6", "%7")
 _AMOUNT_NAMES = (*PAYOUT_NAMES, "payout_unit", "currency")
 _NO_FIELDS = re.compile(r"&{2,}")
 # No amount is that long.
 _LONG_VALUE = re.compile(r"(^|&)([^&=]{0,64}=)[^&]{1024,}")
-# Of fields that are shorter there are many, and none that is long enough to matter beside them.
+# Where fields are shorter on average, no single long value is worth leaving out.
 LONG_FIELD = 64
 
 
@@ -65,30 +65,30 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         "show received postbacks, the newest last",
         "postback log --subid c1\n  postback log --verdict unmapped --verdict parked --since 2d",
-        more=f"Times are UTC; the amount is what was sent.\n{FORMATS}",
+        more=f"Times are UTC; the amount is as sent.\n{FORMATS}",
     )
     parser.add_argument(
         "--verdict",
         action="append",
         choices=[verdict.value for verdict in Verdict],
-        help="only those with this verdict; may be given several times",
+        help="only postbacks with this verdict; may be given several times",
     )
-    parser.add_argument("--subid", help="only those of this click")
-    parser.add_argument("--network", help="only those of the network that signs from=NETWORK")
+    parser.add_argument("--subid", help="only postbacks of this click")
+    parser.add_argument("--network", help="only postbacks with from=NETWORK")
     parser.add_argument(
         "--source",
         action="append",
         choices=("http", "pixel", "import", "replay", "caught"),
-        help="only those that came this way; may be given several times",
+        help="only postbacks from this source; may be given several times",
     )
     parser.add_argument(
-        "--grep", metavar="TEXT", help="only those with this text in query, reason or warnings"
+        "--grep", metavar="TEXT", help="only postbacks with this text in query, reason or warnings"
     )
     add_since(parser)
     add_until(parser)
     add_limit(parser)
     parser.add_argument(
-        "--follow", action="store_true", help="go on with what comes in, until Ctrl-C"
+        "--follow", action="store_true", help="go on showing new postbacks, until Ctrl-C"
     )
     add_json(parser)
 
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_wanted(args: argparse.Namespace) -> RowFilter:
-    """Give the conditions that the options ask for."""
+    """Build the filter that the options ask for."""
     return _read_conditions(args).between("received_at", args.since, args.until)
 
 
@@ -144,7 +144,7 @@ def _follow(
 
 
 def build_cells(row: Row, terms: BookingOptions) -> Sequence[str]:
-    """Give the cells of a postback."""
+    """Build the cells of a postback."""
     return (
         row["received_at"],
         row["network"] or "",
@@ -157,7 +157,7 @@ def build_cells(row: Row, terms: BookingOptions) -> Sequence[str]:
 
 
 def describe_amount(query: str, terms: BookingOptions) -> str:
-    """Tell the amount that a stored query holds, in the currency it was sent in."""
+    """Return the amount of a stored query, in the currency in which it was sent."""
     if not _may_name(query, PAYOUT_NAMES):
         return ""
     incoming = parse_stored(_leave_out(query), terms).incoming
@@ -167,13 +167,13 @@ def describe_amount(query: str, terms: BookingOptions) -> str:
 
 
 def _may_name(text: str, names: Iterable[str]) -> bool:
-    """Tell whether one of some names may be in a query, in whatever case and however escaped."""
+    """Return whether one of these names may be in a query, in any case and with any escapes."""
     lower = text.lower()
     return any(sign in lower for sign in (*names, *_ESCAPED_LETTERS))
 
 
 def _leave_out(query: str) -> str:
-    """Leave out of a query what changes no amount: what follows the last name, long values."""
+    """Remove fields that change no amount: those behind the last name, and long values."""
     short = _NO_FIELDS.sub("&", query)
     if len(short) > LONG_FIELD * (1 + short.count("&")):
         return _LONG_VALUE.sub(_leave_out_value, short)
@@ -187,7 +187,7 @@ def _leave_out_value(found: re.Match[str]) -> str:
 
 
 def describe_reason(row: Row) -> str:
-    """Tell why, what could not be used, and what came of a parked or replayed postback later."""
+    """Write the reason, the warnings, and the later verdict of a parked or replayed postback."""
     parts = [] if row["replay_of"] is None else [f"replay of {row['replay_of']}"]
     parts += [row["reason"], *row["warnings"]]
     if row["settled_verdict"] is not None:

@@ -1,6 +1,6 @@
 """`postback completion` and `postback man`: files made from the parser of all subcommands.
 
-`python -m tools.manuals` makes them.
+`python -m tools.manuals` writes them.
 """
 
 import argparse
@@ -15,7 +15,7 @@ DIRECTORY = Path(__file__).parent / "generated"
 
 
 def name_script(shell: str) -> str:
-    """Give the name of the file with a shell's completion."""
+    """Return the name of the file with a shell's completion."""
     return f"postback.{shell}"
 
 
@@ -25,11 +25,11 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "completion",
         run_completion,
-        "print what makes a shell complete the command's words",
+        "print the file with which a shell completes commands and options",
         "postback completion bash > /etc/bash_completion.d/postback\n"
         '  postback completion zsh > "${fpath[1]}/_postback"\n'
         "  postback completion fish > ~/.config/fish/completions/postback.fish",
-        more="The shell reads it when it is started anew. Print it again after an upgrade.",
+        more="The shell reads the file when it starts. Print it again after an upgrade.",
     )
     completion.add_argument("shell", choices=SHELLS)
     add_command(
@@ -38,7 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
         run_man,
         "print the manual page",
         "postback man > /usr/local/share/man/man1/postback.1\n  postback man | man -l -",
-        more="It says what --help says of every command.",
+        more="It has the --help of every command.",
     )
 
 

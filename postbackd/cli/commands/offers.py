@@ -22,8 +22,8 @@ def add_parser(subparsers: Subparsers) -> None:
         run_set,
         "say whether further sales of an offer's clicks count as rebills",
         'postback offers set "Slim Tea" --allow-rebills',
-        more="An offer that is not known yet is made. Offers that were never set follow `rebills`"
-        " below [postback] in the config.",
+        more="An unknown offer is created. Offers that were never set follow `rebills` below"
+        " [postback] in the\nconfig.",
     )
     setting.add_argument("name", metavar="NAME", type=read_name)
     setting.add_argument(

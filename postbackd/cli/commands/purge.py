@@ -1,4 +1,4 @@
-"""`postback purge`: delete what is older than one wants to keep."""
+"""`postback purge`: delete rows older than a given age."""
 
 import argparse
 import time
@@ -15,7 +15,7 @@ from postbackd.db.sqlite import purge as purging
 from postbackd.db.sqlite.purge import Age, Purge
 from storage import Storage
 
-# As an import of clicks: the contract's bound for the write lock is 100 ms.
+# As for an import of clicks: the contract's limit for the write lock is 100 ms.
 AIM_SECONDS = 0.03
 FIRST_PIECE_ROWS = 200
 SMALLEST_PIECE_ROWS = 50
@@ -23,10 +23,11 @@ LARGEST_PIECE_ROWS = 10_000
 LARGEST_GROWTH = 1.5
 PIECE_SIZE = PieceSize(AIM_SECONDS, SMALLEST_PIECE_ROWS, LARGEST_PIECE_ROWS, LARGEST_GROWTH)
 
-# Who waits for the lock looks every 0.3 ms: in this time the service has it back.
+# A waiting process tries the lock every 0.3 ms: the service gets it during this pause.
 PAUSE_SECONDS = 0.005
 
-# By then the log has some two thousand pages, after which SQLite itself would move them.
+# By then the write-ahead log has some two thousand pages, after which SQLite would checkpoint it
+# itself.
 PIECES_A_CHECKPOINT = 8
 
 
@@ -36,12 +37,12 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "purge",
         run,
-        "delete old postbacks from the log; conversions only where asked",
+        "delete old rows of the postback log, and with options conversions and clicks",
         "postback purge --older-than 400d --dry-run",
-        more="The service goes on meanwhile. Reports and conversions stay as they are, unless"
+        more="The service runs meanwhile. Reports and conversions stay as they are, unless"
         " --conversions is given.\nA parked postback that may still find its click stays, and so"
-        " does the newest row.\nThe room in the file is used again; to make the file smaller, stop"
-        " the service and run\n`sqlite3 postback.db VACUUM`.",
+        " does the newest row.\nThe free space in the file is used again; to make the file smaller,"
+        " stop the service and run\n`sqlite3 postback.db VACUUM`.",
     )
     parser.add_argument(
         "--older-than",
@@ -53,13 +54,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--conversions",
         action="store_true",
-        help="conversions too, with their history, where no postback was about them since; they"
-        " leave the reports, and a network that sends one again has it counted again",
+        help="conversions too, with their history, if no later postback was about them; they leave"
+        " the reports, and one that a network sends again counts again",
     )
     parser.add_argument(
         "--clicks",
         action="store_true",
-        help="clicks without a conversion too; a postback that comes for one of them is parked",
+        help="clicks without a conversion too; a later postback for one of them is parked",
     )
     parser.add_argument("--dry-run", action="store_true", help="count, and delete nothing")
     add_json(parser)
@@ -91,7 +92,8 @@ def _read_age(args: argparse.Namespace, settings: Settings) -> Age:
 
 
 def _choose(args: argparse.Namespace) -> Iterator[Purge]:
-    # In this order: a conversion goes once its postbacks are gone, a click once it has none.
+    # In this order: a conversion can go when its postbacks are gone, a click when it has no
+    # conversion.
     yield purging.POSTBACKS
     if args.conversions:
         yield purging.CONVERSIONS
@@ -100,12 +102,12 @@ def _choose(args: argparse.Namespace) -> Iterator[Purge]:
 
 
 def _purge(db: Storage, purge: Purge, age: Age) -> int:
-    """Delete piece by piece; each holds the write lock for a moment."""
+    """Delete piece by piece; each piece holds the write lock for a moment."""
     rows, deleted, pieces = FIRST_PIECE_ROWS, 0, 0
     last = ("", 0)
     while (chunk := purge.list_old(db.db, age, last, rows)).ids:
         with db.transaction():
-            # Not before: the wait for the lock is nobody's burden but ours.
+            # Measured from here: the wait for the lock delays no other process.
             started = time.monotonic()
             deleted += purge.delete(db.db, age, chunk.ids)
         rows = PIECE_SIZE.adapt(rows, time.monotonic() - started)
@@ -123,7 +125,7 @@ def _describe(counts: dict[str, int], age: Age, free: int, *, is_dry: bool) -> s
         return f"Before {age.before} there are {numbers}: nothing was deleted."
     return (
         f"Deleted from before {age.before}: {numbers}. {free / 1e6:.1f} MB in the file are free"
-        " to be used again."
+        " for new rows."
     )
 
 

@@ -1,4 +1,4 @@
-"""`postback rates`: what other currencies are worth in the tracker's."""
+"""`postback rates`: exchange rates to the tracker's currency."""
 
 import argparse
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ NOTHING = "No rate is known, and no conversion waits for one."
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Add `rates set`, `rates unset`, `rates show`, and those about fetched rates."""
+    """Add `rates set`, `rates unset`, `rates show`, and the commands about fetched rates."""
     family = add_family(subparsers, "rates", "what other currencies are worth")
     setting = add_command(
         family,
@@ -39,9 +39,9 @@ def add_parser(subparsers: Subparsers) -> None:
         run_set,
         "set a rate by hand: one unit's worth in the tracker's currency",
         "postback rates set EUR 1.0876",
-        more="It beats the fetched ones until it is unset. What waited for a rate is converted. One"
-        " that is more\nthan max_change times off the fetched one (else the one by hand), or nearer"
-        " to its inverse, is\nrefused without --force.",
+        more="It takes precedence over fetched rates until it is unset. Amounts that waited for it"
+        " are converted.\nA rate more than max_change times off the fetched one (else the one"
+        " set by hand), or nearer to its\ninverse, is refused without --force.",
     )
     setting.add_argument("currency", metavar="CURRENCY", help="such as EUR")
     setting.add_argument("rate", metavar="RATE", help="such as 1.0876")
@@ -54,14 +54,14 @@ def add_parser(subparsers: Subparsers) -> None:
         run_unset,
         "end a rate that was set by hand",
         "postback rates unset EUR",
-        more="What it converted stays as it is.",
+        more="Amounts that it has converted stay as they are.",
     )
     unsetting.add_argument("currency", metavar="CURRENCY", help="such as EUR")
     showing = add_command(
         family,
         "show",
         run_show,
-        "show the rates in force, their age, what waits for one, and what was refused",
+        "show the rates in force, their age, the amounts that wait, and refused rates",
         "postback rates show",
         more=FORMATS,
     )
@@ -70,7 +70,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run_set(args: argparse.Namespace) -> int:
-    """Set a rate by hand and convert what waited."""
+    """Set a rate by hand and convert the amounts that waited."""
     settings = load_keyless(args)
     currency = _read_foreign_currency(args.currency, settings)
     try:
@@ -98,13 +98,13 @@ def _refuse_slip(
         return
     raise RefusedError(
         f"1 {currency} = {decimal_text(rate)} {settings.currency} {slip}"
-        f" {decimal_text(standing.value)} of {standing.day} ({standing.source}): it is to say what"
-        f" one {currency} is worth in {settings.currency}; say --force where it is right"
+        f" {decimal_text(standing.value)} of {standing.day} ({standing.source}): write what one"
+        f" {currency} is worth in {settings.currency}, or add --force if it is right"
     )
 
 
 def _fill_in(storage: Storage, now: datetime) -> int:
-    """Convert what waits, piece by piece: between two of them a running service gets its turn."""
+    """Convert the waiting amounts piece by piece, so that a running service gets the lock."""
     converted = 0
     while True:
         with storage.transaction():
@@ -124,7 +124,7 @@ def run_unset(args: argparse.Namespace) -> int:
         _fill_in(storage, now)
     if not was_set:
         raise RefusedError(f"no rate for {currency} is set by hand")
-    output.print_line(f"The rate for {currency} by hand is ended.")
+    output.print_line(f"The rate for {currency} set by hand has ended.")
     return 0
 
 

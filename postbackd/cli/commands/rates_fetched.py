@@ -1,4 +1,4 @@
-"""`postback rates update`, `accept` and `recompute`: what concerns rates that were fetched."""
+"""`postback rates update`, `accept` and `recompute`: the commands about fetched rates."""
 
 import argparse
 import logging
@@ -42,7 +42,7 @@ def add_parsers(family: Subparsers) -> None:
         run_update,
         "fetch the rates now, as the service does daily",
         "postback rates update",
-        more="Exit status 1 where a source failed, or said what is not believed.",
+        more="Exit status 1 where a source failed, or an implausible rate was refused.",
     )
     # The service starts the command with the token of the lease that it holds.
     updating.add_argument("--leased", metavar="TOKEN", help=argparse.SUPPRESS)
@@ -50,9 +50,9 @@ def add_parsers(family: Subparsers) -> None:
         family,
         "accept",
         run_accept,
-        "take a fetched rate that was refused after all",
+        "accept a fetched rate that was refused",
         "postback rates accept EUR",
-        more="`postback rates show` lists what was refused, and why.",
+        more="`postback rates show` lists the refused rates, with reasons.",
     )
     accepting.add_argument("currency", metavar="CURRENCY", help="such as EUR")
     recomputing_ = add_command(
@@ -66,7 +66,7 @@ def add_parsers(family: Subparsers) -> None:
     add_since(recomputing_)
     add_until(recomputing_)
     recomputing_.add_argument(
-        "--day", type=_read_day, metavar="DAY", help="take this day's rates for all: 2026-03-31"
+        "--day", type=_read_day, metavar="DAY", help="use this day's rates for all: 2026-03-31"
     )
     recomputing_.add_argument(
         "--dry-run", action="store_true", help="only show what would change; write nothing"
@@ -84,7 +84,7 @@ def run_update(args: argparse.Namespace) -> int:
     with writing(settings, makes=args.leased is None) as storage:
         token = args.leased or _take_lease(storage, settings)
         try:
-            is_good = fetch.fetch_rates(storage, settings, token, datetime.now(UTC), _say)
+            is_good = fetch.fetch_rates(storage, settings, token, datetime.now(UTC), _print_event)
         except fetch.LostLeaseError as error:
             raise RefusedError(f"the fetched rates were not stored: {error}") from error
         except KeyboardInterrupt:
@@ -95,12 +95,12 @@ def run_update(args: argparse.Namespace) -> int:
     return 0 if is_good else 1
 
 
-def _say(level: int, sentence: str) -> None:
+def _print_event(level: int, sentence: str) -> None:
     (output.print_line if level < logging.WARNING else output.print_error)(sentence)
 
 
 def describe_refusal(refusal: Refusal | None) -> str | None:
-    """Say what was refused, and for how many days in a row."""
+    """Write which rate was refused, and for how many days in a row."""
     if refusal is None:
         return None
     days = f"for {refusal.days_in_row} days in a row" if refusal.days_in_row > 1 else "once"
@@ -108,7 +108,7 @@ def describe_refusal(refusal: Refusal | None) -> str | None:
 
 
 def describe_sources(settings: Settings, states: Sequence[SourceState]) -> Iterator[str]:
-    """Say how each source in the config fared when it was last asked."""
+    """Write the result of the last fetch from each source in the config."""
     yield from describe_troubles(settings, states)
     for state in states:
         if state.source in settings.rate_sources and state.trouble is None:
@@ -116,7 +116,7 @@ def describe_sources(settings: Settings, states: Sequence[SourceState]) -> Itera
 
 
 def describe_troubles(settings: Settings, states: Sequence[SourceState]) -> Iterator[str]:
-    """Say which sources in the config gave nothing when they were last asked."""
+    """Write which sources in the config failed when they were last asked."""
     troubles = {state.source: state for state in states}
     for source in settings.rate_sources:
         state = troubles.get(source)
@@ -127,7 +127,7 @@ def describe_troubles(settings: Settings, states: Sequence[SourceState]) -> Iter
             )
         elif state.trouble is not None:
             asked = f"asked {state.asked_at}"
-            yield f"{source}: {state.trouble}, {asked}; the rates at hand stay in force"
+            yield f"{source}: {state.trouble}, {asked}; the stored rates stay in force"
 
 
 def _take_lease(storage: Storage, settings: Settings) -> str:
@@ -142,7 +142,7 @@ def _take_lease(storage: Storage, settings: Settings) -> str:
 
 
 def run_accept(args: argparse.Namespace) -> int:
-    """Take a refused rate."""
+    """Accept a refused rate."""
     settings = load_keyless(args)
     currency = read_currency(args.currency)
     with writing(settings) as storage:
@@ -162,7 +162,7 @@ def _fill_in(storage: Storage) -> None:
     now = datetime.now(UTC)
     converted = 0
     while True:
-        # Piece by piece: between two of them a running service gets its turn.
+        # Piece by piece, so that a running service gets the lock in between.
         with storage.transaction():
             filled = repricing.fill_in_waiting(storage, now)
         if not filled:
@@ -173,7 +173,7 @@ def _fill_in(storage: Storage) -> None:
 
 
 def run_recompute(args: argparse.Namespace) -> int:
-    """Show what other rates would give, and book it where it is no dry run."""
+    """Show the amounts at other rates, and book them where it is no dry run."""
     if args.since is None:
         args.parser.error("say since when: --since 2026-03-01")
     settings = load_keyless(args)
@@ -195,29 +195,29 @@ def _recompute(storage: Storage, span: DateRange, *, is_dry: bool) -> Iterator[R
         if is_dry:
             yield from repricing.recompute(storage, span, chunk)
             continue
-        # Piece by piece: between two of them a running service gets its turn.
+        # Piece by piece, so that a running service gets the lock in between.
         with storage.transaction():
             changes = repricing.book_recomputed(storage, span, chunk, datetime.now(UTC))
         yield from changes
 
 
 class Tally:
-    """What changes come to."""
+    """The sums of changes."""
 
     def __init__(self) -> None:
-        """Begin at nothing."""
+        """Begin with no changes."""
         self.changes = 0
         self._differences = {"payout": Decimal(0), "cost": Decimal(0)}
 
     def count(self, changes: Iterable[Recomputed]) -> Iterator[Recomputed]:
-        """Give the changes on, and add them up."""
+        """Yield the changes unchanged, and add them up."""
         for change in changes:
             self.changes += 1
             self._differences[change.kind] += Decimal(change.worth) - Decimal(change.old_worth)
             yield change
 
     def describe(self, currency: str, *, is_dry: bool) -> str:
-        """Say the sums."""
+        """Write the sums."""
         payouts, costs = (f"{value:+f}" for value in self._differences.values())
         verb = "would change" if is_dry else "changed"
         return (

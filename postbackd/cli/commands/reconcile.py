@@ -1,4 +1,4 @@
-"""`postback reconcile`: a network's own report against what we hold."""
+"""`postback reconcile`: a network's own report compared with the conversions."""
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,9 +43,9 @@ from postbackd.cli.options import Subparsers, add_command, add_json, add_since, 
 from postbackd.cli.sanitize import Column, Kind
 from rates import read_amount
 
-# What `import` can put right with us.
+# The differences that `import` can correct in the database.
 MENDABLE = frozenset({MISSING, STATUS, AMOUNT, CURRENCY})
-# Digits of ours: no spreadsheet can take them for a formula.
+# Digits that we wrote: no spreadsheet can take them for a formula.
 EXACT_NAMES = frozenset({"payout"})
 
 COLUMNS = (
@@ -82,18 +82,18 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "reconcile",
         run,
-        "hold a network's own report against the conversions",
+        "compare a network's own report with the conversions",
         "postback reconcile report.csv --status-map approved=sale\n"
         "  postback reconcile report.csv --csv | postback import -",
         more="Columns are found by their titles (subid, click_id, aff_sub, transaction_id, payout,"
         " commission,\nstatus …) or given; where two may be the amount, --amount-column says which."
-        " Amounts are read as\npeople write them. Differences: missing (with us), extra (not in the"
-        " report), status, amount,\ncurrency, twice (in the report), unmapped, unreadable,"
-        " uncompared (neither status nor amount)."
-        " Extra ones are looked for among the networks\nof the conversions that were found, in the"
-        " time that the report spans; --network, --since and\n--until say otherwise. Amounts of"
-        " rejected conversions are not compared. Nothing is written.\nExit status 1 where something"
-        " differs.",
+        " Amounts are read as\npeople write them. Differences: missing (in the database), extra"
+        " (not in the report), status, amount,\ncurrency, twice (in the report), unmapped,"
+        " unreadable, uncompared (neither status nor amount)."
+        " Extra\nconversions are searched among the networks of the conversions that were found,"
+        " in the time span of\nthe report, unless --network, --since and --until say otherwise."
+        " Amounts of rejected conversions are\nnot compared. Nothing is written. Exit status 1"
+        " where something differs.",
     )
     parser.add_argument("file", metavar="FILE", help="the report; - reads standard input")
     add_column_options(parser, COLUMN_NAMES)
@@ -105,9 +105,9 @@ def add_parser(subparsers: Subparsers) -> None:
         type=_read_tolerance,
         default=Decimal(0),
         metavar="AMOUNT",
-        help="amounts that differ by no more are the same, such as 0.01 (default 0)",
+        help="amounts that differ by this or less are equal, such as 0.01 (default 0)",
     )
-    parser.add_argument("--network", help="look for extra ones with from=NETWORK only")
+    parser.add_argument("--network", help="search extra conversions with from=NETWORK only")
     add_since(parser)
     add_until(parser)
     parser.add_argument(
@@ -120,7 +120,7 @@ def add_parser(subparsers: Subparsers) -> None:
     form.add_argument(
         "--csv",
         action="store_true",
-        help="what the report says of rows that are missing or differ, for `postback import`",
+        help="write the report's rows that are missing or differ as CSV for `postback import`",
     )
     add_json(form)
 
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         table = ConversionTable(source, read_shape(args), given, wanted, decimal_comma=has_comma)
         reader = build_reader(args, settings, table.columns)
         report = ReportFile(table, reader, build_moments(args))
-        _tell_columns(table)
+        _print_columns(table)
         has_more = not {"status", PAYOUT}.isdisjoint(table.columns.places)
         comparison = Comparison(questions, args.tolerance, has_more_than_ids=has_more)
         show, close = _choose_output(args)
@@ -145,29 +145,29 @@ def run(args: argparse.Namespace) -> int:
         if span is not None:
             show(comparison.find_extra(span))
         close()
-    _tell_file(table, report)
-    _tell_bounds(comparison, span, takes_over=settings.repeats == "update")
-    _say_totals(comparison, is_alone=args.csv or args.json)
+    _print_file_notes(table, report)
+    _print_bounds(comparison, span, takes_over=settings.repeats == "update")
+    _print_totals(comparison, is_alone=args.csv or args.json)
     return int(any(comparison.counts[name] for name in DIFFERENCES))
 
 
-def _tell_columns(table: ConversionTable) -> None:
-    """Say what is read as what, and what is not compared at all."""
+def _print_columns(table: ConversionTable) -> None:
+    """Print which column is which, and what is not compared."""
     for note in (*table.notes, table.columns.describe()):
         output.print_error(note)
     places = table.columns.places
     if "status" not in places and PAYOUT not in places:
         output.print_error(
-            "no column is known to be a status or an amount, so nothing is compared but whether a"
-            " conversion is there: name them with --status-column and --amount-column"
+            "no column is known to be a status or an amount, so only the existence of conversions"
+            " is compared: name them with --status-column and --amount-column"
         )
     elif "status" not in places:
-        output.print_error("no column is the status: every row is taken for a sale")
+        output.print_error("no column is the status: every row counts as a sale")
     elif PAYOUT not in places:
         output.print_error("no column is the amount: amounts are not compared")
 
 
-def _tell_file(table: ConversionTable, report: ReportFile) -> None:
+def _print_file_notes(table: ConversionTable, report: ReportFile) -> None:
     if aside := describe_aside(table.aside):
         output.print_error(aside)
     if report.untimed:
@@ -198,12 +198,12 @@ def _nothing() -> None:
 
 
 def _with_sides(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Leave out what neither side can say in a line."""
+    """Leave out findings without a conversion on either side."""
     return (finding for finding in findings if finding.reported or finding.held)
 
 
 def build_object(finding: Finding) -> dict[str, Any]:
-    """Give a finding as scripts see it."""
+    """Build the JSON object of a finding."""
     reported, held = finding.reported or _NOBODY, finding.held or _NOBODY
     values = (
         finding.line,
@@ -244,7 +244,7 @@ def _build_line(finding: Finding) -> Sequence[str | None]:
     assert side is not None
     amount, currency = side.money
     if amount is not None and currency is None and finding.held is not None:
-        # The report says the amount in the currency that stands, as far as it says anything.
+        # An amount of the report without a currency is in the conversion's.
         currency = finding.held.money.currency
     return (finding.subid, amount, finding.tid, side.status, currency)
 
@@ -256,19 +256,19 @@ def _describe_both(reported: Side | None, held: Side | None) -> str:
     )
 
 
-def _tell_bounds(comparison: Comparison, span: DateRange | None, *, takes_over: bool) -> None:
+def _print_bounds(comparison: Comparison, span: DateRange | None, *, takes_over: bool) -> None:
     counts = comparison.counts
-    no_span = "extra ones were not looked for: no row was found here (--network says whose)"
+    no_span = "extra conversions were not searched: no row was found here (--network says whose)"
     output.print_error(span.describe() if span else no_span)
     if counts[UNMAPPED]:
         output.print_error("say what the unmapped words mean: --status-map approved=sale")
     if (counts[AMOUNT] or counts[CURRENCY]) and not takes_over:
         output.print_error(
-            'an amount that stands is replaced with repeats = "update" or `import --force` only'
+            'a stored amount is replaced with repeats = "update" or `import --force` only'
         )
 
 
-def _say_totals(comparison: Comparison, *, is_alone: bool) -> None:
+def _print_totals(comparison: Comparison, *, is_alone: bool) -> None:
     counts = comparison.counts
     found = [f"{counts[name]} {name}" for name in (*DIFFERENCES, IGNORED) if counts[name]]
     parts = ", ".join([f"{counts[AGREE]} agree", *found])

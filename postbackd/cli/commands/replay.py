@@ -1,4 +1,4 @@
-"""`postback replay`: received postbacks through the engine again, with what was wrong put right."""
+"""`postback replay`: received postbacks judged again, with corrections."""
 
 import argparse
 import difflib
@@ -43,22 +43,22 @@ COLUMNS = (
 )
 NOTHING = "No such postback has come in."
 
-# Enough to find the one that was meant; postbacks of one network have all the same.
+# Enough to find the intended name: postbacks of one network all have the same names.
 NAMES_REMEMBERED = 1000
 
 MORE = """\
-For postbacks that were misread, or came before their status had a meaning. Choose them as with
-`log`; put right what was wrong with --set and --rename; look at what would come of it with
---dry-run, which writes nothing; then do it. Conversions are booked as if the postback had been
-right when it came: with its time, and its day's rate. Each replay is a line of the log of its own
-(source replay, replay_of its original). The service may run. Ctrl-C is safe: the same command
-goes on where it was stopped, and once all is done it changes nothing more.
+For postbacks that were misread, or that came before their status had a meaning. Choose them as with
+`log`; correct them with --set and --rename; see the verdicts with --dry-run, which writes nothing;
+then run the command without it. Conversions are booked as if the postback had been right when it
+came: at its time, at its day's rate. Each replay is a row of the postback log of its own (source
+replay, replay_of its original). The service may run. Ctrl-C is safe: the same command continues
+from there, and a run after the last change does nothing.
 
-With --force they overrule what stands: a misread sale becomes a lead again, a rejected one a sale,
-an amount that stands is replaced; the history of the conversion says forced. What was booked by the
-same query is left even so.
+With --force they also make changes that the rules refuse: a misread sale becomes a lead again, a
+rejected conversion a sale, a stored amount is replaced; the history of the conversion says forced.
+A conversion that was booked by the same query stays even so.
 
-what: added (a new conversion), changed (a conversion moved), noted (another verdict, and no
+what: added (a new conversion), changed (a conversion changed), noted (another verdict, and no
 conversion changed), left (nothing)."""
 
 EXAMPLE = """\
@@ -75,7 +75,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "replay",
         run,
-        "put received postbacks through again, with what was wrong put right",
+        "judge received postbacks again, with corrections",
         EXAMPLE,
         more=f"{MORE}\n\n{FORMATS}",
     )
@@ -87,8 +87,8 @@ def add_parser(subparsers: Subparsers) -> None:
         type=_read_value,
         default=[],
         metavar="NAME=VALUE",
-        help="put them through with this parameter, in place of any that came under the name; an"
-        " empty VALUE takes it away: --set sale_status=approved,paid",
+        help="add this parameter, in place of any that came with this name; an empty VALUE removes"
+        " it: --set sale_status=approved,paid",
     )
     parser.add_argument(
         "--rename",
@@ -97,20 +97,20 @@ def add_parser(subparsers: Subparsers) -> None:
         type=_read_rename,
         default=[],
         metavar="OLD=NEW",
-        help="read what came as OLD as NEW, in place of any NEW that came; postbacks without OLD"
-        " stay as they are: --rename aff_sub=subid; a nested field by PHP's name for it, within"
-        " JSON that a field holds, too: --rename 'order[id]=tid'",
+        help="read the parameter OLD as NEW, in place of any NEW that came; postbacks without OLD"
+        " stay as they are: --rename aff_sub=subid; a nested field has PHP's name, also within"
+        " JSON in a field: --rename 'order[id]=tid'",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="let them move conversions as no network may (a rejected one to sale, a sale to lead),"
-        " with their amounts; look at --dry-run first",
+        help="also make changes that the rules refuse to networks (rejected to sale, sale to lead),"
+        " with their amounts; try --dry-run first",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="only show what would come of it; write nothing"
+        "--dry-run", action="store_true", help="only show the verdicts; write nothing"
     )
-    parser.add_argument("--totals", action="store_true", help="show only how many of each")
+    parser.add_argument("--totals", action="store_true", help="show only the counts")
     add_json(parser)
 
 
@@ -127,16 +127,16 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         "--verdict",
         action="append",
         choices=[verdict.value for verdict in Verdict],
-        help="those that got this verdict when they came; may be given several times",
+        help="postbacks that got this verdict when they came; may be given several times",
     )
-    parser.add_argument("--subid", help="those of this click")
-    parser.add_argument("--network", help="those of the network that signs from=NETWORK")
+    parser.add_argument("--subid", help="postbacks of this click")
+    parser.add_argument("--network", help="postbacks with from=NETWORK")
     add_since(parser)
     add_until(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Put the postbacks through, or only show what would come of it."""
+    """Judge the postbacks again, or only show their verdicts."""
     if not (args.ids or args.verdict or args.subid or args.network or args.since or args.until):
         args.parser.error("say which: --id, --verdict, --subid, --network, --since or --until")
     settings = load_settings(args)
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             is_stopped = True
         close()
-    _tell(args, tally, is_stopped=is_stopped)
+    _print_totals(args, tally, is_stopped=is_stopped)
     if is_stopped:
         return INTERRUPTED
     for complaint in missing.describe() if tally else ():
@@ -164,16 +164,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Missing:
-    """The names to be renamed that no postback had, and names that came instead."""
+    """The names of --rename that no postback had, and names that came instead."""
 
     def __init__(self, corrections: Corrections) -> None:
-        """Begin with all of them."""
+        """Begin with all names."""
         self._mending = corrections
         self.names = list(corrections.renames)
         self._came: dict[str, None] = {}
 
     def look_at(self, batch: Sequence[Replayed]) -> None:
-        """Take those off that were found."""
+        """Remove the names that these postbacks have."""
         for replayed in batch:
             if not self.names:
                 return
@@ -184,7 +184,7 @@ class Missing:
                 self._came |= dict.fromkeys(list_field_names(query))
 
     def describe(self) -> Iterator[str]:
-        """Say of each name that no field had it, and what is nearest to it."""
+        """Write for each name that no field had it, and the nearest names."""
         for name in self.names:
             near = difflib.get_close_matches(name, self._came, 3, 0) or ["no field at all"]
             names = ", ".join(map(quote_value, near))
@@ -199,22 +199,22 @@ def _replay(
     with ExitStack() as stack:
         if args.dry_run:
             rehearsal = stack.enter_context(rehearse(settings.db_path, terms))
-            storage, pages = rehearsal.storage, _take_along(rehearsal, pages, corrections, terms)
+            storage, pages = rehearsal.storage, _copy_along(rehearsal, pages, corrections, terms)
         else:
             storage = stack.enter_context(writing(settings))
-            # What other programs' clicks brought along came before any replay.
+            # Postbacks parked for clicks of other programs come before any replay.
             settle_all_due_clicks(storage, terms, read_clock)
         for page in pages:
             yield from replay.replay_all(storage, page, corrections, terms, read_clock)
 
 
-def _take_along(
+def _copy_along(
     rehearsal: Rehearsal,
     pages: Iterator[list[Original]],
     corrections: Corrections,
     terms: BookingOptions,
 ) -> Iterator[list[Original]]:
-    """Copy to the rehearsal what each page could meet, before it comes on."""
+    """Copy the rows that each page of postbacks can touch to the sandbox, then yield the page."""
     for page in pages:
         queries = [corrections.apply(original.query) for original in page]
         rehearsal.take(queries, [original.id for original in page])
@@ -223,8 +223,8 @@ def _take_along(
 
 
 def _list_originals(args: argparse.Namespace, questions: Questions) -> Iterator[list[Original]]:
-    """List what was chosen and is there now, by id, in pages."""
-    # Not by the index over times: every page would be sorted anew.
+    """List the chosen postbacks that are stored now, by id, in pages."""
+    # `+` keeps SQLite from the index over times: it would sort for every page.
     wanted = RowFilter() if args.subid is None else of_click(args.subid)
     wanted = wanted.where("id", args.ids).where("verdict", args.verdict)
     wanted = wanted.where("network", [args.network] if args.network else None)
@@ -251,7 +251,7 @@ def _refuse_strange_ids(questions: Questions, ids: Sequence[int]) -> None:
 
 def _read_mending(args: argparse.Namespace, settings: Settings) -> Corrections:
     mask = KeyMask(settings.secrets())
-    # Hidden before it is written: writing adds a layer of escapes.
+    # Keys are hidden before the value is written into a query, which adds a layer of escapes.
     values = {name: mask.hide(value) for name, value in args.values}
     return Corrections(dict(args.renames), values, mask, forces=args.force)
 
@@ -269,7 +269,7 @@ def _choose_output(
     return lambda batch: table.print([_build_cells(one, terms) for one in batch]), table.close
 
 
-def _tell(args: argparse.Namespace, tally: Counter[Effect], *, is_stopped: bool) -> None:
+def _print_totals(args: argparse.Namespace, tally: Counter[Effect], *, is_stopped: bool) -> None:
     if args.totals and args.json:
         output.print_json([{effect.value: tally[effect] for effect in Effect}])
     elif args.totals or (output.is_terminal() and not args.json and tally):
@@ -277,7 +277,7 @@ def _tell(args: argparse.Namespace, tally: Counter[Effect], *, is_stopped: bool)
         counts = ", ".join(f"{tally[effect]} {would_be}{effect}" for effect in Effect)
         output.print_line(f"{tally.total()} postbacks: {counts}.")
     if is_stopped:
-        output.print_error("stopped; what is told above is done, the same command does the rest")
+        output.print_error("stopped; the postbacks above are done, the same command does the rest")
 
 
 def _describe(replayed: Replayed, terms: BookingOptions) -> dict[str, Any]:
@@ -317,7 +317,7 @@ def _build_cells(replayed: Replayed, terms: BookingOptions) -> list[str]:
 
 
 def _find_real_id(replayed: Replayed) -> int | None:
-    """Tell the conversion, where it is not one that the dry run made up."""
+    """Return the conversion's id; None for one that only the dry run has created."""
     conversion_id = replayed.conversion_id
     return None if conversion_id is None or conversion_id > LAST_REAL_ID else conversion_id
 

@@ -1,4 +1,4 @@
-"""`postback report`: what came in, added up."""
+"""`postback report`: clicks, conversions and money added up."""
 
 import argparse
 import difflib
@@ -43,7 +43,7 @@ COUNTS = ("clicks", "leads", "sales", "rebills", "rejected")
 MONEY = ("revenue", "hold", "cost", "profit")
 NUMBERS = (*COUNTS, "approval_percent", *MONEY, "roi_percent")
 
-# What goes first where a terminal is narrow.
+# `spare`: a narrow terminal leaves out the highest first.
 FIGURE_COLUMNS = (
     Column("clicks", Kind.NUMBER),
     Column("leads", Kind.NUMBER, 2),
@@ -65,10 +65,10 @@ MEANINGS = """\
 Conversions count with the status they have now. revenue: payouts of sales and rebills; hold:
 payouts of leads; cost: what postbacks said a conversion cost, rejected ones too; profit: revenue
 less cost; approval: sales and rebills among all conversions; ROI: profit by cost, empty where
-nothing was paid. All money is in the tracker's currency, on a terminal to the cent; what waits for
-a rate is in no sum and told apart. By conversion time a conversion counts when its first postback
-came, and clicks when they came; by click time both count when the click came. A click has no
-network and no currency: by these, no clicks are counted."""
+nothing was paid. All money is in the tracker's currency, on a terminal to the cent; amounts that
+wait for a rate are in no sum, and listed apart. By conversion time a conversion counts when its
+first postback came, and clicks when they came; by click time both count when the click came. A
+click has no network and no currency: by these, no clicks are counted."""
 
 
 class Line(NamedTuple):
@@ -106,8 +106,8 @@ def add_parser(subparsers: Subparsers) -> None:
         type=read_zone,
         default=UTC,
         metavar="ZONE",
-        help="whose days and hours, such as Europe/Berlin or +03:00; --since and --until too"
-        " (default UTC)",
+        help="the time zone of days and hours, such as Europe/Berlin or +03:00; --since and --until"
+        " too (default UTC)",
     )
     parser.add_argument(
         "--since",
@@ -117,11 +117,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--until",
         metavar="TIME",
-        help="before this time, written likewise; a bare date includes that whole day",
+        help="before this time, in the same forms; a date without a time includes that whole day",
     )
     parser.add_argument("--campaign", type=read_name, help="only this campaign")
     parser.add_argument("--offer", type=read_name, help="only this offer")
-    parser.add_argument("--network", help="only the network that signs from=NETWORK")
+    parser.add_argument("--network", help="only postbacks with from=NETWORK")
     parser.add_argument(
         "--limit",
         type=read_limit,
@@ -134,7 +134,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--plot",
         type=_read_picture,
         metavar="FILE",
-        help="draw it into FILE.png or FILE.svg instead (needs matplotlib)",
+        help="draw the report into FILE.png or FILE.svg instead (needs matplotlib)",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="CSV (RFC 4180), without the total")
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_query(args: argparse.Namespace) -> ReportQuery:
-    """Give what the options ask for; times without a zone are in that of `--tz`."""
+    """Build the query that the options ask for; times without a zone are in that of `--tz`."""
     dimensions = tuple(dict.fromkeys(args.by or ["day"]))
     if len(dimensions) > MOST_DIMENSIONS:
         args.parser.error(f"argument --by: at most {MOST_DIMENSIONS}, not {', '.join(dimensions)}")
@@ -195,7 +195,7 @@ def read_query(args: argparse.Namespace) -> ReportQuery:
 
 
 def arrange(sums: dict[Key, Figures], dimensions: Sequence[str]) -> tuple[list[Line], Line]:
-    """Put the lines in order: times as they pass, all else by revenue; and add the total."""
+    """Sort the lines, times by time and names by revenue, and add the total."""
     subtotals = {**sums, (): Figures()}
     lengths = [0, *(at for at, name in enumerate(dimensions[:-1], 1) if name not in TIMES)]
     for key, figures in sums.items():
@@ -219,7 +219,7 @@ def arrange(sums: dict[Key, Figures], dimensions: Sequence[str]) -> tuple[list[L
 def _place_time(name: str, label: str | None) -> tuple[Any, ...]:
     if label is None:
         return (True, "")
-    # 02:00+02:00 is before 02:00+01:00, whatever the letters say.
+    # 02:00+02:00 is before 02:00+01:00, although it sorts behind it as text.
     return (False, datetime.fromisoformat(label).timestamp() if name == "hour" else label)
 
 
@@ -240,7 +240,7 @@ def _cut(lines: list[Line], limit: int, dimensions: Sequence[str]) -> list[Line]
 
 
 def _refuse_unknown_names(questions: Questions, query: ReportQuery) -> None:
-    """Say that a name is mistyped rather than add up nothing."""
+    """Refuse a mistyped name, instead of adding up nothing."""
     for kind, listed in zip(NAMED, (questions.list_campaigns, questions.list_offers), strict=True):
         wanted = query.filters.get(kind)
         if wanted is None:
@@ -251,9 +251,6 @@ def _refuse_unknown_names(questions: Questions, query: ReportQuery) -> None:
             near = near or difflib.get_close_matches(wanted, names, 1)
             hint = f"; the nearest is {near[0]!r}" if near else ""
             raise RefusedError(f"no {kind} {wanted!r} is known{hint}: see `postback {kind}s list`")
-
-
-# What each form shows.
 
 
 def _build_object(line: Line, query: ReportQuery) -> dict[str, Any]:
@@ -306,7 +303,7 @@ def _write_amounts(micros: dict[str, int]) -> dict[str, str]:
 
 
 def describe_unconverted(figures: Figures) -> str:
-    """Tell what is in none of the sums, for want of a rate."""
+    """Write the amounts that are in no sum because they have no rate."""
     if not figures.unconverted_micros and not figures.unconverted_cost_micros:
         return ""
     payouts = _write_amounts(figures.unconverted_micros)
@@ -316,7 +313,7 @@ def describe_unconverted(figures: Figures) -> str:
 
 
 def _print_for_people(shown: list[Line], total: Line, query: ReportQuery, where: str) -> None:
-    # Without any cost the profit is the revenue: columns that say nothing take room.
+    # Without any cost the profit is the revenue: columns that say nothing are left out.
     figure_columns = [
         column
         for column in FIGURE_COLUMNS
@@ -336,7 +333,7 @@ def _print_for_people(shown: list[Line], total: Line, query: ReportQuery, where:
         output.print_footnote(f"By {time} time, {where}.")
     if unconverted := describe_unconverted(total.figures):
         output.print_footnote(
-            f"In no sum, for want of a rate (`postback rates set`): {unconverted}."
+            f"In no sum, because no rate is known (`postback rates set`): {unconverted}."
         )
 
 
@@ -354,12 +351,12 @@ def _show_key(line: Line, query: ReportQuery) -> list[str]:
 
 
 def _round(number: int | str) -> str:
-    """Round money to cents, for eyes only: all other output is exact."""
+    """Round money to cents for a terminal: all other output is exact."""
     return str(number) if isinstance(number, int) else decimal_text(round(Decimal(number), 2))
 
 
 def _build_bars(lines: Sequence[Line]) -> list[str]:
-    """Give a bar for each line's revenue, or for its clicks where no line has any."""
+    """Build a bar for each line's revenue, or for its clicks where no line has revenue."""
     sizes = [line.figures.revenue for line in lines]
     if not any(sizes):
         sizes = [Decimal(line.figures.clicks) for line in lines]

@@ -1,4 +1,4 @@
-"""`postback restore`: a copy put in the place of the database, while the service runs."""
+"""`postback restore`: put a copy in the database's place while the service runs."""
 
 import argparse
 from datetime import UTC, datetime
@@ -17,17 +17,17 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "restore",
         run,
-        "put a copy in the place of the database while the service runs",
+        "put a copy in the database's place while the service runs",
         "postback restore /backups/postback-2026-11-22.db --dry-run",
-        more="FILE is verified, copied beside the database, brought up to date and put in its"
-        " place at once; FILE stays\nwhere it is. What was there is kept beside it under a name"
-        " that is told. The service answers 503 for a\nmoment and goes on with the copy. Do not"
-        " copy a file over the database by `cp`: a service that runs\nnotices and takes nothing"
-        " more. Where that has happened, FILE may be the database itself, to go on with\nwhat is"
-        " left in it.",
+        more="FILE is verified, copied beside the database, brought up to date and renamed over it;"
+        " FILE stays\nwhere it is. The previous database stays beside it under a name that is"
+        " printed. The service answers\n503 for a moment and continues with the copy. Do not copy a"
+        " file over the database by `cp`: a running\nservice notices it and answers 503 from then"
+        " on. Where that has happened, FILE may be the database\nitself, to continue with the rows"
+        " that are left in it.",
     )
-    parser.add_argument("file", metavar="FILE", type=Path, help="a copy that `backup` has made")
-    parser.add_argument("--dry-run", action="store_true", help="verify FILE and put nothing away")
+    parser.add_argument("file", metavar="FILE", type=Path, help="a copy written by `backup`")
+    parser.add_argument("--dry-run", action="store_true", help="only verify FILE")
     add_json(parser)
 
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(restored, source, path, is_dry=args.dry_run)
     else:
-        _tell(restored, source, path, is_dry=args.dry_run)
+        _print_restored(restored, source, path, is_dry=args.dry_run)
     return 0
 
 
@@ -71,7 +71,7 @@ def _print_json(restored: Restored, source: Path, path: Path, *, is_dry: bool) -
     output.print_json([found])
 
 
-def _tell(restored: Restored, source: Path, path: Path, *, is_dry: bool) -> None:
+def _print_restored(restored: Restored, source: Path, path: Path, *, is_dry: bool) -> None:
     for warning in restored.warnings:
         output.print_error(warning)
     counts = ", ".join(f"{restored.rows.get(name, 0)} {name}" for name in TABLES)
@@ -84,4 +84,4 @@ def _tell(restored: Restored, source: Path, path: Path, *, is_dry: bool) -> None
     kept = [str(each) for each in (restored.kept, restored.kept_log) if each]
     if kept:
         newer = f"; {restored.newer} postbacks in it came later" if restored.newer else ""
-        output.print_line(f"what was there is kept as {' and '.join(kept)}{newer}")
+        output.print_line(f"the previous database is now {' and '.join(kept)}{newer}")

@@ -1,4 +1,4 @@
-"""`postback serve`: make what is missing, say where networks call, become gunicorn."""
+"""`postback serve`: create a missing config and database, print the Postback URL, run gunicorn."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ from postbackd.db.sqlite.connection import DoubtedError
 from postbackd.server import logs
 
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]*\]|[^:/\[\]]*):(?P<port>[0-9]{1,5})")
-# Addresses that mean "every interface"; the sysadmin who reads the URL sits at this machine.
+# Addresses that mean "every interface"; the printed URL has 127.0.0.1 instead.
 _EVERYWHERE = frozenset({"", "0.0.0.0", "[::]"})  # noqa: S104
 
 
@@ -30,8 +30,8 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         "receive postbacks",
         "postback serve --bind 0.0.0.0:8080 --workers 2",
-        more="Writes config.ini.php with a fresh random key, and the database, where they are"
-        " missing.\nAll other options go to gunicorn as they are, such as --log-level warning.",
+        more="Creates config.ini.php with a fresh random key, and the database, where they are"
+        " missing.\nAll other options go to gunicorn, such as --log-level warning.",
     )
     parser.add_argument(
         "-b",
@@ -40,7 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="ADDR",
         help="where to listen: HOST:PORT or unix:PATH (default 127.0.0.1:8000)",
     )
-    parser.add_argument("-w", "--workers", metavar="N", help="how many processes receive")
+    parser.add_argument("-w", "--workers", metavar="N", help="the number of worker processes")
     parser.add_argument(
         "--log-format",
         choices=logs.FORMATS,
@@ -50,10 +50,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make what is missing and become gunicorn; returns only where that fails."""
+    """Create missing files and become gunicorn; returns only where that fails."""
     path = find_config_path(args)
     settings = load(path) if os.path.lexists(path) else write_new(path)
-    # Damage is the service's to look at: its check takes a while, and 503 is an answer.
+    # The service checks a damaged database itself: it takes a while, and 503 is answered meanwhile.
     with contextlib.suppress(DoubtedError), writing(settings, checks=False):
         pass
     if args.log_format is not None:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def build_options(args: argparse.Namespace) -> list[str]:
-    """Give gunicorn's options: ours that are its own too, then whatever else was given."""
+    """Build gunicorn's options: our options that gunicorn has too, then all others."""
     options = [part for address in args.bind or () for part in ("--bind", address)]
     if args.workers is not None:
         options += ["--workers", args.workers]
@@ -72,7 +72,7 @@ def build_options(args: argparse.Namespace) -> list[str]:
 
 
 def find_base(settings: Settings, addresses: Sequence[str]) -> str:
-    """Tell what the printed URL begins with: public_url, else the port that is listened on."""
+    """Return the begin of the printed URL: public_url, else the address that is listened on."""
     if settings.public_url_is_set:
         return settings.public_url
     for address in addresses:
@@ -83,21 +83,21 @@ def find_base(settings: Settings, addresses: Sequence[str]) -> str:
 
 
 def _announce(settings: Settings, addresses: Sequence[str]) -> None:
-    # What a service prints ends in a journal that many may read; the key must not.
+    # The output of a service goes to a journal that many people may read: it must not have the key.
     if sys.stdout.isatty():
         output.print_line(
             f"Postback URL: {build_url(settings, DEFAULT_MACROS, find_base(settings, addresses))}"
         )
         output.print_line(f"Config file:  {settings.path}")
     else:
-        # Beside the log: the journal has both.
-        told = "The Postback URL holds the key: run `postback url` to see it."
-        output.print_line(logs.format_event(told))
+        # In the form of the service log: the journal has both.
+        sentence = "The Postback URL contains the key: run `postback url` to see it."
+        output.print_line(logs.format_event(sentence))
 
 
 def _become_gunicorn(path: Path, options: Sequence[str]) -> None:
-    # -P: this directory may hold modules of the same names as ours, which `postbackd.server` sees
-    # to.
+    # -P: a module of the working directory must not shadow `statuses` or another of ours;
+    # `postbackd.server` imports them first.
     command = [
         sys.executable,
         "-P",
@@ -108,7 +108,7 @@ def _become_gunicorn(path: Path, options: Sequence[str]) -> None:
         *options,
     ]
     os.environ["POSTBACK_CONFIG"] = str(path)
-    # What is still in the buffers would be lost with this program.
+    # exec would lose text that is still in the buffers.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -1,4 +1,4 @@
-"""`postback url`: the addresses to paste at a network and into a landing page."""
+"""`postback url`: the URL to paste at a network, and the pixel for a landing page."""
 
 import argparse
 import difflib
@@ -13,8 +13,8 @@ from postbackd.config.settings import Settings
 from postbackd.intake.macros import is_macro
 from postbackd.intake.query import KNOWN_NAMES, SUBID_NAMES
 
-# What every network can fill in; an unreplaced `{tid}` counts as not sent. No currency: an
-# unreplaced one would make every amount's currency unknown.
+# The macros that every network has; an unreplaced `{tid}` counts as not sent. No currency: an
+# unreplaced macro would make every amount's currency unknown.
 DEFAULT_MACROS: Mapping[str, str] = {
     "subid": "{subid}",
     "status": "{status}",
@@ -22,16 +22,16 @@ DEFAULT_MACROS: Mapping[str, str] = {
     "tid": "{tid}",
 }
 
-# Options that add a parameter with a fixed value, and what they are good for.
+# Options that add a parameter with a fixed value, and their help.
 FIXED_PARAMETERS: Mapping[str, str] = {
     "lead_status": "the network's words for a lead, with commas",
     "sale_status": "the network's words for a sale",
     "rejected_status": "the network's words for a rejected conversion",
     "rebill_status": "the network's words for a rebill",
-    "ignore": "the network's words to drop",
+    "ignore": "the network's words to ignore",
     "currency": "the currency the network pays in, such as EUR",
-    "return": "the answer the network wants to see (default: Success)",
-    "from": "the network's name, kept with its postbacks",
+    "return": "the answer that the network expects (default: Success)",
+    "from": "the network's name, stored with its postbacks",
 }
 
 
@@ -52,7 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="our parameters and the network's macros for them",
     )
     for name, summary in FIXED_PARAMETERS.items():
-        # Parsed as lists of their own so that `from` and `return` need no other name.
+        # `fixed_from`: `from` and `return` are keywords of Python.
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             dest=f"fixed_{name}",
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def build_url(settings: Settings, parameters: Mapping[str, str], base: str | None = None) -> str:
-    """Build the address that a network calls."""
+    """Build the Postback URL."""
     query = "&".join(f"{name}={_quote_value(value)}" for name, value in parameters.items())
     return f"{base or settings.public_url}/{quote(settings.postback_key, safe='')}/postback?{query}"
 
@@ -97,7 +97,7 @@ def build_pixel_tag(settings: Settings) -> str | None:
 
 
 def read_macros(text: str) -> dict[str, str]:
-    """Read `subid={sub1},status={status}`; a name we do not know is refused."""
+    """Read `subid={sub1},status={status}`; an unknown name is refused."""
     macros = {}
     for part in text.split(","):
         name, equals, value = part.strip().partition("=")
@@ -115,7 +115,7 @@ def read_macros(text: str) -> dict[str, str]:
 
 
 def _quote_value(value: str) -> str:
-    # A network looks for its macro as it wrote it, `#x#` and `[x]` too.
+    # A network finds its macro only unescaped, `#x#` and `[x]` too.
     return value if is_macro(value) else quote(value, safe="{},")
 
 
@@ -134,5 +134,5 @@ def _explain(settings: Settings, tag: str | None, *, has_macros: bool) -> None:
             "# No tracking pixel: set [system] pixel_key in the config file to have one."
         )
     else:
-        output.print_line("# Tracking pixel for a landing page, good for leads only:")
+        output.print_line("# Tracking pixel for a landing page, it books leads only:")
         output.print_line(tag)

@@ -12,22 +12,22 @@ _shtab_postback_commands() {
   local _commands=(
     backup:'Copy the database while the service runs.'
     campaigns:'campaigns, and how their traffic is paid.'
-    check:'Look whether everything is in order, and say what to mend.'
+    check:'Check that everything is in order, and say what to correct.'
     clicks:'clicks, which postbacks refer to.'
-    completion:'Print what makes a shell complete the command'"'"'s words.'
+    completion:'Print the file with which a shell completes commands and options.'
     conversions:'Show conversions, the newest last.'
     explain:'Say what a postback would do now, and why, step by step.'
-    import:'Take conversions in, one a line: subid,payout,tid,status.'
+    import:'Import conversions, one a line: subid,payout,tid,status.'
     key:'the key in the Postback URL.'
     log:'Show received postbacks, the newest last.'
     man:'Print the manual page.'
     offers:'offers, and whether they allow rebills.'
-    purge:'Delete old postbacks from the log; conversions only where asked.'
+    purge:'Delete old rows of the postback log, and with options conversions and clicks.'
     rates:'what other currencies are worth.'
-    reconcile:'Hold a network'"'"'s own report against the conversions.'
-    replay:'Put received postbacks through again, with what was wrong put right.'
+    reconcile:'Compare a network'"'"'s own report with the conversions.'
+    replay:'Judge received postbacks again, with corrections.'
     report:'Add up clicks, conversions and money by day, campaign, network and so on.'
-    restore:'Put a copy in the place of the database while the service runs.'
+    restore:'Put a copy in the database'"'"'s place while the service runs.'
     serve:'Receive postbacks.'
     url:'Print the Postback URL and the tracking pixel.'
   )
@@ -44,7 +44,7 @@ _shtab_postback_campaigns_commands() {
 
 _shtab_postback_clicks_commands() {
   local _commands=(
-    import:'Take clicks in from a file.'
+    import:'Import clicks from a file.'
     list:'Show clicks, the newest last.'
   )
   _describe 'postback clicks commands' _commands
@@ -52,7 +52,7 @@ _shtab_postback_clicks_commands() {
 
 _shtab_postback_key_commands() {
   local _commands=(
-    rotate:'Put a fresh random key in the config file.'
+    rotate:'Write a fresh random key into the config file.'
     show:'Print the key in force, then the old ones that are still accepted.'
   )
   _describe 'postback key commands' _commands
@@ -68,10 +68,10 @@ _shtab_postback_offers_commands() {
 
 _shtab_postback_rates_commands() {
   local _commands=(
-    accept:'Take a fetched rate that was refused after all.'
+    accept:'Accept a fetched rate that was refused.'
     recompute:'Convert again, at the rates of their days as they are known now, or at another day'"'"'s.'
     set:'Set a rate by hand: one unit'"'"'s worth in the tracker'"'"'s currency.'
-    show:'Show the rates in force, their age, what waits for one, and what was refused.'
+    show:'Show the rates in force, their age, the amounts that wait, and refused rates.'
     unset:'End a rate that was set by hand.'
     update:'Fetch the rates now, as the service does daily.'
   )
@@ -125,7 +125,7 @@ _shtab_postback_campaigns_set_defaults_added=0
 _shtab_postback_check_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
-  "--deep[read the whole database too\: SQLite\'s integrity check, lost references, and whether conversions, their history and their money agree\; minutes on a large one]"
+  "--deep[read the whole database too\: SQLite\'s integrity check, lost references, and whether conversions, their history and their money agree\; takes minutes on a large one]"
   "--strict[exit status 1 where there are only warnings, too]"
   "--json[one JSON object a line, for scripts]"
 )
@@ -143,12 +143,12 @@ _shtab_postback_clicks_defaults_added=0
 _shtab_postback_clicks_import_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
-  "--delimiter[what stands between the cells (default\: what the titles show, else a comma)]:delimiter:(, ; tab | bar)"
-  "--skip-lines[pass N lines over before anything is read]:N:"
+  "--delimiter[the character between the cells (default\: the one in the titles, else a comma)]:delimiter:(, ; tab | bar)"
+  "--skip-lines[skip the first N lines]:N:"
   "--sheet[the sheet of a workbook (default\: the one with titles)]:NAME:"
   "--encoding[the file\'s encoding, such as windows-1251 (default UTF-8)]:encoding:"
   "--tz[the zone of times without one, such as Europe\/Moscow or \+03\:00 (default UTC)]:ZONE:"
-  "--dates[what comes first in 11\/10\/2026 (default\: what the file\'s other dates show)]:dates:(day-first month-first)"
+  "--dates[the part that comes first in 11\/10\/2026 (default\: as the file\'s other dates show)]:dates:(day-first month-first)"
   "--json[one JSON object a line, for scripts]"
   ":the file\; - reads standard input:_files"
 )
@@ -180,12 +180,12 @@ _shtab_postback_completion_defaults_added=0
 _shtab_postback_conversions_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
-  "--subid[only those of this click]:subid:"
-  "*--status[only those with this status\; may be given several times]:status:(lead sale rejected rebill)"
-  "--offer[only those of this offer]:offer:"
-  "--campaign[only those of this campaign]:campaign:"
+  "--subid[only conversions of this click]:subid:"
+  "*--status[only conversions with this status\; may be given several times]:status:(lead sale rejected rebill)"
+  "--offer[only conversions of this offer]:offer:"
+  "--campaign[only conversions of this campaign]:campaign:"
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
-  "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
+  "--until[before this time, in the same forms\; a date without a time includes that whole day]:TIME:"
   "--limit[the newest N (default 50, 0\: all)]:N:"
   "--history[show every change beneath its conversion]"
   "--csv[CSV (RFC 4180) for spreadsheets]"
@@ -215,25 +215,25 @@ _shtab_postback_import_options=(
   "--sale-status[the network\'s words for sale, with commas]:WORDS:"
   "--rejected-status[the network\'s words for rejected, with commas]:WORDS:"
   "--rebill-status[the network\'s words for rebill, with commas]:WORDS:"
-  "--network[the network\'s name, kept with them]:NAME:"
+  "--network[the network\'s name, stored with them]:NAME:"
   "--subid-column[the title or the number of the column with the click id]:TITLE:"
   {--payout-column,--amount-column}"[the title or the number of the column with the amount]:TITLE:"
   "--tid-column[the title or the number of the column with the transaction id]:TITLE:"
   "--status-column[the title or the number of the column with the status]:TITLE:"
   "--currency-column[the title or the number of the column with the currency]:TITLE:"
   "--no-titles[the first line is a row already\; columns are given by number]"
-  "--delimiter[what stands between the cells (default\: what the titles show, else a comma)]:delimiter:(, ; tab | bar)"
-  "--skip-lines[pass N lines over before anything is read]:N:"
+  "--delimiter[the character between the cells (default\: the one in the titles, else a comma)]:delimiter:(, ; tab | bar)"
+  "--skip-lines[skip the first N lines]:N:"
   "--sheet[the sheet of a workbook (default\: the one with titles)]:NAME:"
   "--encoding[the file\'s encoding, such as windows-1251 (default UTF-8)]:encoding:"
-  "--force[let lines move conversions as no network may (a rejected one to sale, a sale to lead), and replace amounts that stand\; look at --dry-run first]"
-  "--dry-run[only show what would come of it\; write nothing]"
+  "--force[also make changes that the rules refuse to networks (rejected to sale, sale to lead), and replace stored amounts\; try --dry-run first]"
+  "--dry-run[only show the verdicts\; write nothing]"
   "--verbose[show every line on a terminal, too]"
   "--json[one JSON object a line, for scripts]"
-  "--caught[the files are nginx\'s logs of what came while the receiver could not answer]"
-  "--park[with --caught\: keep postbacks whose click is not known, too, as the receiver does]"
+  "--caught[the files are nginx\'s logs of requests that the receiver could not answer]"
+  "--park[with --caught\: also park postbacks whose click is not known, as the receiver does]"
   ":the file\; - reads standard input:_files"
-  "(*)::with --caught\: more of its files:_files"
+  "(*)::with --caught\: more such files:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -250,7 +250,7 @@ _shtab_postback_key_rotate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
   "--keep-old-until[the last day (UTC) of the present key]:DATE:"
-  "--keep-old[keep the present key for good]"
+  "--keep-old[accept the present key for ever]"
   "--drop-old[refuse the present key at once\: networks that still use it lose their postbacks]"
 )
 
@@ -260,7 +260,7 @@ _shtab_postback_key_rotate_defaults_added=0
 _shtab_postback_key_show_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
-  "--last-used[say when each last opened an address of ours, to the minute\: an old key that has not been used for long can be dropped]"
+  "--last-used[show when each key was last used, to the minute\: an old key that has not been used for long can be removed]"
   "--json[one JSON object a line, for scripts]"
 )
 
@@ -270,15 +270,15 @@ _shtab_postback_key_show_defaults_added=0
 _shtab_postback_log_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
-  "*--verdict[only those with this verdict\; may be given several times]:verdict:(recorded updated repeated refused ignored parked unmapped invalid)"
-  "--subid[only those of this click]:subid:"
-  "--network[only those of the network that signs from\=NETWORK]:network:"
-  "*--source[only those that came this way\; may be given several times]:source:(http pixel import replay caught)"
-  "--grep[only those with this text in query, reason or warnings]:TEXT:"
+  "*--verdict[only postbacks with this verdict\; may be given several times]:verdict:(recorded updated repeated refused ignored parked unmapped invalid)"
+  "--subid[only postbacks of this click]:subid:"
+  "--network[only postbacks with from\=NETWORK]:network:"
+  "*--source[only postbacks from this source\; may be given several times]:source:(http pixel import replay caught)"
+  "--grep[only postbacks with this text in query, reason or warnings]:TEXT:"
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
-  "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
+  "--until[before this time, in the same forms\; a date without a time includes that whole day]:TIME:"
   "--limit[the newest N (default 50, 0\: all)]:N:"
-  "--follow[go on with what comes in, until Ctrl-C]"
+  "--follow[go on showing new postbacks, until Ctrl-C]"
   "--json[one JSON object a line, for scripts]"
 )
 
@@ -323,8 +323,8 @@ _shtab_postback_purge_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
   "--older-than[400d, 60w, or a time\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00)]:AGE:"
-  "--conversions[conversions too, with their history, where no postback was about them since\; they leave the reports, and a network that sends one again has it counted again]"
-  "--clicks[clicks without a conversion too\; a postback that comes for one of them is parked]"
+  "--conversions[conversions too, with their history, if no later postback was about them\; they leave the reports, and one that a network sends again counts again]"
+  "--clicks[clicks without a conversion too\; a later postback for one of them is parked]"
   "--dry-run[count, and delete nothing]"
   "--json[one JSON object a line, for scripts]"
 )
@@ -352,8 +352,8 @@ _shtab_postback_rates_recompute_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
-  "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
-  "--day[take this day\'s rates for all\: 2026-03-31]:DAY:"
+  "--until[before this time, in the same forms\; a date without a time includes that whole day]:TIME:"
+  "--day[use this day\'s rates for all\: 2026-03-31]:DAY:"
   "--dry-run[only show what would change\; write nothing]"
   "--json[one JSON object a line, for scripts]"
 )
@@ -408,12 +408,12 @@ _shtab_postback_reconcile_options=(
   "--currency-column[the title or the number of the column with the currency]:TITLE:"
   "--time-column[the title or the number of the column with the time of the conversion]:TITLE:"
   "--no-titles[the first line is a row already\; columns are given by number]"
-  "--delimiter[what stands between the cells (default\: what the titles show, else a comma)]:delimiter:(, ; tab | bar)"
-  "--skip-lines[pass N lines over before anything is read]:N:"
+  "--delimiter[the character between the cells (default\: the one in the titles, else a comma)]:delimiter:(, ; tab | bar)"
+  "--skip-lines[skip the first N lines]:N:"
   "--sheet[the sheet of a workbook (default\: the one with titles)]:NAME:"
   "--encoding[the file\'s encoding, such as windows-1251 (default UTF-8)]:encoding:"
   "--tz[the zone of times without one, such as Europe\/Moscow or \+03\:00 (default UTC)]:ZONE:"
-  "--dates[what comes first in 11\/10\/2026 (default\: what the file\'s other dates show)]:dates:(day-first month-first)"
+  "--dates[the part that comes first in 11\/10\/2026 (default\: as the file\'s other dates show)]:dates:(day-first month-first)"
   "--currency[the currency of lines that name none (default\: the tracker\'s)]:CODE:"
   "--decimal-comma[12,50 is twelve and a half]"
   "*--status-map[what the network\'s words mean, such as approved\=sale,hold\=lead,trash\=ignore]:WORD=STATUS,…:"
@@ -421,12 +421,12 @@ _shtab_postback_reconcile_options=(
   "--sale-status[the network\'s words for sale, with commas]:WORDS:"
   "--rejected-status[the network\'s words for rejected, with commas]:WORDS:"
   "--rebill-status[the network\'s words for rebill, with commas]:WORDS:"
-  "--tolerance[amounts that differ by no more are the same, such as 0.01 (default 0)]:AMOUNT:"
-  "--network[look for extra ones with from\=NETWORK only]:network:"
+  "--tolerance[amounts that differ by this or less are equal, such as 0.01 (default 0)]:AMOUNT:"
+  "--network[search extra conversions with from\=NETWORK only]:network:"
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
-  "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
+  "--until[before this time, in the same forms\; a date without a time includes that whole day]:TIME:"
   "*--only[show these differences only\; may be given several times]:only:(missing extra status amount currency twice unmapped unreadable uncompared)"
-  "--csv[what the report says of rows that are missing or differ, for \`postback import\`]"
+  "--csv[write the report\'s rows that are missing or differ as CSV for \`postback import\`]"
   "--json[one JSON object a line, for scripts]"
   ":the report\; - reads standard input:_files"
 )
@@ -438,16 +438,16 @@ _shtab_postback_replay_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
   "*--id[this postback (\`postback log --json\` shows ids)\; may be given several times]:N:"
-  "*--verdict[those that got this verdict when they came\; may be given several times]:verdict:(recorded updated repeated refused ignored parked unmapped invalid)"
-  "--subid[those of this click]:subid:"
-  "--network[those of the network that signs from\=NETWORK]:network:"
+  "*--verdict[postbacks that got this verdict when they came\; may be given several times]:verdict:(recorded updated repeated refused ignored parked unmapped invalid)"
+  "--subid[postbacks of this click]:subid:"
+  "--network[postbacks with from\=NETWORK]:network:"
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00 (UTC unless it says \+03\:00), or 90m, 2h, 3d ago]:TIME:"
-  "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
-  "*--set[put them through with this parameter, in place of any that came under the name\; an empty VALUE takes it away\: --set sale_status\=approved,paid]:NAME=VALUE:"
-  "*--rename[read what came as OLD as NEW, in place of any NEW that came\; postbacks without OLD stay as they are\: --rename aff_sub\=subid\; a nested field by PHP\'s name for it, within JSON that a field holds, too\: --rename \'order\[id\]\=tid\']:OLD=NEW:"
-  "--force[let them move conversions as no network may (a rejected one to sale, a sale to lead), with their amounts\; look at --dry-run first]"
-  "--dry-run[only show what would come of it\; write nothing]"
-  "--totals[show only how many of each]"
+  "--until[before this time, in the same forms\; a date without a time includes that whole day]:TIME:"
+  "*--set[add this parameter, in place of any that came with this name\; an empty VALUE removes it\: --set sale_status\=approved,paid]:NAME=VALUE:"
+  "*--rename[read the parameter OLD as NEW, in place of any NEW that came\; postbacks without OLD stay as they are\: --rename aff_sub\=subid\; a nested field has PHP\'s name, also within JSON in a field\: --rename \'order\[id\]\=tid\']:OLD=NEW:"
+  "--force[also make changes that the rules refuse to networks (rejected to sale, sale to lead), with their amounts\; try --dry-run first]"
+  "--dry-run[only show the verdicts\; write nothing]"
+  "--totals[show only the counts]"
   "--json[one JSON object a line, for scripts]"
 )
 
@@ -459,14 +459,14 @@ _shtab_postback_report_options=(
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
   "*--by[day, hour, campaign, offer, network, currency (as sent), sub_id_1 \… sub_id_30\; two with a comma or given twice (default day)]:WHAT:"
   "--by-click-time[days, hours and times are those of the click]"
-  "--tz[whose days and hours, such as Europe\/Berlin or \+03\:00\; --since and --until too (default UTC)]:ZONE:"
+  "--tz[the time zone of days and hours, such as Europe\/Berlin or \+03\:00\; --since and --until too (default UTC)]:ZONE:"
   "--since[from this time on\: 2026-01-31, 2026-01-31T12\:00, or 90m, 2h, 3d ago]:TIME:"
-  "--until[before this time, written likewise\; a bare date includes that whole day]:TIME:"
+  "--until[before this time, in the same forms\; a date without a time includes that whole day]:TIME:"
   "--campaign[only this campaign]:campaign:"
   "--offer[only this offer]:offer:"
-  "--network[only the network that signs from\=NETWORK]:network:"
+  "--network[only postbacks with from\=NETWORK]:network:"
   "--limit[the newest N days or hours, else the N with most revenue (default 0\: all)\; the total is of all]:N:"
-  "--plot[draw it into FILE.png or FILE.svg instead (needs matplotlib)]:FILE:_files"
+  "--plot[draw the report into FILE.png or FILE.svg instead (needs matplotlib)]:FILE:_files"
   "--csv[CSV (RFC 4180), without the total]"
   "--json[one JSON object a line, for scripts]"
 )
@@ -477,9 +477,9 @@ _shtab_postback_report_defaults_added=0
 _shtab_postback_restore_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
-  "--dry-run[verify FILE and put nothing away]"
+  "--dry-run[only verify FILE]"
   "--json[one JSON object a line, for scripts]"
-  ":a copy that \`backup\` has made:_files"
+  ":a copy written by \`backup\`:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -489,7 +489,7 @@ _shtab_postback_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
   "*"{-b,--bind}"[where to listen\: HOST\:PORT or unix\:PATH (default 127.0.0.1\:8000)]:ADDR:"
-  {-w,--workers}"[how many processes receive]:N:"
+  {-w,--workers}"[the number of worker processes]:N:"
   "--log-format[lines for people, or a JSON object a line (default\: text)]:log_format:(text json)"
 )
 
@@ -504,10 +504,10 @@ _shtab_postback_url_options=(
   "--sale-status[the network\'s words for a sale]:TEXT:"
   "--rejected-status[the network\'s words for a rejected conversion]:TEXT:"
   "--rebill-status[the network\'s words for a rebill]:TEXT:"
-  "--ignore[the network\'s words to drop]:TEXT:"
+  "--ignore[the network\'s words to ignore]:TEXT:"
   "--currency[the currency the network pays in, such as EUR]:CODE:"
-  "--return[the answer the network wants to see (default\: Success)]:TEXT:"
-  "--from[the network\'s name, kept with its postbacks]:TEXT:"
+  "--return[the answer that the network expects (default\: Success)]:TEXT:"
+  "--from[the network\'s name, stored with its postbacks]:TEXT:"
   "--json[one JSON object a line, for scripts]"
 )
 
