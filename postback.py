@@ -489,7 +489,8 @@ def read_arrival(environ: Environ, received_at: str, active: ActiveConfig) -> Ar
     if _NO_QUESTION_MARK in environ:
         incoming = postback.incoming._replace(lacks_question_mark=True)
         postback = postback._replace(incoming=incoming)
-    if postback.incoming.subid is None and (nested := warn_of_nested(query)):
+    has_click = postback.incoming.subid is not None
+    if nested := warn_of_nested(query, fields, has_click=has_click):
         postback = postback._replace(warnings=postback.warnings + nested)
     if cookies and not names_click(fields):
         query = store_query(query, cookie_subid=postback.incoming.subid)

@@ -543,7 +543,11 @@ def _row_rejected_first(case: _Case) -> Decision | None:
     # Ours: the conversion's sale may come late, and must find it.
     why = "rejected before its sale was seen"
     decision = _record(case, case.status, why, Rule.REJECTED_FIRST)
-    warnings = (_idle_refund_warning(case.incoming),) if case.is_negative else ()
+    warnings: tuple[str, ...] = ()
+    if case.is_negative:
+        warnings = (_idle_refund_warning(case.incoming),)
+    elif case.has_money:
+        warnings = (_untouched_warning(case.click),)
     return decision._replace(warnings=warnings, hinges_on_past=case.has_rejected)
 
 
@@ -552,6 +556,8 @@ def _refuse_anything_else(case: _Case) -> Decision:
         return Decision(Verdict.REFUSED, _LATE_LEAD, Rule.ANYTHING_ELSE)
     if case.status is Status.REJECTED:
         return Decision(Verdict.REFUSED, _NOTHING_TO_REJECT, Rule.ANYTHING_ELSE)
+    if not case.has_money and not case.incoming.tid and case.status is Status.SALE:
+        return Decision(Verdict.REFUSED, _SALE_WITHOUT_TID, Rule.ANYTHING_ELSE)
     obstacle = _find_rebill_obstacle(case)
     assert obstacle is not None
     return Decision(Verdict.REFUSED, obstacle, Rule.ANYTHING_ELSE)
@@ -833,6 +839,11 @@ _NOTHING_TO_REJECT = Reason(
     "no conversion with this transaction id: the click has several, and none was sent (tid) that"
     " says which of them is rejected",
 )
+_SALE_WITHOUT_TID = Reason(
+    "the click has several conversions and no sale: add tid= to the Postback URL",
+    "the click has several conversions, none of them a sale, and no transaction id (tid) came that"
+    " says which becomes one: add tid= to the Postback URL",
+)
 _REBILL_WITHOUT_TID = Reason(
     "a further conversion of the click needs a transaction id: add tid= to the Postback URL",
     "a further conversion of the click needs a transaction id (tid), and none was sent: add tid= to"
@@ -992,6 +1003,17 @@ def _idle_refund_warning(incoming: Incoming) -> str:
     return (
         f"{sent} takes nothing back: it is not the opposite of exactly one sale or rebill of the"
         " click (a correction comes as a sale with its negative amount)"
+    )
+
+
+def _untouched_warning(click: Click) -> str:
+    money = [c for c in click.conversions if c.status in MONEY]
+    shown = ", ".join(
+        f"{c.status} {c.tid!r} of {_describe_money(c.amount, c.currency)}" for c in money[:3]
+    )
+    return (
+        f"no conversion has this transaction id, and the click's money stays as it is ({shown}):"
+        " where one of them is meant, its own tid takes it back, or the negative of its amount"
     )
 
 

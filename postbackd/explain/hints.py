@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 
 from postbackd.intake.booking import BookingOptions, parse_stored
 from postbackd.intake.macros import is_macro
-from postbackd.intake.near_names import find_near_names
+from postbackd.intake.near_names import NearName, find_near_names
 from postbackd.intake.query import (
     KNOWN_NAMES,
     LIST_NAMES,
@@ -106,15 +106,15 @@ def _find_misnamed(fields: Mapping[str, str]) -> Iterator[str]:
     absent = list_absent(fields)
     for name in fields:
         plain = name.lower().replace("-", "_")
-        near = [ours for _, (_, ours) in find_near_names([name]) if ours in absent]
+        near = [each for _, each in find_near_names([name]) if each.ours in absent]
         if name in KNOWN_NAMES:
             continue
         if name.lower() in KNOWN_NAMES:
             yield f"{quote_value(name)} is not {plain!r}: names are in lower case here"
+        elif near:
+            yield from (_advise_renaming(name, each) for each in near if fields[name].strip())
         elif plain in KNOWN_NAMES:
             yield f"{quote_value(name)} is not {plain!r}: names are exact"
-        elif near:
-            yield from (_advise_renaming(name, ours) for ours in near if fields[name].strip())
         elif name.endswith("_status"):
             yield from _find_strange_list(name)
         elif not plain.startswith("sub_id_"):
@@ -122,12 +122,13 @@ def _find_misnamed(fields: Mapping[str, str]) -> Iterator[str]:
                 yield f"{quote_value(name)} is unknown to us; {close!r} is near"
 
 
-def _advise_renaming(name: str, ours: str) -> str:
-    rename = shlex.quote(f"{name}={ours}")
+def _advise_renaming(name: str, near: NearName) -> str:
+    rename = shlex.quote(f"{name}={near.ours}")
+    guess = "is what others call" if near.is_known else "is unknown to us, and may be"
     return (
-        f"{quote_value(name)} is others' name for {ours!r}, which did not come: if it is, write"
-        f" {ours}= in its place in the network's URL, and correct what came with `postback replay"
-        f" --since 7d --rename {rename} --dry-run`"
+        f"{quote_value(name)} {guess} {near.ours!r}, which did not come: if it is, write"
+        f" {near.ours}= in its place in the network's URL, and correct what came with"
+        f" `postback replay --since 7d --rename {rename} --dry-run`"
     )
 
 

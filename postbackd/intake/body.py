@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from postbackd.intake.json_fields import decode_json, json_bytes, read_json_fields
+from postbackd.intake.json_fields import decode_json, json_bytes, read_json_fields, read_json_string
 from postbackd.intake.multipart_fields import read_multipart_fields
 from postbackd.intake.query import MAX_INPUT_VARS, quote_value
 from postbackd.intake.unpacking import GZIP_SIGNATURE, CodingError, TooLargeError, unpack
@@ -183,6 +183,15 @@ def _read_json(content: bytes) -> Reading | None:
     found = read_json_fields(text, MAX_INPUT_VARS)
     if found is None:
         return None
+    if not found.fields and (inner := read_json_string(text)) is not None:
+        # Serialised twice.
+        within = _read_json(json_bytes(inner)) or _read_form(json_bytes(inner))
+        if within is not None and within.form:
+            return within._replace(
+                warnings=("the body is a JSON string with all of it within", *within.warnings),
+                says_all=False,
+                in_utf_8=json_bytes(text),
+            )
     warnings = []
     if not found.is_object:
         warnings.append("the body is JSON, and no object: fields of a list are named 0[…], 1[…]")

@@ -60,6 +60,17 @@ def read_json_fields(text: str, fields_at_most: int) -> JsonFields | None:
     return JsonFields(fields[:fields_at_most], isinstance(value, tuple), is_whole)
 
 
+def read_json_string(text: str) -> str | None:
+    """Read a JSON text that is one string, for what it says; None where it is anything else."""
+    if not text.startswith('"'):
+        return None
+    try:
+        value = _decode(text.strip())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, str) else None
+
+
 def decode_json(body: bytes) -> str:
     """Read JSON in UTF-8, UTF-16 or UTF-32 as text; bytes that are no UTF-8 become surrogates."""
     encoding = json.detect_encoding(body)

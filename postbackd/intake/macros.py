@@ -5,6 +5,7 @@ measurement and traffic platforms, and of the template languages that they are b
 """
 
 import re
+from urllib.parse import unquote
 
 # Longer than any row of macros that is sent, and short enough to be matched at no cost.
 LONGEST_CHARACTERS = 512
@@ -12,7 +13,8 @@ LONGEST_CHARACTERS = 512
 # The words of JavaScript, Python and PHP for a missing value, then two placeholders without signs.
 _NOTHINGS = frozenset({"undefined", "null", "none", "nan"})
 _BARE_MACROS = _NOTHINGS | {"replace", "optional"}
-_STARTS = frozenset("{$[#%<!_(:@*")
+_QUOTES = "\"'"
+_STARTS = frozenset("{$[#%<!_(:@*" + _QUOTES)
 
 _NAME = r"[\w .:\-]{1,64}"
 _LETTER = r"(?=[\w .\-]*[^\W\d])"
@@ -45,6 +47,8 @@ _STYLES = (
     _write_style("#", "#", "#"),
     _write_style("<<", ">>", "<>"),
     _write_style("<%=?", "%>", "<>%"),
+    # PHP that nobody ran.
+    rf"<\?(?:=|php(?: echo)?)?\s*\$?{_NAME};?\s*\?>",
     _write_style("<", ">", "<>"),
     rf"%%{_NAME}%%|%{_NAME}%|!!!{_NAME}!!!|@@{_NAME}@@|\*\|{_NAME}\|\*",
     # Campaign Manager's `%ecid!`, Python's `%(x)s`, a shell's `$(x)`.
@@ -57,15 +61,44 @@ _STYLES = (
     rf"(?i:(?:%7B){{1,3}}{_NAME}(?:%7D){{1,3}}|%5B{_NAME}%5D)",
 )
 _MACRO = "|".join(_STYLES)
-# Several in a row, with one separator between them: `#s2##s3#`, `{transactionid}_{goal}`.
-_MACROS = re.compile(rf"(?:{_MACRO})(?:[-_.:|,/ ]?(?:{_MACRO})){{0,15}}")
+# `#s2##s3#`, `{transactionid}_{goal}`: what stands alone between two of them is a seam.
+_MACROS = re.compile(rf"(?:{_MACRO})(?:[-_.:|,/ ]?(?:{_MACRO})){{0,15}}[.,;|/]?")
+# What .NET writes for a GUID in braces or parentheses: an id, and no name of anything.
+_GUID = re.compile(r"[{(][0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}[)}]")
+_ESCAPE = re.compile("%[0-9A-Fa-f]{2}")
+
+# A part of a value that only a placeholder looks like, whole or without one of its ends. Digits
+# alone in brackets are an index, and a lone `#` or `%` may be anything.
+_SIGNS = re.compile(r"[{}\[<#!$%]")
+_PART = re.compile(
+    r"[{}]|\[\[?[A-Za-z_][\w.\-]{0,63}\]|^\[\w+$|<[A-Za-z_][\w.\-]{0,63}>|!!!\w{1,64}!!!"
+    r"|#[A-Za-z_]\w{0,63}#|%%\w{1,64}%%|%7[BDbd]"
+)
 
 
 def is_macro(text: str) -> bool:
     """Return whether a value is, as a whole, one or several unreplaced macros."""
     if text[:1] in _STARTS:
-        return len(text) <= LONGEST_CHARACTERS and _MACROS.fullmatch(text) is not None
+        return len(text) <= LONGEST_CHARACTERS and _is_marked_macro(text)
     return text.lower() in _BARE_MACROS
+
+
+def _is_marked_macro(text: str) -> bool:
+    if text[0] in _QUOTES:
+        # `""`, `"null"`, `'{x}'`: quotes of a program that wrote nothing between them.
+        inner = text.strip(_QUOTES)
+        return not inner or is_macro(inner)
+    if _MACROS.fullmatch(text):
+        return _GUID.fullmatch(text) is None
+    # Encoded once too often.
+    return _ESCAPE.match(text) is not None and _MACROS.fullmatch(unquote(text)) is not None
+
+
+def holds_macro(text: str) -> bool:
+    """Tell whether a part of a value looks like a placeholder that nothing replaced."""
+    if not _SIGNS.search(text) or len(text) > LONGEST_CHARACTERS or _GUID.fullmatch(text):
+        return False
+    return _PART.search(text) is not None
 
 
 def is_nothing(text: str) -> bool:

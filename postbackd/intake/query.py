@@ -13,12 +13,17 @@ from urllib.parse import quote, unquote_to_bytes
 
 from postbackd.db.rows import SUB_ID_NAMES
 from postbackd.intake.currencies import settle_currency
-from postbackd.intake.macros import is_macro, is_nothing
-from postbackd.intake.near_names import NEAR_NAMES, STATUS_WORDS, find_near_names
+from postbackd.intake.macros import holds_macro, is_macro, is_nothing
+from postbackd.intake.near_names import (
+    STATUS_WORDS,
+    find_near_names,
+    is_flag,
+    is_status_in_list,
+)
 from postbackd.intake.nested_names import find_in_json, list_in_json, spell_nested
 from postbackd.intake.wire_amounts import WireAmount, read_wire_amount
 from postbackd.raw_text import give_bytes, has_stand_ins, read_text, show_text
-from rates import EXACT, read_currency, round_to_micro
+from rates import AMOUNT_LIMIT, EXACT, read_currency, round_to_micro
 from statuses import Incoming, WordLists
 
 # Names with one meaning: the leftmost with a usable value wins. Source: Keitaro docs, "Postback".
@@ -217,8 +222,13 @@ def read_postback(
         lists=_read_lists(fields),
         sub_ids=read_sub_ids(fields, warnings),
     )
+    for name, text in (("subid", incoming.subid), ("tid", incoming.tid)):
+        if text and holds_macro(text):
+            warnings.append(_part_warning(name, text))
     network = _read_usable(fields, "from", warnings)
     notices = _notice_strangers(fields, strangers, incoming, warnings) if strangers else ()
+    if word is None and not word_is_macro and (incoming.lists is not _NO_LISTS):
+        notices += _notice_unasked_lists(fields, warnings)
     return Postback(
         incoming=incoming,
         sub_ids=incoming.sub_ids,
@@ -246,14 +256,26 @@ def _notice_strangers(
         if near.ours not in absent:
             continue
         if (value := _read_value(fields, name)) is not None:
+            why = "other trackers call it so, here" if near.is_known else "where that is meant,"
             warnings.append(
-                f"{quote_value(name)} came ({quote_value(value)}) and no {near.ours!r}: other"
-                f" trackers call it so, here it is sent as {near.ours}="
+                f"{quote_value(name)} came ({quote_value(value)}) and no {near.ours!r}: {why} it is"
+                f" sent as {near.ours}="
             )
             notices[f"{near.name} came, {near.ours} did not"] = None
+    if any(map(_is_whole_query, strangers)):
+        notices["the parameters came percent-encoded as a whole"] = None
+        warnings.append(
+            "a name holds '=' and '&': what came was percent-encoded as a whole, and is no list of"
+            " parameters; the sender is to encode the values alone"
+        )
     if incoming.word is None and not incoming.word_is_macro:
         warnings += _find_status_words(fields, strangers, incoming.lists, notices)
     return tuple(notices)
+
+
+def _is_whole_query(name: str) -> bool:
+    first, sign, rest = name.partition("=")
+    return bool(sign) and "&" in rest and first in _KNOWN_NAMES
 
 
 def _list_strangers(fields: Mapping[str, str]) -> list[str]:
@@ -273,7 +295,12 @@ def _find_status_words(
 ) -> Iterator[str]:
     for name in strangers:
         value = fields[name]
-        if "status" in NEAR_NAMES.get(name.lower().replace("-", "_"), ()):
+        if any(near.ours == "status" for _, near in find_near_names([name])):
+            # Said already.
+            continue
+        if is_flag(name, value):
+            notices["a parameter unknown here says that money is taken back"] = None
+            yield _flag_warning(name, value)
             continue
         word = value.strip(PHP_WHITE_SPACE).casefold()
         # Not `1`, which may be any number.
@@ -283,6 +310,30 @@ def _find_status_words(
                 f"{quote_value(name)} holds {quote_value(value)}, a status word, and no 'status'"
                 " came, which makes it a sale: send the word as status="
             )
+
+
+def _flag_warning(name: str, value: str) -> str:
+    return (
+        f"{quote_value(name)} came ({quote_value(value)}) and no 'status', which makes it a sale:"
+        " where money is taken back, send status=rejected"
+    )
+
+
+def _notice_unasked_lists(fields: Mapping[str, str], warnings: list[str]) -> tuple[str, ...]:
+    """Warn of lists that are no lists, or that nothing is looked up in: without status, a sale."""
+    notices: dict[str, None] = {}
+    if "status" in fields:
+        notices["status came empty"] = None
+        warnings.append("status came empty, which makes it a sale: no list is asked without a word")
+    for name in LIST_NAMES:
+        words = _read_value(fields, name)
+        if words is not None and is_status_in_list(name, words):
+            notices[f"{name} holds what may be the status, and status did not come"] = None
+            warnings.append(
+                f"{name} is a list of the network's words, it holds {quote_value(words)}, and no"
+                " 'status' came, which makes it a sale: send the word as status="
+            )
+    return tuple(notices)
 
 
 def _is_listed(word: str, lists: WordLists) -> bool:
@@ -384,15 +435,37 @@ def rewrite_query(query: str, renames: Mapping[str, str], values: Mapping[str, s
     return _add_pairs("&".join(parts), new)
 
 
-def warn_of_nested(query: str) -> tuple[str, ...]:
-    """Warn of nested fields in a query without a click id."""
-    if len(query) > LOOKED_THROUGH_CHARACTERS:
+def warn_of_nested(query: str, fields: Mapping[str, str], *, has_click: bool) -> tuple[str, ...]:
+    """Name the nested fields of a query: all of them where it names no click, else what we lack."""
+    if not _NESTED.search(query) or len(query) > LOOKED_THROUGH_CHARACTERS:
         return ()
     names = [name for name in list_field_names(query) if "[" in name]
+    if has_click:
+        return tuple(_find_missed(names, fields))
     if not names:
         return ()
     shown = ", ".join(map(quote_value, names[:NAMES_SHOWN]))
     return (f"fields came nested: `postback replay --rename` takes their names, such as {shown}",)
+
+
+# Brackets of a name, and what JSON begins with.
+_NESTED = re.compile(r"\[|\{|%5[Bb]|%7[Bb]")
+_INDEX = re.compile(r"\[[0-9]*\]")
+
+
+def _find_missed(names: Iterable[str], fields: Mapping[str, str]) -> Iterator[str]:
+    """Find nested fields that are named as parameters which did not come."""
+    absent = list_absent(adopt_names(fields, _KNOWN_NAMES)[0])
+    found: dict[str, None] = {}
+    for name in names:
+        last = _INDEX.sub("", name).rpartition("[")[2]
+        for _, near in find_near_names([last]):
+            if near.ours in absent and near.ours != "subid":
+                found[
+                    f"{quote_value(name)} came nested and no {near.ours!r}: nested fields are not"
+                    f" read, `postback replay --rename` takes their names"
+                ] = None
+    yield from islice(found, NAMES_SHOWN)
 
 
 def has_field(query: str, name: str) -> bool:
@@ -522,6 +595,10 @@ def _read_usable(fields: Mapping[str, str], name: str, warnings: list[str]) -> s
     return value
 
 
+def _part_warning(name: str, value: str) -> str:
+    return f"{name} {quote_value(value)} holds a macro that the network did not replace"
+
+
 def _macro_warning(name: str, value: str) -> str:
     if is_nothing(value):
         return f"{name} is {quote_value(value)}, which is what a script writes for nothing"
@@ -590,10 +667,15 @@ def _unreadable_warning(name: str, text: str) -> str:
             f"{name} {quote_value(text)} is unreadable: '\xa4cy' is what HTML makes of '&currency',"
             " so write that into the network's URL by hand"
         )
+    if _LARGE.fullmatch(text):
+        return f"{name} {quote_value(text)} is unreadable: amounts are below {AMOUNT_LIMIT:,}"
     return (
         f"{name} {quote_value(text)} is unreadable: send plain digits with a decimal point, such as"
         " 12.50"
     )
+
+
+_LARGE = re.compile(r"[+-]?0*[1-9][0-9]{9,}(?:\.[0-9]*)?")
 
 
 def _read_currency(fields: Mapping[str, str], warnings: list[str]) -> str | None:

@@ -271,7 +271,7 @@ HINTS = [
     ("subid=c1&status=r&registration_status=r", "use lead_status for its words"),
     ("subid=c1?payout=10&status=rejected", "should read 'subid=c1&payout=10'"),
     ("subid=c1&sale-status=x", "'sale-status' is not 'sale_status'"),
-    ("subid=c1&curency=eur", "'curency' is unknown to us; 'currency' is near"),
+    ("subid=c1&curency=eur", "'curency' is unknown to us, and may be 'currency'"),
     ("subid=c1&status=Approved&from=net", "mapped to sale: put 'sale_status=Approved'"),
     ("subid=c1&status=Approved&from=net", "`postback replay --verdict unmapped --network net"),
     ("subid=c1&status=Ok&from=net", "mapped to sale: put 'sale_status=Ok'"),

@@ -68,6 +68,7 @@ def test_a_sale_is_recorded(client: Client, conversions: Conversions) -> None:
     assert [(c.status, c.payout) for c in conversions("c1")] == [("sale", "12.5")]
 
 
+# Q08
 def test_one_trailing_slash_is_allowed(client: Client) -> None:
     client.click("c1")
 

@@ -190,7 +190,7 @@ def test_a_form_beside_a_query_that_says_what_words_mean(client: Client) -> None
 
 
 FORMS = [
-    # D03: no type at all; D04: sendBeacon with a string.
+    # D03: no type at all; D04: sendBeacon with a string. D56: each of them with GET, too.
     ("", b"subid=C1&status=lead&payout=3"),
     ("text/plain;charset=UTF-8", b"subid=C1&status=lead&payout=3"),
     ("text/plain", b"subid=C1&status=lead&payout=3\r\n"),
@@ -204,6 +204,9 @@ FORMS = [
     ("application/x-www-form-urlencoded;charset=UTF-8", b"subid=C1&status=lead&payout=3"),
     (FORM, b'{"subid":"C1","status":"lead","payout":3}'),
     (JSON, b"subid=C1&status=lead&payout=3"),
+    # JSON that was serialised twice.
+    (JSON, json.dumps(json.dumps({"subid": "C1", "status": "lead", "payout": 3})).encode()),
+    ("", json.dumps("subid=C1&status=lead&payout=3").encode()),
     # Raw letters and blanks, as they are.
     ("", "subid=C1&status=lead&payout=3&name=Jürgen Groß".encode()),
     # multipart, with a nested name, a file, a part of a type of its own.
@@ -222,6 +225,16 @@ FORMS = [
         ),
     ),
 ]
+
+
+# A string that says nothing of ours.
+@pytest.mark.parametrize("body", [b'"hello"', b'"', b'""', b'"\\ud83d"', b'"[1, 2]"'])
+def test_a_json_string_of_anything_is_stored_as_it_came(client: Client, body: bytes) -> None:
+    answer = post(client, body, JSON)
+
+    assert answer.verdict == "invalid"
+    assert read_body(client) == (body, JSON)
+    assert client.postbacks()[0].warnings != []
 
 
 @pytest.mark.parametrize(("content_type", "body"), FORMS)

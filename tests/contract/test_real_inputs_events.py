@@ -233,3 +233,32 @@ def test_the_list_of_offers_tells_what_was_set(
 
     assert shown.rows == [["O1", "yes (not set)"], ["O2", "yes"], ["O3", "no"]]
     assert [row["allow_rebills"] for row in objects] == [True, True, False]
+
+
+def test_a_sale_without_id_among_several_conversions_is_told_to_need_one(
+    receiver_with: ReceiverWith,
+) -> None:
+    tracker = set_up(receiver_with)
+    for query in ("status=lead&tid=1", "status=rejected&tid=2"):
+        tracker.send(f"subid=C1&{query}")
+
+    answer = tracker.send("subid=C1&status=sale&payout=5")
+
+    # Not for want of rebills: it would be the click's first sale.
+    assert answer.verdict == "refused"
+    assert (
+        answer.reason
+        == "the click has several conversions and no sale: add tid= to the Postback URL"
+    )
+    assert tracker.send("subid=C1&status=sale&payout=5&tid=3").verdict == "recorded"
+
+
+def test_a_second_amount_without_id_is_a_repeat_and_told(receiver_with: ReceiverWith) -> None:
+    # Q17: the network's macro for the transaction id came empty, twice.
+    tracker = set_up(receiver_with)
+
+    tracker.send("subid=C1&payout=12.54&tid=")
+    answer = tracker.send("subid=C1&payout=1.31&tid=")
+
+    assert (answer.verdict, held(tracker, "C1")) == ("repeated", [("", "sale", "12.54")])
+    assert "known already with another amount" in answer.reason

@@ -57,6 +57,10 @@ NAMES = ["x", "click_id", "Sub ID 1", "get.utm-source", "_TransID", "сумма"
 MACROS = [
     *("{}", "{{}}", "${}", "[]", "REPLACE", "optional", "undefined", "NULL", "None", "NaN"),
     *("__CLICK_ID__", "__X__", "__CAMPAIGN_ID2__", "%ecid!", "{USER:UID}", "[%VALUE:USD%]"),
+    # Quotes around nothing, PHP that nobody ran, what a sentence leaves behind a macro.
+    *('""', "''", '"null"', '"{click_id}"', "<?=$x?>", "<?php echo $click_id; ?>", "{x},", "[x]."),
+    # Encoded once too often, in any style.
+    *("%7Bclick_id%7D", "%23%23x%23%23", "%21%21%21x%21%21%21", "%24%7Bx%7D", "%3Cclick_id%3E"),
     *("(null)", "<nil>", "[object Object]", "{1}", "[123]", "{amount50%}", "{" + "x" * 64 + "}"),
 ]
 
@@ -127,6 +131,9 @@ CLICK_IDS = [
         '{"a": "b"}',
     ),
     *("REPLACED", "replace1", "nullable", "undefined1", "nan0", "nonentity", "optional_", "nil"),
+    # .NET's GUIDs; ids in quotes.
+    *("{6C945967-0403-44EE-8c3f-df688869cd04}", "(6c945967-0403-44ee-8c3f-df688869cd04)"),
+    *('"C1"', "'C1'", "%20x", "%41bc"),
     *("", " ", "é", "клик-1", "点击1", "100%sure", "a%b%c", "{" + "x" * 65 + "}", "{x}" * 200),
     *(
         "__click_id__",
@@ -174,7 +181,38 @@ def test_a_hostile_value_is_judged_without_long_search(start: str) -> None:
     assert not is_macro(start * 400)
 
 
-# D12 to D17, D64, and each parameter that is asked.
+PARTS = [
+    *("aff_{click_id}", "{click_id}1", "net-{transaction_id}", "{click_id", "click_id}", "{{x}"),
+    *("a_!!!x!!!", "x-[click_id]", "x<click_id>", "#s2#-7", "%7Bx%7D-1", "1%%x%%"),
+]
+
+
+@pytest.mark.parametrize("text", PARTS)
+@pytest.mark.parametrize("name", ["subid", "tid"])
+def test_an_id_with_a_macro_within_is_taken_with_a_warning(
+    client: Client, name: str, text: str
+) -> None:
+    client.click("C1")
+    client.click(text)
+
+    client.send(f"subid=C1&status=lead&{name}={quote(text, safe='')}")
+
+    [kept] = client.postbacks()
+    assert (kept.subid, kept.tid) == ((text, "") if name == "subid" else ("C1", text))
+    [warning] = kept.warnings
+    assert warning == f"{name} {text!r} holds a macro that the network did not replace"
+
+
+@pytest.mark.parametrize("text", ["list[1]", "item(2)", "#7", "50%", "a|b", "100%25", "$5", "x#y"])
+def test_an_id_with_signs_of_its_own_draws_no_warning(client: Client, text: str) -> None:
+    client.click(text)
+
+    client.send(f"subid={quote(text, safe='')}&status=lead")
+
+    assert client.postbacks()[0].warnings == []
+
+
+# D12, D13, D14, D15, D16, D17, D64, and each parameter that is asked.
 @pytest.mark.parametrize(
     "macro",
     [

@@ -210,7 +210,16 @@ def test_the_sign_that_html_makes_of_a_name_is_said(tracker: Client, raw: str) -
     assert "is what HTML makes of '&currency'" in warning
 
 
-def test_a_payout_in_an_unknown_unit_counts_as_not_sent(tracker: Client) -> None:
+@pytest.mark.parametrize("text", ["1000000000", "-1000000000.5", "12345678901"])
+def test_an_amount_that_is_too_large_is_told_so(tracker: Client, text: str) -> None:
+    tracker.send(f"subid=C1&payout={text}")
+
+    assert [c.amount for c in tracker.conversions("C1")] == [None]
+    [warning] = tracker.postbacks()[0].warnings
+    assert "is unreadable: amounts are below 1,000,000,000" in warning
+
+
+def test_a_payout_in_a_unit_that_nobody_knows_counts_as_not_sent(tracker: Client) -> None:
     tracker.send("subid=C1&payout=345&cost=2&payout_unit=dimes")
 
     assert [(c.amount, c.cost) for c in tracker.conversions("C1")] == [(None, "2")]

@@ -108,6 +108,35 @@ NEAR = [
     ("subid=C1&x=rejected", "'x' holds 'rejected', a status word", "unknown here holds a status"),
     ("subid=C1&result=+Approved", "'result' holds", "unknown here holds a status word"),
     ("subid=C1&kind=dep&sale_status=dep", "'kind' holds 'dep'", "unknown here holds a status"),
+    ("subid=C1&action=reject", "'action' holds 'reject'", "unknown here holds a status"),
+    # Ours with something around them: blanks, line breaks, quotes, a second '?', hyphens.
+    ("click-id=C1&status=sale", "it is sent as subid=", "a name like click_id came, subid did not"),
+    ("?subid=C1&status=sale", "it is sent as subid=", "a name like subid came, subid did not"),
+    ("subid=C1&status%20=2&rejected_status=2", "'status_' came ('2')", "a name like status came"),
+    ("subid=C1&%0D%0Apayout=5&status=sale", "it is sent as payout=", "a name like payout came"),
+    ("subid=C1&status=sale&%22tid%22=5", "it is sent as tid=", "a name like tid came, tid did"),
+    # A Russian keyboard's `р` before `ayout`.
+    ("subid=C1&status=sale&%D1%80ayout=5", "it is sent as payout=", "a name like payout came"),
+    # Longer names with ours in them, and slips.
+    ("subid=C1&status_id=3", "'status_id' came ('3')", "a name with status in it came"),
+    ("subid=C1&stauts=2&rejected_status=2", "it is sent as status=", "a name with stauts in it"),
+    ("subid=C1&status=sale&payout_amount=5", "it is sent as payout=", "a name with payout in it"),
+    ("subid=C1&status=sale&payout=5&iso_currency=EUR", "sent as currency=", "with currency in it"),
+    ("external_click_id=C1", "it is sent as subid=", "a name with click_id in it came, subid did"),
+    ("uid=C1&status=sale", "it is sent as subid=", "uid came, subid did not"),
+    # A flag, and lists that are taken for the status.
+    ("subid=C1&payout=10&chargeback=1", "'chargeback' came ('1')", "money is taken back"),
+    ("subid=C1&payout=10&is_refund=true", "'is_refund' came ('true')", "money is taken back"),
+    (
+        "subid=C1&payout=10&rejected=1",
+        "rejected is a list",
+        "rejected holds what may be the status",
+    ),
+    ("subid=C1&lead_status=rejected", "lead_status is a list", "lead_status holds what may be"),
+    ("subid=C1&sale_status=Hold", "sale_status is a list", "sale_status holds what may be"),
+    ("subid=C1&status=&sale_status=approved", "status came empty", "status came empty"),
+    # What was escaped as a whole.
+    ("subid%3DC1%26status%3Drejected", "percent-encoded as a whole", "encoded as a whole"),
 ]
 
 
@@ -124,6 +153,48 @@ def test_a_name_of_another_tracker_is_said_where_ours_did_not_come(
     assert warning in " ".join(kept.warnings)
 
 
+def test_a_name_of_the_senders_is_never_in_the_answer(client: Client) -> None:
+    answer = client.send("subid=C1&status=sale&my-payout-0123456789=5")
+
+    assert "a name with payout in it came, payout did not" in answer.reason
+    assert "0123456789" not in answer.reason
+
+
+# Status and amount nested beside a click id that is not: a sale of nothing, without a word.
+NESTED = [
+    (b'{"subid":"C1","data":{"status":"rejected","payout":5}}', ["status", "payout"]),
+    (b'{"subid":"C1","status":["rejected"],"payout":5}', ["status"]),
+    (b'{"subid":"C1","status":"sale","order":{"Payout":5,"txid":"T1"}}', ["payout", "tid"]),
+    (b'{"subid":"C1","event":[{"payout":5}],"status":"sale"}', ["payout"]),
+    (b'{"subid":"C1","Status":"lead","order":{"status":"x","id":7}}', []),
+    (b'{"subid":"C1","status":"sale","payout":5,"order":{"id":7,"payout":6}}', []),
+]
+
+
+@pytest.mark.parametrize(("body", "ours"), NESTED)
+def test_ours_that_came_nested_is_said_where_it_did_not_come_plainly(
+    client: Client, body: bytes, ours: list[str]
+) -> None:
+    client.click("C1")
+
+    client.post("", body, content_type="application/json")
+
+    said = [text for text in client.postbacks()[0].warnings if "came nested" in text]
+    assert len(said) == len(ours)
+    assert all(f"no {name!r}: nested" in text for name, text in zip(ours, said, strict=True))
+
+
+@pytest.mark.parametrize(
+    "query", ["status[]=rejected", "status%5B0%5D=rejected", "a[status]=2&rejected_status=2"]
+)
+def test_a_status_in_brackets_is_said(client: Client, query: str) -> None:
+    client.click("C1")
+
+    client.send(f"subid=C1&payout=5&{query}")
+
+    assert "came nested and no 'status'" in " ".join(client.postbacks()[0].warnings)
+
+
 @pytest.mark.parametrize("path", ["postback.gif", "postback"])
 def test_a_pixel_says_it_too(client: Client, path: str) -> None:
     answer = client.get(f"/{POSTBACK_KEY}/{path}?subid=C1&state=sale", accept="image/png")
@@ -136,6 +207,12 @@ def test_a_pixel_says_it_too(client: Client, path: str) -> None:
     [
         "subid=C1&status=sale&payout=5&currency=EUR&tid=1&amount=6&sum=7&txid=8&state=x&cid=y",
         "subid=C1&status=lead&x=sale",
+        "subid=C1&status=lead&chargeback=1&rejected=1&status_id=3",
+        "subid=C1&chargeback=0&is_refund=false&refund=",
+        "subid=C1&lead_status=hold,pending&sale_status=approved&rejected_status=trash,rejected",
+        "subid=C1&status=x&lead_status=rejected,x&trash_status=a&deposit_status=b",
+        "subid=C1&trash_status=a&deposit_status=b&sub_id_x=1",
+        "subid=C1&a%3Db=c&" + "status" * 20 + "=5",
         "subid=C1&amount=&state=&x=",
         "subid=C1&x=1&sale_status=1",
         "subid=C1&goal=7&offer=Big&ip=1.2.3.4&sub_id_1=sale",

@@ -172,7 +172,22 @@ def test_a_rejection_whose_amount_takes_nothing_back_is_reported(tracker: Client
     assert "-30 USD takes nothing back" in warning
 
 
-def test_the_same_id_below_zero_for_a_part_is_reported_to_need_an_id_of_its_own(
+@pytest.mark.parametrize("query", ["tid=r-A&payout=10", "tid=r-A", "tid=r-A&payout=0"])
+def test_a_rejection_of_an_unknown_id_beside_money_is_told(tracker: Client, query: str) -> None:
+    tracker.send("subid=C1&status=sale&payout=10&tid=A")
+
+    tracker.send(f"subid=C1&status=rejected&{query}")
+    tracker.send("subid=C3&status=rejected&tid=r-A")
+
+    first, second = tracker.postbacks()[1:]
+    [warning] = first.warnings
+    assert "no conversion has this transaction id" in warning
+    assert "sale 'A' of 10 USD" in warning
+    assert second.warnings == []
+    assert held(tracker, "C1")[0] == ("A", "sale", "10")
+
+
+def test_the_same_id_below_zero_for_a_part_is_told_to_need_an_id_of_its_own(
     tracker: Client,
 ) -> None:
     tracker.send("subid=C1&payout=12&tid=T1")

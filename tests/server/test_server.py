@@ -81,6 +81,40 @@ def test_a_query_that_was_not_escaped_is_a_postback(
     assert kept[1].startswith("subid=c1&status=%D0%BE")
 
 
+# Q07: what old senders and hasty scripts write.
+OLD_SENDERS = [
+    "GET /{key}/postback?subid=c1&status=lead HTTP/1.0\r\n\r\n",
+    "GET http://t.example/{key}/postback?subid=c1&status=lead HTTP/1.1\r\n{host}",
+    "GET /{key}/postback?subid=c1&status=lead#top HTTP/1.1\r\n{host}",
+    "GET /{key}/postback?subid=c1&status=lead&x={{|}}^\"'é HTTP/1.1\r\n{host}",
+]
+
+
+def test_what_old_senders_write_is_a_postback(directory: Path) -> None:
+    host = "Host: h\r\nConnection: close\r\n\r\n"
+    with live_server(directory) as server:
+        answers = [
+            server.send(written.format(key=KEY_IN_URL, host=host).encode())
+            for written in OLD_SENDERS
+        ]
+
+    verdicts = [re.search(rb"X-Postback-Result: (\w+)", answer) for answer in answers]
+    assert [found and found[1] for found in verdicts] == [b"recorded"] + [b"repeated"] * 3
+    assert count(directory, "postbacks") == len(OLD_SENDERS)
+
+
+def test_a_blank_within_an_address_is_a_400_that_the_service_log_names(directory: Path) -> None:
+    # D61: nginx refuses it as well; what is not HTTP never reaches the postback log.
+    with live_server(directory) as server:
+        line = f"GET /{KEY_IN_URL}/postback?subid=c1&offer=Big Win HTTP/1.1"
+        answer = server.send(f"{line}\r\nHost: h\r\n\r\n".encode())
+        log = server.log.read_text()
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert "Invalid request" in log
+    assert KEY_IN_URL not in log
+
+
 def test_gunicorn_by_itself_finds_the_settings_of_the_project() -> None:
     shown = [
         subprocess.run(
