@@ -58,6 +58,20 @@ def tracker(client: Client) -> Client:
         "Trans ID,Affiliate Tracking/afftrack,Amount,Commission\nT1,C1,100,12.50\n",
         "Affiliate Sub ID 1,Transaction ID,Payout,Sale Amount\nC1,T1,12.50,100\n",
         "Conversion ID,Sub1,Payout,Status\nT1,C1,12.50,sale\n",
+        # Awin's API as a table, Ingenious, easy.affiliate, Tradedoubler, Partnerize, Affise.
+        "id,commissionStatus,commissionAmount.amount,commissionAmount.currency,saleAmount.amount,"
+        "clickRefs.clickRef,orderId\n25,sale,12.50,USD,55.96,C1,T1\n",
+        "conversion_tracking_time;conversion_id;conversion_status;revenue;total_commission;"
+        "click_subid\n2026-11-24 18:02:00;T1;sale;142.45;12.50;C1\n",
+        "criterion;trackingtime;event;status;provision;turnover;subid\n"
+        "T1;2026-11-24 18:02:00;Sale;sale;12.50;142.45;C1\n",
+        "programName;timeOfEvent;orderNR;epi1;pendingStatus;affiliateCommission;orderValue\n"
+        "Shop;2026-11-24 18:02;T1;C1;sale;12.50;100\n",
+        "conversion_id,clickref,publisher_reference,conversion_status,currency,value,"
+        "publisher_commission\nT1,1011lXyz,C1,sale,USD,100,12.50\n",
+        "Conversion ID,Date,Status,Offer,Sub 1,Payouts\nT1,2026-11-24,sale,Shop,C1,12.5\n",
+        "ID клика;ID транзакции;Статус;Выплата;Валюта;Дата\nC1;T1;sale;12,50;USD;24.11.2026\n",
+        "SubID;Bestellnummer;Status;Provision;Währung;Datum\nC1;T1;sale;12,50;USD;24.11.2026\n",
         "id,subid,tid,status,original_status,previous_status,amount,currency,payout,network,"
         "created_at\n7,C1,T1,sale,,,12.5,USD,99,net,2026-11-24T00:00:00.000Z\n",
     ],
@@ -129,6 +143,17 @@ def test_titles_that_nobody_knows_can_be_named(
 
     assert (ran.status, kept(tracker)) == (0, [ONE])
     assert "columns: subid 'Клик', payout 'Сумма', tid 'Заказ'" in ran.err
+
+
+def test_a_column_that_somebody_named_is_read_as_nothing_else(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = "Receipt,Date,TID,Txn Type,Vendor,Amount\nT1,2026-11-24,C1,SALE,acme,12.50\n"
+
+    ran = call(tracker, capsys, "import", content, "--subid-column", "TID")
+
+    assert (ran.status, kept(tracker)) == (0, [ONE]), ran.err
+    assert "columns: subid 'TID', payout 'Amount', tid 'Receipt', status 'Txn Type'" in ran.err
 
 
 REPORT = "Click ID,Transaction ID,Payout,Status\nC1,T1,12.50,sale\n"
@@ -596,6 +621,12 @@ def test_clicks_come_in_by_the_titles_and_times_of_other_trackers(
         (["11-10-2026", "24-11-2026"], (), ["2026-10-11", "2026-11-24"]),
         (["11.10.2026", "11/11/2026"], (), ["2026-10-11", "2026-11-11"]),
         (["11.10.26", "13:00", "last week", "46350"], (), [None, None, None, None]),
+        # Rakuten's and Tradedoubler's: of three numbers below 32 any may be the year.
+        (["11/24/26", "11/10/26"], (), ["2026-11-24", "2026-11-10"]),
+        (["24/11/26", "13.11.26", "26-11-24"], (), [None, None, None]),
+        (["24.11.26 18:02", "11/10/26"], ("--dates", "day-first"), ["2026-11-24", "2026-10-11"]),
+        (["24/11/2026", "11/10/26"], (), ["2026-11-24", "2026-10-11"]),
+        (["1/2/345", "2026/24/11", "11/24/6"], (), [None, None, None]),
         (["11/10/2026 13:00 PM", "31.02.2026"], (), [None, None]),
     ],
 )
