@@ -137,6 +137,8 @@ _SPELLINGS = (
     # A string in the source of a program, and in JSON.
     (re.compile(r"\\/(?=[^\s])"), "/"),
     (re.compile(r"\\u0026", re.IGNORECASE), "&"),
+    # What a shell would take for its own, as zsh writes an address that is pasted into it.
+    (re.compile(r"\\(?=[?&=%#])"), ""),
     # Made harmless by those who send suspicious links around.
     (re.compile(r"\bhxxp(?=s?\[?:)", re.IGNORECASE), "http"),
     (re.compile(r"\[:\](?=//)"), ":"),

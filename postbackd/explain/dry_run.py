@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from datetime import UTC, date, datetime
+from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -129,7 +130,10 @@ def explain(
         conversion_id=_real_id(outcome["conversion_id"]),
         answer=answer,
         earlier=_list_earlier(questions, subid),
-        hints=[*_advise(sent, key, decision, click), *hints.find_hints(questions, missed, terms)],
+        hints=[
+            *_advise(sent, key, decision, click, answer),
+            *hints.find_hints(questions, missed, terms),
+        ],
     )
 
 
@@ -325,10 +329,12 @@ def _real_id(conversion_id: int | None) -> int | None:
 
 
 def _advise(
-    pasted: Pasted, key: Key | None, decision: Decision, click: Row | None
+    pasted: Pasted, key: Key | None, decision: Decision, click: Row | None, answer: Answer
 ) -> Iterator[str]:
     """Say what is to be done about the address, and about permissions."""
-    if key is not None and key.state in {"ended", "other case", "encoded", "misspelt", "unknown"}:
+    # What is behind a proxy may be right as it is: the path is not the one that came here.
+    is_known = key is not None and key.state not in {"hidden", "prefixed"}
+    if is_known and answer.status is HTTPStatus.NOT_FOUND:
         yield "give the network the address that `postback url` prints; this one is answered 404"
     if len(pasted.query) + len(pasted.path or b"") > REQUEST_LINE_BYTES:
         yield f"longer than {REQUEST_LINE_BYTES} bytes: the server answers 400 before we see it"

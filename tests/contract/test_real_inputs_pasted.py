@@ -25,6 +25,7 @@ from postbackd.explain.pasted import read_pasted
 PATH = f"/{POSTBACK_KEY}/postback"
 PLACE = f"https://t.example.com{PATH}"
 QUERY = "subid=C1&status=sale&payout=5"
+TARGET = f"{PATH}?{QUERY}"
 URL = f"{PLACE}?{QUERY}"
 IN_HTML = URL.replace("&", "&amp;")
 
@@ -136,6 +137,20 @@ SENTENCES = [
     URL.replace("/", "\\/"),
     f'"url": "{URL.replace("/", chr(92) + "/").replace("&", chr(92) + "u0026")}",',
     URL.replace("https:", "hxxps[:]").replace("t.example.com", "t[.]example[.]com"),
+    # As zsh writes what is pasted into it.
+    URL.replace("?", "\\?").replace("&", "\\&").replace("=", "\\="),
+    # A path or a query behind words of a log, whole or in brackets.
+    f"Received postback: {QUERY}",
+    f"[INFO] {QUERY}",
+    f"[2026-11-25 10:00:00] [INFO] Received postback: {QUERY}",
+    f"2026-11-25 10:00:00 postback: {QUERY} from 1.2.3.4",
+    f"query string: ?{QUERY}",
+    f"[2026-11-25 10:00:00] Received postback {TARGET}",
+    f"[2026-11-25 10:00:00] [INFO] Received postback: {TARGET} (200)",
+    "subid=C1 status=sale payout=5",
+    "subid=C1, status=sale, payout=5",
+    "subid=C1;status=sale;payout=5;",
+    "subid=C1\tstatus=sale\tpayout=5",
 ]
 LINES = [
     f"GET {PLACE}?\n  subid=C1&\n  status=sale&\n  payout=5",  # D47
@@ -147,6 +162,11 @@ LINES = [
     "subid=C1\nstatus=sale\npayout=5",
     "subid: C1\nstatus: sale\npayout: 5",
     'subid = "C1",\nstatus = "sale",\npayout = "5"',
+    "Array\n(\n    [subid] => C1\n    [status] => sale\n    [payout] => 5\n)",
+    "| subid | C1 |\n| status | sale |\n| payout | 5 |",
+    "subid\tC1\nstatus\tsale\npayout\t5",
+    f"{PLACE}\nsubid=C1\nstatus=sale\npayout=5",
+    f"{PLACE}\nsubid=C1&status=sale&payout=5",
     f"Request URL: {URL}\nRequest Method: GET\nStatus Code: 200 OK",
     f":authority: t.example.com\n:method: GET\n:path: {PATH}?{QUERY}\n:scheme: https",
     f"GET {PATH}?{QUERY} HTTP/1.1\nHost: t.example.com\nUser-Agent: x",
@@ -162,7 +182,6 @@ ENCODED = [
     f"https://www.google.com/url?q={quote(URL, safe='')}&sa=D",
     f"https://eur01.safelinks.protection.outlook.com/?url={quote(URL, safe='')}&data=05%7C",
 ]
-TARGET = f"{PATH}?{QUERY}"
 LOGS = [
     f'1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET} HTTP/1.1" 200 7 "-" "curl/7.88.1"',
     f'1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET} HTTP/2.0" 200 7 "-" "Wget/1.21"',
@@ -177,6 +196,7 @@ LOGS = [
     f' 10/0/30/69/109 200 27 - - ---- 1/1/1/1/0 0/0 {{t.example.com}} "GET {TARGET} HTTP/1.1"',
     f'[2026-11-25T10:00:00.000Z] "GET {TARGET} HTTP/1.1" 200 - 0 7 2 1 "-" "x" "id" "t"',
     f"2026-11-25 10:00:00 10.0.0.1 GET {PATH} {QUERY} 443 - 1.2.3.4 curl/7 - 200 0 0 15",
+    f"2026-11-25 10:00:00 10.0.0.1 GET {PATH} {QUERY} 443 - 1.2.3.4 curl 200 0 0 15",
     "2026-11-25\t10:00:00\tFRA6\t7\t1.2.3.4\tGET\td1.cloudfront.net"
     f"\t{PATH}\t200\t-\tcurl/7\t{QUERY}\t-\tMiss",
     f'at=info method=GET path="{TARGET}" host=t.example.com fwd="1.2.3.4" status=200',
@@ -394,6 +414,11 @@ HINTS = [
     ("subid=C1&status=sale&payout=5¤cy=EUR", "'¤' was '&curren'"),  # D74
     ("subid=C1&status=sale&payout=5%C2%A4cy=EUR", "'¤' was '&curren'"),
     (f"see {PLACE}?subid=C1&payout=5¤cy=EUR.", "'¤' was '&curren'"),
+    (f"{PLACE}?subid=C1%26status=sale%26payout=5", "status= stands within 'C1&status=sale&pay"),
+    (f"{PLACE}?subid%3DC1%26status%3Dsale", "subid= stands within 'subid=C1&status=sale'"),
+    (f"{URL.replace('postback', 'Postback')}", "this one is answered 404"),
+    (f"{PLACE}.php?{QUERY}", "this one is answered 404"),
+    (f"https://t.example.com/?{QUERY}", "this one is answered 404"),
 ]  # fmt: skip
 
 
@@ -450,6 +475,10 @@ HOSTILE = [
     '{"a":' * 20_000,
     "<a href=" * 20_000,
     "curl '" + "x" * 100_000,
+    "] " * 50_000 + "=",
+    "]" * 100_000 + "/postback=",
+    "subid\t" + " " * 50_000 + "x\nstatus: " + " " * 50_000 + "x",
+    "a " * 50_000 + "subid=" + "&" * 50_000,
 ]
 
 
