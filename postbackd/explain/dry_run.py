@@ -196,8 +196,10 @@ def _is_near(key: bytes, known: bytes) -> bool:
     return difflib.SequenceMatcher(None, key, known).ratio() >= NEARNESS
 
 
-# `/KEY/postback&subid=…`: what is to stand behind the '?' stands in the path.
-_UNMARKED = re.compile(rb"(.*/postback(?:\.gif)?/?)[&?;](.*)", re.DOTALL)
+# `/KEY/postback&subid=…`, `/KEY/postback/subid=…`: what is to stand behind the '?' is in the path.
+_UNMARKED = re.compile(
+    rb"(.*/postback(?:\.gif)?)(?:/?[&?;]|/?(?=[A-Za-z_][\w.\[\]-]*=))(.*)", re.DOTALL | re.ASCII
+)
 
 
 def _put_mark(pasted: Pasted) -> Pasted:

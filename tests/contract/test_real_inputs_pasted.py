@@ -370,6 +370,8 @@ UNMARKED = [
     f"t.example.com{PATH}&subid=C1&status=sale&payout=5",
     f"{PLACE}%3Fsubid=C1&status=sale&payout=5",
     f"{PATH};subid=C1&status=sale&payout=5",
+    f"{PLACE}/subid=C1&status=sale&payout=5",
+    f"{PLACE}subid=C1&status=sale&payout=5",
     f"{PATH}&subid=C1?status=sale&payout=5",
     f"curl '{PLACE}&subid=C1&status=sale&payout=5'",
     f'1.2.3.4 - - "GET {PATH}&subid=C1&status=sale&payout=5 HTTP/1.1" 404 9',
