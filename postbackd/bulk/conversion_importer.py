@@ -12,6 +12,7 @@ from postbackd.db.sqlite.connection import LOCK_POLL_SECONDS
 from postbackd.intake import booking
 from postbackd.intake.booking import Arrival, BookingOptions, Outcome
 from postbackd.intake.sandbox import LAST_REAL_ID, Rehearsal
+from postbackd.reports.queries import Questions
 from rates import decimal_text
 from statuses import OTHER_AMOUNT, Incoming, Verdict
 from storage import Storage
@@ -57,6 +58,10 @@ class LineImporter:
         self._read_clock = read_clock
         self._forces = forces
         self._pieces = 0
+
+    def find_known(self, subids: Sequence[str]) -> Sequence[str]:
+        """Tell which of these click ids are known."""
+        return Questions(self._storage.db).find_subids(subids)
 
     def take(self, lines: Sequence[Line]) -> Iterator[list[ImportedLine]]:
         """Take lines in; what was given is on disk."""

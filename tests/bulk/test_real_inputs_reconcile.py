@@ -247,3 +247,49 @@ def test_cells_that_a_spreadsheet_guards_are_compared_as_they_are_meant(
     ran = compare(tracker, capsys, content)
 
     assert [(found["line"], found["subid"]) for found in ran.objects] == [(3, "=C1")]
+
+
+@pytest.mark.parametrize(
+    ("content", "other"),
+    [
+        ("Conversion ID,Click ID,Sub 1,Payout,Status\nT1,65ab12ff,C1,12.50,sale\n", "Sub 1"),
+        ("tid,aff_sub,aff_sub2,payout,status\nT1,fb,C1,12.50,sale\n", "aff_sub2"),
+        ("tid;Click ID;Payout;Status;Visitor\nT1;65ab;12,50;sale;C1\n", "Visitor"),
+    ],
+)
+@pytest.mark.parametrize("command", ["reconcile", "import"])
+def test_where_another_column_has_the_clicks_it_is_asked(
+    tracker: Client, capsys: pytest.CaptureFixture[str], command: str, content: str, other: str
+) -> None:
+    before = len(tracker.postbacks())
+
+    asked = call(tracker, capsys, command, content)
+    said = call(tracker, capsys, command, content, "--subid-column", other)
+
+    assert asked.status == 1
+    assert f"but 1 under {other!r} are: say which column it is" in asked.err
+    assert len(tracker.postbacks()) == before + (command == "import")
+    assert "1 agree" in said.err or "1 repeated; 0 not taken" in said.err
+
+
+def test_clicks_that_nobody_knows_are_no_doubt(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = "Click ID,Sub 1,Payout\nnew1,fb,5\nnew2,tt,6\n"
+
+    ran = call(tracker, capsys, "import", content)
+
+    assert ran.err.endswith("2 lines: 2 parked; 0 not taken\n")
+    assert "say which column it is" not in ran.err
+
+
+@pytest.mark.parametrize("row", ["C2,T2,1.250,sale", "C2,T2,ten,sale", "C2,T2,10,hmm"])
+def test_what_the_report_has_and_cannot_be_read_is_not_extra(
+    tracker: Client, capsys: pytest.CaptureFixture[str], row: str
+) -> None:
+    content = f"subid,tid,payout,status\nC1,T1,12.50,sale\n{row}\nC3,T3,3,lead\n"
+
+    ran = call(tracker, capsys, "reconcile", content, "--json", "--decimal-comma")
+
+    kind = "unmapped" if "hmm" in row else "unreadable"
+    assert [found["differences"] for found in ran.objects] == [[kind]]

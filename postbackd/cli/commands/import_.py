@@ -14,7 +14,7 @@ from postbackd.bulk.conversion_importer import (
 )
 from postbackd.bulk.conversion_lines import LINE_NAMES, LineReader
 from postbackd.bulk.conversion_table import ConversionTable
-from postbackd.bulk.csv_file import find_size, open_file
+from postbackd.bulk.csv_file import UnusableFileError, find_size, open_file
 from postbackd.bulk.odd_rows import describe_aside
 from postbackd.bulk.table_file import Titles
 from postbackd.bulk.titles import PAYOUT
@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
         table = _open_table(source, args)
         reader = build_reader(args, settings, table.columns, args.network)
         reader.amounts.learn(table.look_through(PAYOUT))
+        if doubt := table.find_doubt(importer.find_known):
+            raise UnusableFileError(doubt)
         with output.progress("conversions", find_size(source)) as bar:
             _tell_columns(table, bar)
             teller = _choose_teller(args, bar)
