@@ -282,14 +282,15 @@ def build_object(told: ImportedLine) -> dict[str, Any]:
     # Not the line's own text: it may hold a key.
     postback = told.line.postback
     incoming = Incoming(None) if postback is None else postback.incoming
-    has_amount = incoming.amount is not None
+    # What is skipped may have been for its amount: none of its readings is shown as one.
+    amount = None if told.verdict == SKIPPED else incoming.amount
     return {
         "line": told.line.number,
         "subid": incoming.subid,
         "tid": incoming.tid,
         "original_status": incoming.word,
-        "amount": None if incoming.amount is None else decimal_text(incoming.amount),
-        "currency": incoming.currency if has_amount else None,
+        "amount": None if amount is None else decimal_text(amount),
+        "currency": None if amount is None else incoming.currency,
         "verdict": told.verdict,
         "reason": told.reason,
         "warnings": list(told.warnings),
