@@ -90,6 +90,9 @@ REFUSED = [
     (f"“postback_key” = {KEY}", "typographic quotes"),
     (f"ｐｏｓｔｂａｃｋ＿ｋｅｙ = {KEY}", "full-width characters"),
     (f"postback_key ＝ {KEY}", "full-width characters"),
+    # A Cyrillic o, a Greek one.
+    (f"p\u043estback_key = {KEY}", "\u043e (U+043E), letters that only look like Latin ones"),
+    (f"pοstback_kеy = {KEY}", "letters that only look like Latin ones"),
 ]  # fmt: skip
 
 
@@ -242,6 +245,12 @@ STRANGE = [
     ("system", "license = x", "[system] license is unknown here."),
     ("system", "admin_email = x", "[system] admin_email is unknown here."),
     ("system", "qwerty = x", "[system] qwerty is unknown here."),
+    ("system", "license_key = x", "[system] license_key is unknown here."),
+    ("system", "secret_key = x", "[system] secret_key is unknown here."),
+    ("system", "ключ = x", "[system] ключ is unknown here."),
+    ("postback", "rеbills = yes", "is unknown. It holds е (U+0435), letters that only look like"),
+    ("system", "clik_key = x", "the nearest known key is [system] click_key"),
+    ("system", "post_key = x", "the nearest known key is [system] postback_key"),
     ("postback", "mode = x", "[postback] mode is unknown here."),
     ("rates", "proxy = x", "[rates] proxy is unknown here."),
     # A slip is near enough.
