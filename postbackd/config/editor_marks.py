@@ -35,12 +35,10 @@ _KINDS = (
     (_FULL_WIDTH, "full-width characters: write plain ones"),
 )
 # Small letters of Cyrillic and Greek that look like Latin ones: a keyboard was in another layout.
-_LOOK_ALIKES = dict(
-    zip("асеорхуѕіјһкмт\u03bf\u03b1\u03c1\u03bd", "aceopxysijhkmtoapv", strict=True)
-)
+_FOREIGN, _LATIN = "асеорхуѕіјһкмт\u03bf\u03b1\u03c1\u03bd", "aceopxysijhkmtoapv"
 _NAME_KINDS = (
     (_DASHES, "a dash that an editor made longer: write '-' or '_'"),
-    ("".join(_LOOK_ALIKES), "letters that only look like Latin ones: write the name anew"),
+    (_FOREIGN, "letters that only look like Latin ones: write the name anew"),
 )
 _ENTITY = re.compile(r"&(?:quot|apos|amp|lt|gt|nbsp|#[0-9]+|#x[0-9A-Fa-f]+)(?:;|$)")
 _WRAPPED = re.compile(rf"^[{_QUOTES}]|[{_QUOTES}]$|^`.*`$|^&(?:quot|apos|#34|#39)\b")
@@ -74,7 +72,7 @@ def plain_name(name: str) -> str:
     """Give the name of a key as it was before an editor changed its signs."""
     name = _ODD.sub("", _ALL_DASHES.sub("-", unicodedata.normalize("NFKC", name)))
     name = name.strip(f" {_QUOTES}\"'`").lower().replace("-", "_")
-    written = name.translate(str.maketrans(_LOOK_ALIKES))
+    written = name.translate(str.maketrans(_FOREIGN, _LATIN))
     return written if written.isascii() else name
 
 
