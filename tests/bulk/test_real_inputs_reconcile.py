@@ -62,6 +62,7 @@ def test_what_a_report_lacks_is_said(
 def test_a_refund_does_not_agree_with_a_sale(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # D40
     content = "cid,order_id,amount_affiliate,currency,transaction_type\nC1,T1,12.50,USD,refund\n"
 
     unmapped = compare(tracker, capsys, content)
@@ -75,7 +76,7 @@ def test_a_refund_does_not_agree_with_a_sale(
 @pytest.mark.parametrize(
     "titles",
     [
-        "Click ID,Transaction ID,Amount,Commission,Status",
+        "Click ID,Transaction ID,Amount,Commission,Status",  # D41
         "Click ID,Transaction ID,Sale Amount,Payout,Status",
         "Click ID,Transaction ID,Revenue,Payout,Status",
         "Click ID,Transaction ID,Order Value,Amount,Status",
@@ -120,6 +121,7 @@ def test_where_two_columns_may_be_the_amount_it_is_asked(
 def test_what_was_ordered_is_not_booked_by_the_pipeline(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # D41
     content = "Click ID,Transaction ID,Amount,Commission,Status\nC4,T4,100,7.50,sale\n"
     csv = call(tracker, capsys, "reconcile", content, "--csv")
 
@@ -179,6 +181,7 @@ def test_the_list_in_a_pipe_reads_back_likewise(tracker: Client) -> None:
 @pytest.mark.parametrize(
     ("titles", "row"),
     [
+        # D68
         ("SID,Order ID,Commission", "C1,T1,12.50"),
         ("Affiliate Sub 1,Transaction ID,Payout", "C1,T1,12.50"),
         ("Member ID (U1),Order ID,Total Commission", "C1,T1,12.50"),
@@ -195,8 +198,8 @@ def test_the_titles_of_networks_are_known(
 @pytest.mark.parametrize(
     "times",
     [
-        ["24.11.2026 18:02", "25.11.2026 19:00"],
-        ["1795600000000", "1795610000000"],
+        ["24.11.2026 18:02", "25.11.2026 19:00"],  # D43
+        ["1795600000000", "1795610000000"],  # D43
         ["1795600000", "1795610000"],
         ["11/24/2026 6:02 PM", "11/25/2026 6:02 PM"],
         ["Nov 24, 2026", "Nov 25, 2026"],
@@ -229,6 +232,7 @@ def test_times_that_cannot_be_read_are_told(
 def test_a_total_is_neither_missing_nor_handed_on(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # D42
     content = "subid,tid,payout,status\nC1,T1,12.50,sale\nTotal,,1260.40,\n"
 
     ran = compare(tracker, capsys, content)
@@ -242,6 +246,7 @@ def test_a_total_is_neither_missing_nor_handed_on(
 def test_cells_that_a_spreadsheet_guards_are_compared_as_they_are_meant(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # D70
     content = 'subid,tid,payout\n"=""C1""","=""T1""","=""12.50"""\n\'=C1,T9,5\n'
 
     ran = compare(tracker, capsys, content)

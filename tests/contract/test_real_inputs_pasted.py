@@ -140,7 +140,8 @@ SENTENCES = [
     # As zsh writes what is pasted into it.
     URL.replace("?", "\\?").replace("&", "\\&").replace("=", "\\="),
     # A path or a query behind words of a log, whole or in brackets.
-    f"Received postback: {QUERY}",
+    f"Received postback: {QUERY}",  # Q09
+    f"GET {URL}",  # Q09
     f"[INFO] {QUERY}",
     f"[2026-11-25 10:00:00] [INFO] Received postback: {QUERY}",
     f"2026-11-25 10:00:00 postback: {QUERY} from 1.2.3.4",
@@ -183,6 +184,7 @@ ENCODED = [
     f"https://eur01.safelinks.protection.outlook.com/?url={quote(URL, safe='')}&data=05%7C",
 ]
 LOGS = [
+    # Q09
     f'1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET} HTTP/1.1" 200 7 "-" "curl/7.88.1"',
     f'1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET} HTTP/2.0" 200 7 "-" "Wget/1.21"',
     f't.example.com:443 1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET} HTTP/1.1" 200 7',
@@ -203,7 +205,7 @@ LOGS = [
     f"time=2026-11-25T10:00:00Z level=info method=GET uri={TARGET} status=200",
     # D72
     json.dumps({"request_method": "GET", "request_uri": TARGET, "status": 200}),
-    json.dumps({"time": "x", "request": f"GET {TARGET} HTTP/1.1", "status": "200"}),
+    json.dumps({"time": "x", "request": f"GET {TARGET} HTTP/1.1", "status": "200"}),  # Q09
     json.dumps({"method": "GET", "uri": PATH, "args": QUERY, "status": 200}, indent=2),
     f'{{"request_uri":"{TARGET}","http_user_agent":"\\x22x\\x22","status":200}}',
     # Caddy
@@ -410,6 +412,10 @@ def test_no_key_is_shown_however_it_came(
 
 HINTS = [
     ("subid=C1?payout=10&status=rejected", "a second '?' stands in subid"),  # D67
+    ("subid=C1&status=sale&payout=1%2C234.50", "has commas between thousands"),  # D39
+    ("aff_sub=C1&status=sale", "aff_sub holds the known click 'C1'"),  # Q15
+    ("cid=C1&status=sale", "cid holds the known click 'C1'"),  # Q15
+    ("subid=c1&status=sale", "click 'C1' is known, and differs in upper and lower case"),  # Q15
     (f"{PLACE}?subid=C1?status=rejected", "a second '?' stands in subid"),
     ("subid=C1&status=spam&rejected_status=spam;duplicate", "has ';' between its words"),  # D50
     ("subid=C1&status=fdp&deposit_status=fdp,x", "'deposit_status' is no list here"),  # D51
