@@ -160,19 +160,17 @@ class Comparison:
                 yield _find_extra(row)
 
     def _compare_row(self, line: Line, clicks: dict[str, list[StoredConversion]]) -> Finding:
-        if line.flaw or line.postback is None:
+        if line.postback is None:
             return _unusable(line, UNREADABLE, line.flaw)
         incoming = line.postback.incoming
-        meaning = _read_meaning(incoming)
-        if isinstance(meaning, tuple):
-            return _unusable(line, *meaning)
         held_of_click = clicks.get(incoming.subid or "")
         held = _find_held(incoming, held_of_click or [])
-        if meaning is None:
+        meaning = (UNREADABLE, line.flaw) if line.flaw else _read_meaning(incoming)
+        if not isinstance(meaning, Status):
             if held is not None:
                 # Its id is in the report, so it is not extra, whatever its status.
                 self._seen.add(held.conversion.id)
-            return _IGNORED
+            return _IGNORED if meaning is None else _unusable(line, *meaning)
         if held is None:
             reported = Side(meaning, _find_money(line))
             reason = _describe_click(incoming, held_of_click)

@@ -12,6 +12,7 @@ from postbackd.db.sqlite.connection import LOCK_POLL_SECONDS
 from postbackd.intake import booking
 from postbackd.intake.booking import Arrival, BookingOptions, Outcome
 from postbackd.intake.sandbox import LAST_REAL_ID, Rehearsal
+from postbackd.reports.queries import Questions
 from rates import decimal_text
 from statuses import OTHER_AMOUNT, Incoming, Verdict
 from storage import Storage
@@ -60,6 +61,10 @@ class LineImporter:
         self._pieces = 0
         # The lines of the last piece: for the next one as many click ids are read at once.
         self._lines_a_piece = 100
+
+    def find_known(self, subids: Sequence[str]) -> Sequence[str]:
+        """Tell which of these click ids are known."""
+        return Questions(self._storage.db).find_subids(subids)
 
     def take(self, lines: Sequence[Line]) -> Iterator[list[ImportedLine]]:
         """Book lines; yielded ones are on disk."""

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 from postbackd.bulk.conversion_lines import LINE_NAMES, RawLine
@@ -27,7 +27,10 @@ _BINOM = re.compile(r"[^:\s]+:(?:[0-9.]*|auto)(?::.*)?|[^:\s]+(?::[a-z_]+[0-9]*=
 _FUNNELFLUX = re.compile(r"[^:\s]+:[^:]+")
 _QUERY = re.compile(r"(?:.*[?&])?(?:subid|sub_id|clickid|click_id)=.*", re.IGNORECASE)
 
-# A cell as written in a line, with its quotes.
+# So many rows are looked at for another column of click ids.
+SAMPLE_ROWS = 1000
+
+# A cell as it written in a line, with its quotes.
 _RAW_CELL = re.compile(r'\s*("(?:[^"]|"")*"|[^,]*)\s*(?:,|$)')
 # The first part of `12,50` and of `$1,234.50` where the comma cuts them.
 _WHOLE = re.compile(r"[^\w\s]{0,2}[0-9]+")
@@ -108,6 +111,7 @@ class ConversionTable:
     ) -> None:
         """Read the titles of an open file, with the options about its form and columns."""
         self._names = names
+        self._given = given
         self._file = TableFile(source, shape, ConversionTitles(given), wanted)
         self.notes = self._file.notes
         self.columns = self._find_columns(given, wanted)
@@ -134,6 +138,30 @@ class ConversionTable:
         """Yield all cells of a column before the rows are read; none where that is impossible."""
         place = self.columns.places.get(name)
         return iter(()) if place is None else self._file.look_through(place)
+
+    def find_doubt(self, find_known: Callable[[Sequence[str]], Sequence[str]]) -> str:
+        """Say which other column holds clicks that are known, where that of the click ids has none.
+
+        Affise, Partnerize and others have a click id of their own beside the one that they were
+        given. Empty where nothing is in doubt: where somebody named the column, too.
+        """
+        own = self.columns.places["subid"]
+        if "subid" in self._given or not self.columns.titles or self._count_known(own, find_known):
+            return ""
+        places = [place for place, title in enumerate(self.columns.titles) if title]
+        counts = {place: self._count_known(place, find_known) for place in places}
+        best = max(counts, key=lambda place: counts[place])
+        if not counts[best]:
+            return ""
+        titles = self.columns.titles
+        return (
+            f"no click id under {titles[own]!r} is known, but {counts[best]} under {titles[best]!r}"
+            f" are: say which column it is, --subid-column {titles[best]!r} or {titles[own]!r}"
+        )
+
+    def _count_known(self, place: int, find_known: Callable[[Sequence[str]], Sequence[str]]) -> int:
+        cells = {cell.strip() for cell in self._file.look_through(place, SAMPLE_ROWS)}
+        return len(find_known(sorted(cells - {""})))
 
     def read(self) -> Iterator[list[Row]]:
         """Yield the rows, some at a time; empty ones are left out."""

@@ -2,6 +2,7 @@
 
 `11/10/2026` is October to one half of the world and November to the other: it is read where an
 option says which comes first, or another time of the same file shows it, and never guessed.
+The same holds for `24/11/26`, in which the year may come first; `11/24/26` has one reading only.
 """
 
 import re
@@ -103,7 +104,9 @@ class MomentReader:
 def needs_order(text: str) -> bool:
     """Return whether day and month of a date could be exchanged."""
     found = _BY_NUMBER.fullmatch(text.strip())
-    return found is not None and found["sign"] != "." and len(found["third"]) == 4
+    if found is None or len(found["first"]) > 2:
+        return False
+    return len(found["third"]) == 2 or (found["sign"] != "." and len(found["third"]) == 4)
 
 
 def find_order(text: str) -> DateOrder | None:
@@ -112,7 +115,8 @@ def find_order(text: str) -> DateOrder | None:
     if found is None or not needs_order(text):
         return None
     first, second = int(found["first"]), int(found["second_"])
-    if first > 12 >= second:
+    # With two digits it may be the year that is above twelve.
+    if first > 12 >= second and len(found["third"]) == 4:
         return DateOrder.DAY_FIRST
     return DateOrder.MONTH_FIRST if second > 12 >= first else None
 
@@ -151,14 +155,16 @@ def _read_numbers(text: str, found: re.Match[str], zone: tzinfo, order: DateOrde
     first, second, third = (int(found[name]) for name in ("first", "second_", "third"))
     if len(found["first"]) == 4:
         return _build(text, (first, second, third), found, zone)
-    if len(found["third"]) != 4:
+    is_short = len(found["third"]) == 2
+    if len(found["third"]) != 4 and not (is_short and len(found["first"]) <= 2):
         return _refuse(text, "write its year with four digits")
     # In dates with points the day comes first everywhere.
-    if found["sign"] == "." or first == second:
+    if not is_short and (found["sign"] == "." or first == second):
         return _build(text, (third, second, first), found, zone)
     order = find_order(text) or order
     if order is None:
         return _refuse(text, "choose the order: --dates day-first or month-first")
+    third += 2000 * is_short
     day, month = (first, second) if order is DateOrder.DAY_FIRST else (second, first)
     return _build(text, (third, month, day), found, zone)
 

@@ -34,7 +34,12 @@ SUBID_TITLES: _Titles = (
     ("Affiliate Info 1", "TUNE, API"),
     ("Aff Click ID", "hand-made"),
     ("Aff Sub 1", "Everflow's and Affise's parameter"),
+    ("Click SubID", "Ingenious, transactions export (click_subid)"),
+    # Before the click reference, which there is the network's own.
+    ("Publisher Reference", "Partnerize, conversion export"),
+    ("Pubref", "Partnerize, parameter of the link"),
     ("Click Ref", "Awin, transactions export"),
+    ("clickRefs.clickRef", "Awin, publisher API as a table"),
     ("Click Reference", "Awin"),
     ("Sub 1", "Everflow, Affise: conversion reports"),
     ("Sub ID 1", "Impact, action listing (SubId1)"),
@@ -45,8 +50,6 @@ SUBID_TITLES: _Titles = (
     ("U1", "Rakuten, events API"),
     ("EPI", "Tradedoubler, transactions"),
     ("EPI 1", "Tradedoubler"),
-    ("Pubref", "Partnerize, parameter of the link"),
-    ("Publisher Reference", "Partnerize, conversion export"),
     ("Afftrack", "ShareASale, parameter of the link"),
     ("Affiliate Tracking", "ShareASale, transaction detail"),
     ("Affiliate Tracking/afftrack", "ShareASale, transaction detail"),
@@ -58,6 +61,9 @@ SUBID_TITLES: _Titles = (
     ("aff1", "hand-made"),
     ("dv1", "hand-made"),
     ("cid", "Digistore24, transactions; Voluum's parameter"),
+    ("ID клика", "hand-made"),
+    ("Клик ID", "hand-made"),
+    ("Саб ID", "hand-made"),
 )
 TID_TITLES: _Titles = (
     ("tid", "Keitaro, conversion log"),
@@ -69,6 +75,8 @@ TID_TITLES: _Titles = (
     ("Trans ID", "ShareASale, transaction detail"),
     ("Order ID", "Rakuten, CJ, Digistore24"),
     ("Order Number", "Tradedoubler"),
+    ("Order NR", "Tradedoubler, event breakdown"),
+    ("Lead NR", "Tradedoubler, event breakdown"),
     ("Order", "hand-made"),
     ("Receipt", "ClickBank, transactions"),
     ("Conversion ID", "Everflow, Affise, Partnerize"),
@@ -76,6 +84,11 @@ TID_TITLES: _Titles = (
     ("Commission ID", "CJ, commission detail"),
     ("Lead ID", "hand-made"),
     ("Sale ID", "hand-made"),
+    ("Criterion", "easy.affiliate, transactions API"),
+    ("ID транзакции", "hand-made"),
+    ("ID конверсии", "hand-made"),
+    ("ID заказа", "hand-made"),
+    ("Bestellnummer", "hand-made"),
 )
 STATUS_TITLES: _Titles = (
     ("Status", "Keitaro, Impact, Everflow, Affise, Admitad"),
@@ -88,7 +101,10 @@ STATUS_TITLES: _Titles = (
     ("Lead Status", "hand-made"),
     ("Sale Status", "hand-made"),
     ("Order Status", "hand-made"),
+    ("Pending Status", "Tradedoubler, event breakdown"),
     ("Transaction Type", "Digistore24, ClickBank: a payment, a refund"),
+    ("Txn Type", "ClickBank"),
+    ("Статус", "hand-made"),
 )
 CURRENCY_TITLES: _Titles = (
     ("Payout Currency", "Everflow"),
@@ -96,6 +112,9 @@ CURRENCY_TITLES: _Titles = (
     ("Currency", "Affise, Admitad, Digistore24, Rakuten"),
     ("Currency Code", "hand-made"),
     ("Cur", "hand-made"),
+    ("commissionAmount.currency", "Awin, publisher API as a table"),
+    ("Валюта", "hand-made"),
+    ("Währung", "hand-made"),
 )
 TIME_TITLES: _Titles = (
     ("Time", "Affise"),
@@ -115,6 +134,11 @@ TIME_TITLES: _Titles = (
     ("Sale Date", "hand-made"),
     ("Order Date", "hand-made"),
     ("Posting Date", "CJ, commission detail"),
+    ("Conversion Tracking Time", "Ingenious, transactions export"),
+    ("Tracking Time", "easy.affiliate, transactions API; Ingenious"),
+    ("Дата", "hand-made"),
+    ("Время", "hand-made"),
+    ("Datum", "hand-made"),
 )
 PAYOUT_TITLES: _Titles = (
     ("Payout", "Keitaro, Everflow, TUNE, Affise, BeMob"),
@@ -134,6 +158,12 @@ PAYOUT_TITLES: _Titles = (
     ("Earnings", "hand-made"),
     ("Account Amount", "ClickBank, the amount credited to the account"),
     ("Reward", "hand-made"),
+    ("Payouts", "Affise, API"),
+    ("commissionAmount.amount", "Awin, publisher API as a table"),
+    ("Provision", "easy.affiliate, transactions API; commission in German"),
+    ("Вознаграждение", "hand-made"),
+    ("Выплата", "hand-made"),
+    ("Комиссия", "hand-made"),
 )
 # Titles that may also mean what the customer paid: read where no other column may be the amount.
 UNSURE_PAYOUT_TITLES: _Titles = (
@@ -143,6 +173,8 @@ UNSURE_PAYOUT_TITLES: _Titles = (
     ("Income", "hand-made"),
     ("Value", "hand-made"),
     ("Total", "hand-made"),
+    ("Сумма", "hand-made"),
+    ("Доход", "hand-made"),
     # Keitaro reads `profit` of a postback as the amount; in its conversion log it is revenue less
     # cost.
     ("Profit", "Keitaro"),
@@ -232,19 +264,23 @@ def squeeze_title(title: str) -> str:
 def find_conversion_places(titles: Sequence[str], given: Mapping[str, str]) -> Places:
     """Find the columns of conversions; `given` are titles or numbers from options."""
     squeezed = [squeeze_title(title) for title in titles]
+    named = {name: _find_given(text, squeezed) for name, text in given.items()}
+    # ClickBank's TID is the click id: where somebody names it so, it is no transaction id as well.
+    free = ["" if place in named.values() else title for place, title in enumerate(titles)]
+    known = [squeeze_title(title) for title in free]
     places = {}
     currency: str | None = None
     rivals: Sequence[str] = ()
     ours = _OURS if set(squeezed) >= OUR_EXPORT else {}
     for name in COLUMN_NAMES:
-        if name in given:
-            place = _find_given(given[name], squeezed)
+        if name in named:
+            place = named[name]
         elif name in ours:
             place = squeezed.index(ours[name])
         elif name == PAYOUT:
-            place, currency, rivals = _find_payout(titles, squeezed)
+            place, currency, rivals = _find_payout(free, known)
         else:
-            place = next((squeezed.index(t) for t in _KNOWN[name] if t in squeezed), None)
+            place = next((known.index(t) for t in _KNOWN[name] if t in known), None)
         if place is not None:
             places[name] = place
     return Places(places, currency, rivals)

@@ -34,7 +34,12 @@ _KINDS = (
     (_INVISIBLE, "characters that nobody sees: delete the line and write it by hand"),
     (_FULL_WIDTH, "full-width characters: write plain ones"),
 )
-_DASH_KIND = (_DASHES, "a dash that an editor made longer: write '-' or '_'")
+# Small letters of Cyrillic and Greek that look like Latin ones: a keyboard was in another layout.
+_FOREIGN, _LATIN = "асеорхуѕіјһкмт\u03bf\u03b1\u03c1\u03bd", "aceopxysijhkmtoapv"
+_NAME_KINDS = (
+    (_DASHES, "a dash that an editor made longer: write '-' or '_'"),
+    (_FOREIGN, "letters that only look like Latin ones: write the name anew"),
+)
 _ENTITY = re.compile(r"&(?:quot|apos|amp|lt|gt|nbsp|#[0-9]+|#x[0-9A-Fa-f]+)(?:;|$)")
 _WRAPPED = re.compile(rf"^[{_QUOTES}]|[{_QUOTES}]$|^`.*`$|^&(?:quot|apos|#34|#39)\b")
 _ODD = re.compile(f"[{_BLANKS}{_INVISIBLE}]")
@@ -66,16 +71,21 @@ def name_format(content: bytes) -> str | None:
 def plain_name(name: str) -> str:
     """Return a key's name as it was before an editor changed its characters."""
     name = _ODD.sub("", _ALL_DASHES.sub("-", unicodedata.normalize("NFKC", name)))
-    return name.strip(f" {_QUOTES}\"'`").lower().replace("-", "_")
+    name = name.strip(f" {_QUOTES}\"'`").lower().replace("-", "_")
+    written = name.translate(str.maketrans(_FOREIGN, _LATIN))
+    return written if written.isascii() else name
 
 
 def find_marks(line: str) -> str:
     """Name what an editor did to a line of the file; empty if nothing is seen."""
+    # A word that is foreign as a whole is no slip.
     head = line.partition("=")[0]
+    head = head if plain_name(head).isascii() else ""
+    kinds = (*((line, *kind) for kind in _KINDS), *((head, *kind) for kind in _NAME_KINDS))
     said = [
         f"{_list_signs(found)}, {sentence}"
-        for signs, sentence in (*_KINDS, *((_DASH_KIND,) if _ALL_DASHES.search(head) else ()))
-        if (found := re.findall(f"[{signs}]", line if signs != _DASHES else head))
+        for text, signs, sentence in kinds
+        if (found := re.findall(f"[{signs}]", text.lower()))
     ]
     if _ENTITY.search(line):
         said.append("HTML's escapes, such as '&quot;': write the signs themselves")

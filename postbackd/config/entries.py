@@ -330,6 +330,7 @@ def _warn_of_a_strange_key(reader: ConfigReader, entry: Entry) -> None:
 # A tenth of the letters may differ, or a word be missing: `pixelkey`, `park_day`, `decimal`. A name
 # that differs more is another program's key, not a typing error.
 _NEARNESS = 0.7
+_STEM_NEARNESS = 0.6
 
 
 def _key_hint(entry: Entry) -> str:
@@ -340,4 +341,13 @@ def _key_hint(entry: Entry) -> str:
     here = KNOWN_KEYS.get(entry.section or "", tuple(homes))
     near = difflib.get_close_matches(plain, here, 1, _NEARNESS)
     near = near or difflib.get_close_matches(plain, homes, 1, _NEARNESS)
+    near = [key for key in near if not _shares_only_its_end(plain, key)]
     return f"; the nearest known key is [{homes[near[0]]}] {near[0]}" if near else " here"
+
+
+def _shares_only_its_end(name: str, key: str) -> bool:
+    """Tell whether two names are near for `_key` alone: `license_key` is no `click_key`."""
+    stems = name.removesuffix("_key"), key.removesuffix("_key")
+    if stems == (name, key) or name in stems or key in stems:
+        return False
+    return difflib.SequenceMatcher(None, *stems).ratio() < _STEM_NEARNESS

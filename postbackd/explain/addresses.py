@@ -137,6 +137,8 @@ _SPELLINGS = (
     # A string in the source of a program, and in JSON.
     (re.compile(r"\\/(?=[^\s])"), "/"),
     (re.compile(r"\\u0026", re.IGNORECASE), "&"),
+    # zsh escapes these characters of an address that is pasted into it.
+    (re.compile(r"\\(?=[?&=%#])"), ""),
     # People write suspicious links so.
     (re.compile(r"\bhxxp(?=s?\[?:)", re.IGNORECASE), "http"),
     (re.compile(r"\[:\](?=//)"), ":"),

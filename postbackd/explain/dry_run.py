@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from datetime import UTC, date, datetime
+from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -129,7 +130,10 @@ def explain(
         conversion_id=_real_id(outcome["conversion_id"]),
         answer=answer,
         earlier=_list_earlier(questions, subid),
-        hints=[*_advise(sent, key, decision, click), *hints.find_hints(questions, missed, terms)],
+        hints=[
+            *_advise(sent, key, decision, click, answer),
+            *hints.find_hints(questions, missed, terms),
+        ],
     )
 
 
@@ -192,8 +196,10 @@ def _is_near(key: bytes, known: bytes) -> bool:
     return difflib.SequenceMatcher(None, key, known).ratio() >= NEARNESS
 
 
-# `/KEY/postback&subid=…`: the query is in the path.
-_UNMARKED = re.compile(rb"(.*/postback(?:\.gif)?/?)[&?;](.*)", re.DOTALL)
+# `/KEY/postback&subid=…`, `/KEY/postback/subid=…`: the query is in the path.
+_UNMARKED = re.compile(
+    rb"(.*/postback(?:\.gif)?)(?:/?[&?;]|/?(?=[A-Za-z_][\w.\[\]-]*=))(.*)", re.DOTALL | re.ASCII
+)
 
 
 def _put_mark(pasted: Pasted) -> Pasted:
@@ -325,10 +331,12 @@ def _real_id(conversion_id: int | None) -> int | None:
 
 
 def _advise(
-    pasted: Pasted, key: Key | None, decision: Decision, click: Row | None
+    pasted: Pasted, key: Key | None, decision: Decision, click: Row | None, answer: Answer
 ) -> Iterator[str]:
     """Write what to do about the address, and about permissions."""
-    if key is not None and key.state in {"ended", "other case", "encoded", "misspelt", "unknown"}:
+    # Behind a proxy the path may be right: it is not the one that came here.
+    is_known = key is not None and key.state not in {"hidden", "prefixed"}
+    if is_known and answer.status is HTTPStatus.NOT_FOUND:
         yield "give the network the address that `postback url` prints; this one is answered 404"
     if len(pasted.query) + len(pasted.path or b"") > REQUEST_LINE_BYTES:
         yield f"longer than {REQUEST_LINE_BYTES} bytes: the server answers 400 before it is read"

@@ -40,6 +40,9 @@ NEARNESS = 0.8
 _THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _SECOND_QUERY = re.compile(r"\?[A-Za-z_][A-Za-z0-9_]*=")
 
+# `C1&status=sale` as a value, `subid=C1&status=sale` as a name.
+_INNER_PARAMETER = re.compile(r"(?:^|&)([A-Za-z_]\w*)=")
+
 _NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?")
 
 # Names of ours that begin like an entity of HTML, as `&currency` becomes `¤cy`.
@@ -74,6 +77,7 @@ def find_hints(questions: Questions, missed: Missed, terms: BookingOptions) -> l
         *_find_mangled(missed.query),
         *_find_misnamed(fields),
         *_find_second_queries(fields),
+        *_find_encoded_signs(fields),
         *_find_amounts(fields, terms),
         *_find_macros(missed.postback),
     ]
@@ -161,6 +165,19 @@ def _find_second_queries(fields: Mapping[str, str]) -> Iterator[str]:
                 f"a second '?' is in {name} {quote_value(value)}: one '?' begins the query and"
                 f" '&' separates parameters, so that it should read"
                 f" {quote_value(f'{name}={value[: found.start()]}&{value[found.start() + 1 :]}')}"
+            )
+
+
+def _find_encoded_signs(fields: Mapping[str, str]) -> Iterator[str]:
+    """Find parameters within a name or a value: `subid=C1%26status=sale`, `subid%3DC1%26…`."""
+    for name, value in fields.items():
+        text = value if name in KNOWN_NAMES and name != "return" else name
+        inner = next((found[1] for found in _INNER_PARAMETER.finditer(text)), "")
+        if inner.lower() in KNOWN_NAMES:
+            yield (
+                f"{inner}= stands within {quote_value(text)}: what parts parameters came"
+                " percent-encoded ('%26', '%3D'), and parts nothing; put plain '&' and '=' into the"
+                " network's URL"
             )
 
 

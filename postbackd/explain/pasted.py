@@ -14,15 +14,31 @@ from postbackd.explain.addresses import (
     read_target,
     straighten,
 )
-from postbackd.explain.request_logs import read_json, read_log_line
+from postbackd.explain.request_logs import read_columns, read_json, read_log_line
 from postbackd.explain.shell_commands import read_command
 from postbackd.intake.query import KNOWN_NAMES
 
 __all__ = ["Pasted", "UnclearError", "read_pasted"]
 
 _PAIRS = frozenset({'""', "''", "``", "<>"})
-# Lines of a form as browsers and Postman show it.
-_FIELD = re.compile(r"([A-Za-z_][\w.\-\[\]]*)\s*[:=]\s*(.*?)\s*[,;]?")
+# Lines of a form as browsers and Postman show it, of PHP's print_r(), of a table.
+_FIELDS = (
+    re.compile(r"([A-Za-z_][\w.\-\[\]]*)\s*[:=](.*)"),
+    re.compile(r"\[([A-Za-z_][\w.\-]*)\]\s*=>(.*)"),
+    re.compile(r"\|?\s*([A-Za-z_][\w.\-]*)[ ]*[|\t](.*)"),
+)
+_FRAME = re.compile(r"Array|[()]")
+# Parameters with blanks or commas between them, as logs and chats show them.
+_PART = re.compile(r"([A-Za-z_]\w*)=(\S*)")
+_BETWEEN_PARTS = re.compile(r"\s*[,;]\s*|\s+")
+# `[2026-11-25 10:00:00] Received postback: subid=C1&status=sale`, and a path in its place.
+_BEFORE_QUERY = re.compile(r"[^=&?]*[\s:\]\"'(]\??(?=([A-Za-z_]\w*)=)")
+_QUERY = re.compile(r"[^\"<>]*&[A-Za-z_]\w*=[^\s\"'<>]*|[^\s\"'<>]+")
+_PATH_BEHIND_WORDS = re.compile(
+    r"[^=&?]*[\s\]\"'(](/?[^\s\"'()\[\]=&?]*/postback(?:\.gif)?/?\?[^\s\"'<>]+)"
+)
+_ENDS_WITH_NAME = re.compile(r"/postback(?:\.gif)?/?$")
+_LEFT_OUT = "what stands around it is left out"
 _RAW_REQUEST = re.compile(
     r"(GET|POST|HEAD) (\S+)(?: HTTP/[0-9.]+)?\s*\n((?:[A-Za-z0-9\-]+:[^\n]*(?:\n|$))*)"
     r"(?:\s*\n(.*))?",
@@ -49,6 +65,9 @@ def read_pasted(text: str) -> Pasted:
 
 
 def _read(text: str) -> Pasted:
+    if "\n" not in text and (line := read_columns(text)):
+        # The program that sent it may be called as a command is.
+        return line
     readers = [_read_raw_request, _read_browser, read_command, read_json]
     if text[0] in "{[":
         # First as JSON: a line of a log or a body may quote a command.
@@ -109,8 +128,13 @@ def _join_lines(text: str) -> str:
     if len(lines) > _LINES_AT_MOST:
         raise UnclearError(f"{len(lines)} lines came: paste one postback, on one line")
     joined = lines[:1]
+    sign = "?"
     for line in lines[1:]:
-        if _is_broken(joined[-1], line):
+        if _PART.match(line) and (sign == "&" or _ENDS_WITH_NAME.search(joined[-1])):
+            # The address, and below it a parameter a line.
+            joined[-1] += f"{sign}{line}"
+            sign = "&"
+        elif _is_broken(joined[-1], line):
             joined[-1] = re.sub(r"\s*[\\`^]$", "", joined[-1]) + line
         else:
             joined.append(line)
@@ -126,11 +150,11 @@ def _is_broken(before: str, line: str) -> bool:
 
 def _read_lines(text: str) -> Pasted:
     lines = text.splitlines()
-    fields = [found for line in lines if (found := _FIELD.fullmatch(line)) and "://" not in line]
+    framed = [line for line in lines if not _FRAME.fullmatch(line)]
+    fields = [found for line in framed if (found := _read_field(line))]
     names = [found[1] for found in fields]
-    if len(fields) == len(lines) == len(set(names)) and not set(names).isdisjoint(KNOWN_NAMES):
-        query = "&".join(f"{found[1]}={_quote(found[2])}" for found in fields)
-        return Pasted(query, notes=("the lines are read as the parameters of one postback",))
+    if len(fields) == len(framed) == len(set(names)) and not set(names).isdisjoint(KNOWN_NAMES):
+        return _put_together(fields).note("the lines are read as the parameters of one postback")
     requests = [request for line in lines if (request := read_log_line(line))]
     if not requests and (address := find_address(text)):
         return address
@@ -139,13 +163,26 @@ def _read_lines(text: str) -> Pasted:
     raise UnclearError(f"{len(lines)} lines came: paste one postback, on one line")
 
 
+def _read_field(line: str) -> re.Match[str] | None:
+    if "://" in line:
+        return None
+    return next(filter(None, (form.fullmatch(line) for form in _FIELDS)), None)
+
+
+def _put_together(fields: list[re.Match[str]]) -> Pasted:
+    return Pasted("&".join(f"{found[1]}={_quote(found[2])}" for found in fields))
+
+
 def _quote(value: str) -> str:
-    value = re.sub(r"^([\"'])(.*)\1$", r"\2", straighten(value))
+    value = straighten(value.strip().rstrip(" \t,;|"))
+    value = re.sub(r"^([\"'])(.*)\1$", r"\2", value)
     return quote(value, safe="%{}[]", errors="surrogateescape")
 
 
 def _read_plain(text: str) -> Pasted:
-    """Read a path or a query, with quotes around it or without."""
+    """Read a path or a query, with quotes or words around it or without."""
+    if found := _read_parts(text) or _read_behind_words(text):
+        return found
     if "=" not in text or text[:1] in "<{[":
         _refuse_others(text)
     while len(text) > 1 and straighten(text[:1] + text[-1:]) in _PAIRS:
@@ -160,6 +197,34 @@ def _read_plain(text: str) -> Pasted:
             " shows the postbacks of a click"
         )
     return pasted
+
+
+def _read_parts(text: str) -> Pasted | None:
+    """Read parameters that have blanks, commas or semicolons between them."""
+    parts = _BETWEEN_PARTS.split(text.strip(" ,;")) if "&" not in text else []
+    fields = [found for part in parts if (found := _PART.fullmatch(part))]
+    names = {found[1] for found in fields}
+    if (
+        len(fields) != len(parts)
+        or len(names) != len(parts)
+        or len(names.intersection(KNOWN_NAMES)) < 2
+    ):
+        return None
+    return _put_together(fields).note("the words are read as the parameters of one postback")
+
+
+def _read_behind_words(text: str) -> Pasted | None:
+    """Read the path or the query behind words, as programs write it into their logs."""
+    if found := _PATH_BEHIND_WORDS.match(text):
+        return read_target(as_server(found[1])).note(f"the path is taken, and {_LEFT_OUT}")
+    found = _BEFORE_QUERY.match(text)
+    query = _QUERY.match(text, found.end()) if found else None
+    if found is None or query is None or found[1].lower() not in KNOWN_NAMES:
+        return None
+    if not found[0].strip("\"'(? "):
+        # Nothing but signs.
+        return None
+    return Pasted(as_server(query[0])).note(f"the query is taken, and {_LEFT_OUT}")
 
 
 def _refuse_others(text: str) -> None:

@@ -53,14 +53,21 @@ _LEVELS = 8
 
 def read_log_line(text: str) -> Pasted | None:
     """Find the request in a line of a log that is no JSON; None where it has none."""
-    for pattern in (_CLOUDFRONT, _W3C):
-        if found := pattern.search(text):
-            query = "" if found[3] == "-" else found[3]
-            return _read(f"{found[2]}?{query}", found[1], "a line of a log")
+    if line := read_columns(text):
+        return line
     if found := _IN_QUOTES.search(text) or _REQUEST_LINE.search(text):
         return _read(found[2], found[1], "a line of a log or of a request")
     fields = {name.lower(): quoted or bare for name, quoted, bare in _LOGFMT.findall(text)}
     return _find_request(fields) if len(fields) > 1 else None
+
+
+def read_columns(text: str) -> Pasted | None:
+    """Find the request in a line in which path and query are columns of their own."""
+    for pattern in (_CLOUDFRONT, _W3C):
+        if found := pattern.search(text):
+            query = "" if found[3] == "-" else found[3]
+            return _read(f"{found[2]}?{query}", found[1], "a line of a log")
+    return None
 
 
 def read_json(text: str) -> Pasted | None:

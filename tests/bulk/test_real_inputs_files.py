@@ -43,9 +43,10 @@ def tracker(client: Client) -> Client:
 @pytest.mark.parametrize(
     "content",
     [
-        "Sub ID,Payout,Transaction ID,Status\nC1,12.50,T1,sale\n",
+        "Sub ID,Payout,Transaction ID,Status\nC1,12.50,T1,sale\n",  # D30
         "sub_id,revenue,tid,status\nC1,12.50,T1,sale\n",
         "click_id,transaction_id,payout,status\nC1,T1,12.50,sale\n",
+        "Subid,Payout,Tid,Status\nC1,12.50,T1,sale\n",  # Q13
         "status,tid,payout,subid\nsale,T1,12.50,C1\n",
         "Date,Click ID,Country,Payout,TxID,Status\n2026-11-24,C1,DE,12.50,T1,sale\n",
         "SID,Order ID,Commission,Sale Amount,Action Status\nC1,T1,12.50,100,sale\n",
@@ -58,6 +59,20 @@ def tracker(client: Client) -> Client:
         "Trans ID,Affiliate Tracking/afftrack,Amount,Commission\nT1,C1,100,12.50\n",
         "Affiliate Sub ID 1,Transaction ID,Payout,Sale Amount\nC1,T1,12.50,100\n",
         "Conversion ID,Sub1,Payout,Status\nT1,C1,12.50,sale\n",
+        # Awin's API as a table, Ingenious, easy.affiliate, Tradedoubler, Partnerize, Affise.
+        "id,commissionStatus,commissionAmount.amount,commissionAmount.currency,saleAmount.amount,"
+        "clickRefs.clickRef,orderId\n25,sale,12.50,USD,55.96,C1,T1\n",
+        "conversion_tracking_time;conversion_id;conversion_status;revenue;total_commission;"
+        "click_subid\n2026-11-24 18:02:00;T1;sale;142.45;12.50;C1\n",
+        "criterion;trackingtime;event;status;provision;turnover;subid\n"
+        "T1;2026-11-24 18:02:00;Sale;sale;12.50;142.45;C1\n",
+        "programName;timeOfEvent;orderNR;epi1;pendingStatus;affiliateCommission;orderValue\n"
+        "Shop;2026-11-24 18:02;T1;C1;sale;12.50;100\n",
+        "conversion_id,clickref,publisher_reference,conversion_status,currency,value,"
+        "publisher_commission\nT1,1011lXyz,C1,sale,USD,100,12.50\n",
+        "Conversion ID,Date,Status,Offer,Sub 1,Payouts\nT1,2026-11-24,sale,Shop,C1,12.5\n",
+        "ID клика;ID транзакции;Статус;Выплата;Валюта;Дата\nC1;T1;sale;12,50;USD;24.11.2026\n",
+        "SubID;Bestellnummer;Status;Provision;Währung;Datum\nC1;T1;sale;12,50;USD;24.11.2026\n",
         "id,subid,tid,status,original_status,previous_status,amount,currency,payout,network,"
         "created_at\n7,C1,T1,sale,,,12.5,USD,99,net,2026-11-24T00:00:00.000Z\n",
     ],
@@ -129,6 +144,17 @@ def test_unknown_titles_can_be_named(tracker: Client, capsys: pytest.CaptureFixt
     assert "columns: subid 'Клик', payout 'Сумма', tid 'Заказ'" in ran.err
 
 
+def test_a_column_that_somebody_named_is_read_as_nothing_else(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = "Receipt,Date,TID,Txn Type,Vendor,Amount\nT1,2026-11-24,C1,SALE,acme,12.50\n"
+
+    ran = call(tracker, capsys, "import", content, "--subid-column", "TID")
+
+    assert (ran.status, kept(tracker)) == (0, [ONE]), ran.err
+    assert "columns: subid 'TID', payout 'Amount', tid 'Receipt', status 'Txn Type'" in ran.err
+
+
 REPORT = "Click ID,Transaction ID,Payout,Status\nC1,T1,12.50,sale\n"
 SEMICOLONS = REPORT.replace(",", ";")
 
@@ -136,32 +162,33 @@ SEMICOLONS = REPORT.replace(",", ";")
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (f"sep=;\n{SEMICOLONS}", ()),
+        (f"sep=;\n{SEMICOLONS}", ()),  # D32
         (f'"sep=;"\r\n{SEMICOLONS}', ()),
         (f"sep=,\n{REPORT}", ()),
         ("SEP=|\n" + REPORT.replace(",", "|"), ()),
         (f"\ufeffsep=;\n{SEMICOLONS}", ()),
         ("sep=\t\n" + REPORT.replace(",", "\t"), ()),
-        (REPORT.replace(",", "|"), ()),
+        (REPORT.replace(",", "|"), ()),  # D33
         (REPORT.replace(",", "\t"), ()),
-        (f"Performance report\n2026-11-01 to 2026-11-25\n\n{REPORT}", ()),
+        (f"Performance report\n2026-11-01 to 2026-11-25\n\n{REPORT}", ()),  # D34
         (f'"Performance report",,,\n"Account: 5",,,\n,,,\n{REPORT}', ()),
         (f"Report;Earnings\nFrom;24.11.2026\n\n{SEMICOLONS}", ()),
         (f"Click ID,C5\nTotal,1260.40\n{REPORT}", ("--skip-lines", "2")),
         (f"# made by a tool\n# by hand\n{REPORT}", ()),
+        (f"\n{REPORT}", ()),  # D69
         (f"\n\n{REPORT}", ()),
         ('Report\n"Click\nID",Transaction ID,"Payout\r\n(USD)",Status\nC1,T1,12.50,sale\n', ()),
         (f'An "odd quote\n{REPORT}', ()),
         (REPORT.replace("\n", "\n\n"), ()),
         (REPORT.replace("\n", "\r\n"), ()),
-        (REPORT.encode("utf-16"), ()),
+        (REPORT.encode("utf-16"), ()),  # D35
         (REPORT.encode("utf-16-le"), ("--encoding", "utf-16-le")),
         (b"\xfe\xff" + REPORT.encode("utf-16-be"), ()),
         (REPORT.encode("utf-32"), ()),
         (REPORT.replace(",", "\t").encode("utf-16"), ()),
         (REPORT.encode("utf-8-sig"), ("--encoding", "windows-1251")),
         ('"Click ID", "Transaction ID", "Payout", "Status"\n"C1", "T1", "12.50", "sale"\n', ()),
-        ('Click ID,Transaction ID,Payout\n"=""C1""","=""T1""","=""12.50"""\n', ()),
+        ('Click ID,Transaction ID,Payout\n"=""C1""","=""T1""","=""12.50"""\n', ()),  # D70
         ('Click ID,Transaction ID,Payout\n="C1",="T1",12.50\n', ()),
         ("Click ID,Transaction ID,Payout\n“C1”,„T1“,«12.50»\n", ()),
         (f"{REPORT}\x1a", ()),
@@ -186,17 +213,18 @@ def test_tables_of_every_shape_are_read(
     ("content", "words"),
     [
         ("C1,12.50,T1,sale\n", ()),
-        ("C1|12.50|T1|sale\n", ()),
+        ("C1|12.50|T1|sale\n", ()),  # D33
         ("C1;12.50;T1;sale\n", ()),
         ("C1\t12.50\tT1\tsale\n", ()),
         ("sep=;\nC1;12,50;T1;sale\n", ()),
         ("C1;12,50;T1;sale\n", ("--delimiter", ";")),
         ("C1|12,50|T1|sale\n", ("--delimiter", "bar")),
-        ('"C1", "12.50", "T1", "sale"\n', ()),
+        ('"C1", "12.50", "T1", "sale"\n', ()),  # D55
         ("\n\nC1,12.50,T1\n\n", ()),
         ('"C1", "12.50", "T1", "sale\n"\n', ()),
         ('="C1",12.50,T1\n', ()),
-        ("C1,12.50,T1\n".encode("utf-16"), ()),
+        ("C1,12.50,T1\n".encode("utf-16"), ()),  # D35
+        ("C1\t12.50\tT1\n".encode("utf-16"), ("--encoding=utf-16", "--delimiter=tab")),  # Q12
         ("subid\nC1,12.50,T1,sale\n", ()),
         ("junk\nmore\nC1,12.50,T1\n", ("--skip-lines", "2")),
         ("subid,12.50,T1\n".replace("subid", "C1"), ("--no-titles",)),
@@ -394,13 +422,13 @@ def test_a_workbook_comes_through_a_pipe(tracker: Client) -> None:
     ("line", "whose"),
     [
         ("C2:5", "Binom's"),
-        ("C2:5:Hold", "Binom's"),
+        ("C2:5:Hold", "Binom's"),  # D31
         ("C2:auto:Hold", "Binom's"),
         ("C2::Hold", "Binom's"),
         ("C2:::event_1=15", "Binom's"),
-        ("C3:payout=7:cnv_status=Hold", "Binom's"),
+        ("C3:payout=7:cnv_status=Hold", "Binom's"),  # D31
         ("C3:cnv_status=Hold", "Binom's"),
-        ("C1:main, 47.00", "FunnelFlux's"),
+        ("C1:main, 47.00", "FunnelFlux's"),  # D63
         ("C1:main", "FunnelFlux's"),
         ("subid=C1&payout=5", "is a query"),
         ("https://t.example/key/postback?subid=C1&payout=5", "is a query"),
@@ -438,7 +466,7 @@ def test_click_ids_with_colons_come_in_under_titles(
 @pytest.mark.parametrize(
     "row",
     [
-        "Total,,1260.40,",
+        "Total,,1260.40,",  # D42
         "TOTAL:,,1260.40",
         "Grand Total,,1260.40,",
         "Totals,,1260.40,,",
@@ -519,6 +547,7 @@ def test_a_line_that_is_none_is_counted(
 def test_a_repeat_with_another_amount_is_not_taken(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # D52: other trackers add such lines up.
     ran = call(tracker, capsys, "import", "C1,5\nC1,7\nC1,5\n")
 
     assert ran.status == 1
@@ -526,6 +555,7 @@ def test_a_repeat_with_another_amount_is_not_taken(
     assert "amount 7 USD was 5 USD" in ran.rows[1][-1]
 
 
+# D53
 @pytest.mark.parametrize("payout", ["-", "—", "–", "n/a", "N/A"])
 def test_a_dash_is_no_amount(
     tracker: Client, capsys: pytest.CaptureFixture[str], payout: str
@@ -540,6 +570,7 @@ def test_a_dash_is_no_amount(
 def test_a_first_sale_below_nothing_is_warned_of(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # D63: elsewhere -1 deletes.
     ran = call(tracker, capsys, "import", "C3,-1\nC1,5\n", "--json")
 
     [warning] = ran.objects[0]["warnings"]
@@ -557,16 +588,21 @@ AT = "2026-11-24T18:02:11.000Z"
 @pytest.mark.parametrize(
     ("content", "clicked_at"),
     [
+        # D60
         ("Click ID,Visit Timestamp,Campaign Name,Offer Name\nX1,{},Y,Z\n", "2026-11-24 18:02:11"),
         ("Click ID,Time,Campaign,Offer\nX1,{},Y,Z\n", "2026-11-24T18:02:11"),
         ("Click ID,Click time,Campaign,Offer\nX1,{},Y,Z\n", "2026-11-24 18:02:11"),
         ("Click ID;Click date;Campaign Name;Offer\nX1;{};Y;Z\n", "24.11.2026 18:02:11"),
+        # D44
         ('"Sub ID";"Date/Time";"Campaign";"Offer"\n"X1";"{}";Y;Z\n', "24.11.2026 18:02:11"),
         ("subid|clicked_at|campaign|offer\nX1|{}|Y|Z\n", "1795543331"),
-        ("subid,clicked_at,campaign,offer\nX1,{},Y,Z\n", "1795543331000"),
+        ("subid,clicked_at,campaign,offer\nX1,{},Y,Z\n", "1795543331000"),  # D45
+        # D69
         ("\nsubid,clicked_at,campaign,offer\nX1,{},Y,Z\n", "1795543331000000"),
         ("Clicks of November\n\nSub ID,Date,Campaign,Offer\nX1,{},Y,Z\n", "20261124180211"),
+        # D32, D70
         ('sep=,\nsubid,Date,Campaign,Offer\n"=""X1""","{}",Y,Z\n', "11/24/2026 6:02:11 PM"),
+        ("Sub ID|Date|Campaign|Offer\nX1|{}|Y|Z\n", "2026-11-24 18:02:11"),  # D33
         ('Campaign,Campaign Name,Date,subid,Offer\n7,Y,"{}",X1,Z\n', "Nov 24, 2026 6:02:11 pm"),
         ('subid,Date,campaign,offer\nX1,"{}",Y,Z\n', "Tue, 24 Nov 2026 18:02:11 +0000"),
         ("subid,Date,campaign,offer\nX1,{},Y,Z\n", "2026-11-24 21:02:11 +0300"),
@@ -582,6 +618,48 @@ def test_clicks_come_in_by_the_titles_and_times_of_other_trackers(
     assert client.rows(CLICK) == [{"subid": "X1", "clicked_at": AT, "campaign": "Y", "offer": "Z"}]
 
 
+def test_the_milliseconds_of_a_time_are_kept(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Q18
+    content = "Sub ID,Date/Time\nX1,2026-11-24 18:02:11.123\n"
+
+    assert call(client, capsys, "clicks import", content).status == 0
+    assert client.rows(CLICK)[0]["clicked_at"] == "2026-11-24T18:02:11.123Z"
+
+
+def test_lines_of_a_click_alone_are_sales(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Q03: the third field is a transaction id, whatever it says.
+    content = "C1\nC2,5\nC3,5,payment\nC4,,,approved\n"
+
+    ran = call(tracker, capsys, "import", content, "--sale-status", "approved")
+
+    assert (ran.status, kept(tracker)) == (
+        0,
+        [
+            ("C1", "", "sale", None, None),
+            ("C2", "", "sale", "5", "USD"),
+            ("C3", "payment", "sale", "5", "USD"),
+            ("C4", "", "sale", None, None),
+        ],
+    )
+
+
+def test_a_transaction_id_of_digits_is_no_amount(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # D30
+    content = "click_id,transaction_id,payout,status\nC1,20260101,12.50,approved\n"
+
+    unmapped = call(tracker, capsys, "import", content)
+    mapped = call(tracker, capsys, "import", content, "--status-map", "approved=sale")
+
+    assert (unmapped.status, mapped.status) == (1, 0)
+    assert kept(tracker) == [("C1", "20260101", "sale", "12.5", "USD")]
+
+
 @pytest.mark.parametrize(
     ("times", "words", "kept_times"),
     [
@@ -594,6 +672,12 @@ def test_clicks_come_in_by_the_titles_and_times_of_other_trackers(
         (["11-10-2026", "24-11-2026"], (), ["2026-10-11", "2026-11-24"]),
         (["11.10.2026", "11/11/2026"], (), ["2026-10-11", "2026-11-11"]),
         (["11.10.26", "13:00", "last week", "46350"], (), [None, None, None, None]),
+        # Rakuten's and Tradedoubler's: of three numbers below 32 any may be the year.
+        (["11/24/26", "11/10/26"], (), ["2026-11-24", "2026-11-10"]),
+        (["24/11/26", "13.11.26", "26-11-24"], (), [None, None, None]),
+        (["24.11.26 18:02", "11/10/26"], ("--dates", "day-first"), ["2026-11-24", "2026-10-11"]),
+        (["24/11/2026", "11/10/26"], (), ["2026-11-24", "2026-10-11"]),
+        (["1/2/345", "2026/24/11", "11/24/6"], (), [None, None, None]),
         (["11/10/2026 13:00 PM", "31.02.2026"], (), [None, None]),
     ],
 )

@@ -62,6 +62,7 @@ def test_what_a_report_lacks_is_said(
 def test_a_refund_does_not_agree_with_a_sale(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # D40
     content = "cid,order_id,amount_affiliate,currency,transaction_type\nC1,T1,12.50,USD,refund\n"
 
     unmapped = compare(tracker, capsys, content)
@@ -75,7 +76,7 @@ def test_a_refund_does_not_agree_with_a_sale(
 @pytest.mark.parametrize(
     "titles",
     [
-        "Click ID,Transaction ID,Amount,Commission,Status",
+        "Click ID,Transaction ID,Amount,Commission,Status",  # D41
         "Click ID,Transaction ID,Sale Amount,Payout,Status",
         "Click ID,Transaction ID,Revenue,Payout,Status",
         "Click ID,Transaction ID,Order Value,Amount,Status",
@@ -120,6 +121,7 @@ def test_where_two_columns_may_be_the_amount_it_is_asked(
 def test_what_was_ordered_is_not_booked_by_the_pipeline(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # D41
     content = "Click ID,Transaction ID,Amount,Commission,Status\nC4,T4,100,7.50,sale\n"
     csv = call(tracker, capsys, "reconcile", content, "--csv")
 
@@ -179,6 +181,7 @@ def test_the_list_in_a_pipe_reads_back_likewise(tracker: Client) -> None:
 @pytest.mark.parametrize(
     ("titles", "row"),
     [
+        # D68
         ("SID,Order ID,Commission", "C1,T1,12.50"),
         ("Affiliate Sub 1,Transaction ID,Payout", "C1,T1,12.50"),
         ("Member ID (U1),Order ID,Total Commission", "C1,T1,12.50"),
@@ -195,8 +198,8 @@ def test_the_titles_of_networks_are_known(
 @pytest.mark.parametrize(
     "times",
     [
-        ["24.11.2026 18:02", "25.11.2026 19:00"],
-        ["1795600000000", "1795610000000"],
+        ["24.11.2026 18:02", "25.11.2026 19:00"],  # D43
+        ["1795600000000", "1795610000000"],  # D43
         ["1795600000", "1795610000"],
         ["11/24/2026 6:02 PM", "11/25/2026 6:02 PM"],
         ["Nov 24, 2026", "Nov 25, 2026"],
@@ -229,6 +232,7 @@ def test_times_that_cannot_be_read_are_reported(
 def test_a_total_is_neither_missing_nor_handed_on(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # D42
     content = "subid,tid,payout,status\nC1,T1,12.50,sale\nTotal,,1260.40,\n"
 
     ran = compare(tracker, capsys, content)
@@ -242,8 +246,55 @@ def test_a_total_is_neither_missing_nor_handed_on(
 def test_cells_that_a_spreadsheet_guards_are_compared_as_they_are_meant(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # D70
     content = 'subid,tid,payout\n"=""C1""","=""T1""","=""12.50"""\n\'=C1,T9,5\n'
 
     ran = compare(tracker, capsys, content)
 
     assert [(found["line"], found["subid"]) for found in ran.objects] == [(3, "=C1")]
+
+
+@pytest.mark.parametrize(
+    ("content", "other"),
+    [
+        ("Conversion ID,Click ID,Sub 1,Payout,Status\nT1,65ab12ff,C1,12.50,sale\n", "Sub 1"),
+        ("tid,aff_sub,aff_sub2,payout,status\nT1,fb,C1,12.50,sale\n", "aff_sub2"),
+        ("tid;Click ID;Payout;Status;Visitor\nT1;65ab;12,50;sale;C1\n", "Visitor"),
+    ],
+)
+@pytest.mark.parametrize("command", ["reconcile", "import"])
+def test_where_another_column_has_the_clicks_it_is_asked(
+    tracker: Client, capsys: pytest.CaptureFixture[str], command: str, content: str, other: str
+) -> None:
+    before = len(tracker.postbacks())
+
+    asked = call(tracker, capsys, command, content)
+    said = call(tracker, capsys, command, content, "--subid-column", other)
+
+    assert asked.status == 1
+    assert f"but 1 under {other!r} are: say which column it is" in asked.err
+    assert len(tracker.postbacks()) == before + (command == "import")
+    assert "1 agree" in said.err or "1 repeated; 0 not taken" in said.err
+
+
+def test_clicks_that_nobody_knows_are_no_doubt(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = "Click ID,Sub 1,Payout\nnew1,fb,5\nnew2,tt,6\n"
+
+    ran = call(tracker, capsys, "import", content)
+
+    assert ran.err.endswith("2 lines: 2 parked; 0 not taken\n")
+    assert "say which column it is" not in ran.err
+
+
+@pytest.mark.parametrize("row", ["C2,T2,1.250,sale", "C2,T2,ten,sale", "C2,T2,10,hmm"])
+def test_what_the_report_has_and_cannot_be_read_is_not_extra(
+    tracker: Client, capsys: pytest.CaptureFixture[str], row: str
+) -> None:
+    content = f"subid,tid,payout,status\nC1,T1,12.50,sale\n{row}\nC3,T3,3,lead\n"
+
+    ran = call(tracker, capsys, "reconcile", content, "--json", "--decimal-comma")
+
+    kind = "unmapped" if "hmm" in row else "unreadable"
+    assert [found["differences"] for found in ran.objects] == [[kind]]

@@ -174,7 +174,7 @@ def test_files_of_many_makes_say_the_same(
 @pytest.mark.parametrize(
     ("content", "words", "sentence"),
     [
-        ("c1;12,50;t1;sale\n", (), "add --delimiter ';'"),
+        ("c1;12,50;t1;sale\n", (), "add --delimiter ';'"),  # Q19
         ("c1\t12,50\tt1\n", (), "add --delimiter 'tab'"),
         ("c1|12,50|t1|\n", (), "add --delimiter '|'"),
         ("c1,5,т1\n".encode("cp1251"), (), "not UTF-8"),

@@ -263,7 +263,7 @@ HINTS = [
     ("Subid=c1", "'Subid' is not 'subid': names are in lower case"),
     ("subid=c1&state=x", "`postback replay --since 7d --rename state=status --dry-run`"),
     ("subid=c1&status=lead&amount=5", "write payout= in its place in the network's URL"),
-    ("subid=c1&status=lead&txid=5", "'txid' is others' name for 'tid'"),
+    ("subid=c1&status=lead&txid=5", "'txid' is what others call 'tid'"),
     ("subid=c1&status=spam&rejected_status=spam;duplicate", "rejected_status=spam,duplicate"),
     ("subid=c1&status=spam&ignore=a|Spam", "ignore has '|' between its words: write commas"),
     ("subid=c1&status=fdp&deposit_status=fdp,x", "'deposit_status' is no list here"),

@@ -741,6 +741,7 @@ def test_a_postback_that_was_not_understood_gets_one_plain_sentence(
     "query",
     [
         # Offerwalls repeat until they read the value of `return`.
+        # D58
         *("status=sale&return=OK", "subid=&return=OK", f"subid={'x' * 256}&return=OK"),
         *(f"subid=c1&tid={'x' * 256}&return=OK", "subid={subid}&return=OK"),
         *("subid=c1&status=%7Bstatus%7D&return=OK", "subid=c1&status=Zaplaceno&return=OK"),

@@ -90,6 +90,9 @@ REFUSED = [
     (f"“postback_key” = {KEY}", "typographic quotes"),
     (f"ｐｏｓｔｂａｃｋ＿ｋｅｙ = {KEY}", "full-width characters"),
     (f"postback_key ＝ {KEY}", "full-width characters"),
+    # A Cyrillic o, a Greek one.
+    (f"p\u043estback_key = {KEY}", "\u043e (U+043E), letters that only look like Latin ones"),
+    (f"pοstback_kеy = {KEY}", "letters that only look like Latin ones"),
 ]  # fmt: skip
 
 
@@ -170,8 +173,35 @@ def test_comments_and_keys_of_others_may_have_any_quotes(
     assert (ran.status, ran.lines[0], ran.err) == (0, KEY, "")
 
 
+READ = [
+    # Q10: as the original's installer and an editor of Windows leave it.
+    f'\ufeff; <?php exit(); __halt_compiler(); ?>\r\n[system]\r\npostback_key = "{KEY}" ; ours\r\n'
+    'salt = "x"\r\n[db]\r\nname = "k"\r\nprefix = "keitaro_"\r\n',
+    f";<?php exit; ?>\n[system]\npostback_key = {KEY}\n;?>\n",  # Q10
+]
+
+
+@pytest.mark.parametrize("text", READ)
+def test_a_key_of_the_original_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    ran = run(tmp_path, capsys, text.encode(), "key", "show")
+
+    assert (ran.status, ran.lines) == (0, [KEY])
+
+
+def test_a_colon_is_no_equals_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Q11
+    ran = run(tmp_path, capsys, f"{GUARD}postback_key: {KEY}\n".encode(), "key", "show")
+
+    assert (ran.status, ran.out) == (1, "")
+    assert "Line 2: there is no '=' here" in ran.err
+    assert KEY not in ran.err
+
+
 UNSAFE = [
     ("a b", "a blank"),
+    (f"{KEY} ", "a blank"),  # Q16
     ("a%20b", "'%'"),
     ("a?b", "'?' or '#'"),
     ("a#b", "'?' or '#'"),
@@ -242,6 +272,12 @@ STRANGE = [
     ("system", "license = x", "[system] license is unknown here."),
     ("system", "admin_email = x", "[system] admin_email is unknown here."),
     ("system", "qwerty = x", "[system] qwerty is unknown here."),
+    ("system", "license_key = x", "[system] license_key is unknown here."),
+    ("system", "secret_key = x", "[system] secret_key is unknown here."),
+    ("system", "ключ = x", "[system] ключ is unknown here."),
+    ("postback", "rеbills = yes", "is unknown. It holds е (U+0435), letters that only look like"),
+    ("system", "clik_key = x", "the nearest known key is [system] click_key"),
+    ("system", "post_key = x", "the nearest known key is [system] postback_key"),
     ("postback", "mode = x", "[postback] mode is unknown here."),
     ("rates", "proxy = x", "[rates] proxy is unknown here."),
     # A slip is near enough.

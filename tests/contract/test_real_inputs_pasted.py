@@ -25,6 +25,7 @@ from postbackd.explain.pasted import read_pasted
 PATH = f"/{POSTBACK_KEY}/postback"
 PLACE = f"https://t.example.com{PATH}"
 QUERY = "subid=C1&status=sale&payout=5"
+TARGET = f"{PATH}?{QUERY}"
 URL = f"{PLACE}?{QUERY}"
 IN_HTML = URL.replace("&", "&amp;")
 
@@ -136,6 +137,21 @@ SENTENCES = [
     URL.replace("/", "\\/"),
     f'"url": "{URL.replace("/", chr(92) + "/").replace("&", chr(92) + "u0026")}",',
     URL.replace("https:", "hxxps[:]").replace("t.example.com", "t[.]example[.]com"),
+    # As zsh writes what is pasted into it.
+    URL.replace("?", "\\?").replace("&", "\\&").replace("=", "\\="),
+    # A path or a query behind words of a log, whole or in brackets.
+    f"Received postback: {QUERY}",  # Q09
+    f"GET {URL}",  # Q09
+    f"[INFO] {QUERY}",
+    f"[2026-11-25 10:00:00] [INFO] Received postback: {QUERY}",
+    f"2026-11-25 10:00:00 postback: {QUERY} from 1.2.3.4",
+    f"query string: ?{QUERY}",
+    f"[2026-11-25 10:00:00] Received postback {TARGET}",
+    f"[2026-11-25 10:00:00] [INFO] Received postback: {TARGET} (200)",
+    "subid=C1 status=sale payout=5",
+    "subid=C1, status=sale, payout=5",
+    "subid=C1;status=sale;payout=5;",
+    "subid=C1\tstatus=sale\tpayout=5",
 ]
 LINES = [
     f"GET {PLACE}?\n  subid=C1&\n  status=sale&\n  payout=5",  # D47
@@ -147,6 +163,11 @@ LINES = [
     "subid=C1\nstatus=sale\npayout=5",
     "subid: C1\nstatus: sale\npayout: 5",
     'subid = "C1",\nstatus = "sale",\npayout = "5"',
+    "Array\n(\n    [subid] => C1\n    [status] => sale\n    [payout] => 5\n)",
+    "| subid | C1 |\n| status | sale |\n| payout | 5 |",
+    "subid\tC1\nstatus\tsale\npayout\t5",
+    f"{PLACE}\nsubid=C1\nstatus=sale\npayout=5",
+    f"{PLACE}\nsubid=C1&status=sale&payout=5",
     f"Request URL: {URL}\nRequest Method: GET\nStatus Code: 200 OK",
     f":authority: t.example.com\n:method: GET\n:path: {PATH}?{QUERY}\n:scheme: https",
     f"GET {PATH}?{QUERY} HTTP/1.1\nHost: t.example.com\nUser-Agent: x",
@@ -162,8 +183,8 @@ ENCODED = [
     f"https://www.google.com/url?q={quote(URL, safe='')}&sa=D",
     f"https://eur01.safelinks.protection.outlook.com/?url={quote(URL, safe='')}&data=05%7C",
 ]
-TARGET = f"{PATH}?{QUERY}"
 LOGS = [
+    # Q09
     f'1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET} HTTP/1.1" 200 7 "-" "curl/7.88.1"',
     f'1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET} HTTP/2.0" 200 7 "-" "Wget/1.21"',
     f't.example.com:443 1.2.3.4 - - [25/Nov/2026:10:00:00 +0000] "GET {TARGET} HTTP/1.1" 200 7',
@@ -177,13 +198,14 @@ LOGS = [
     f' 10/0/30/69/109 200 27 - - ---- 1/1/1/1/0 0/0 {{t.example.com}} "GET {TARGET} HTTP/1.1"',
     f'[2026-11-25T10:00:00.000Z] "GET {TARGET} HTTP/1.1" 200 - 0 7 2 1 "-" "x" "id" "t"',
     f"2026-11-25 10:00:00 10.0.0.1 GET {PATH} {QUERY} 443 - 1.2.3.4 curl/7 - 200 0 0 15",
+    f"2026-11-25 10:00:00 10.0.0.1 GET {PATH} {QUERY} 443 - 1.2.3.4 curl 200 0 0 15",
     "2026-11-25\t10:00:00\tFRA6\t7\t1.2.3.4\tGET\td1.cloudfront.net"
     f"\t{PATH}\t200\t-\tcurl/7\t{QUERY}\t-\tMiss",
     f'at=info method=GET path="{TARGET}" host=t.example.com fwd="1.2.3.4" status=200',
     f"time=2026-11-25T10:00:00Z level=info method=GET uri={TARGET} status=200",
     # D72
     json.dumps({"request_method": "GET", "request_uri": TARGET, "status": 200}),
-    json.dumps({"time": "x", "request": f"GET {TARGET} HTTP/1.1", "status": "200"}),
+    json.dumps({"time": "x", "request": f"GET {TARGET} HTTP/1.1", "status": "200"}),  # Q09
     json.dumps({"method": "GET", "uri": PATH, "args": QUERY, "status": 200}, indent=2),
     f'{{"request_uri":"{TARGET}","http_user_agent":"\\x22x\\x22","status":200}}',
     # Caddy
@@ -350,6 +372,8 @@ UNMARKED = [
     f"t.example.com{PATH}&subid=C1&status=sale&payout=5",
     f"{PLACE}%3Fsubid=C1&status=sale&payout=5",
     f"{PATH};subid=C1&status=sale&payout=5",
+    f"{PLACE}/subid=C1&status=sale&payout=5",
+    f"{PLACE}subid=C1&status=sale&payout=5",
     f"{PATH}&subid=C1?status=sale&payout=5",
     f"curl '{PLACE}&subid=C1&status=sale&payout=5'",
     f'1.2.3.4 - - "GET {PATH}&subid=C1&status=sale&payout=5 HTTP/1.1" 404 9',
@@ -388,12 +412,21 @@ def test_no_key_is_shown_however_it_came(
 
 HINTS = [
     ("subid=C1?payout=10&status=rejected", "a second '?' is in subid"),  # D67
+    ("subid=C1&status=sale&payout=1%2C234.50", "has commas between thousands"),  # D39
+    ("aff_sub=C1&status=sale", "aff_sub contains the known click 'C1'"),  # Q15
+    ("cid=C1&status=sale", "cid contains the known click 'C1'"),  # Q15
+    ("subid=c1&status=sale", "click 'C1' is known, and differs in upper and lower case"),  # Q15
     (f"{PLACE}?subid=C1?status=rejected", "a second '?' is in subid"),
     ("subid=C1&status=spam&rejected_status=spam;duplicate", "has ';' between its words"),  # D50
     ("subid=C1&status=fdp&deposit_status=fdp,x", "'deposit_status' is no list here"),  # D51
     ("subid=C1&status=sale&payout=5¤cy=EUR", "'¤' was '&curren'"),  # D74
     ("subid=C1&status=sale&payout=5%C2%A4cy=EUR", "'¤' was '&curren'"),
     (f"see {PLACE}?subid=C1&payout=5¤cy=EUR.", "'¤' was '&curren'"),
+    (f"{PLACE}?subid=C1%26status=sale%26payout=5", "status= stands within 'C1&status=sale&pay"),
+    (f"{PLACE}?subid%3DC1%26status%3Dsale", "subid= stands within 'subid=C1&status=sale'"),
+    (f"{URL.replace('postback', 'Postback')}", "this one is answered 404"),
+    (f"{PLACE}.php?{QUERY}", "this one is answered 404"),
+    (f"https://t.example.com/?{QUERY}", "this one is answered 404"),
 ]  # fmt: skip
 
 
@@ -450,6 +483,10 @@ HOSTILE = [
     '{"a":' * 20_000,
     "<a href=" * 20_000,
     "curl '" + "x" * 100_000,
+    "] " * 50_000 + "=",
+    "]" * 100_000 + "/postback=",
+    "subid\t" + " " * 50_000 + "x\nstatus: " + " " * 50_000 + "x",
+    "a " * 50_000 + "subid=" + "&" * 50_000,
 ]
 
 

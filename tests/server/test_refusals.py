@@ -190,7 +190,8 @@ REFUSED = {
         "the PROXY protocol, where plain HTTP is spoken",
     ),
     b"hello": (400, "the first word is no method"),
-    b"GET / HTTP/1.1 x\r\n": (400, "no version of HTTP/1"),
+    # D61: a blank that the sender did not escape.
+    b"GET /key/postback?subid=C1&offer=Big Win HTTP/1.1\r\n": (400, "no version of HTTP/1"),
     b"GET /x\r\n": (400, "the first line is no request line"),
     b"GET /" + b"x" * 9000: (414, "the request line is too long"),
     b"GET / HTTP/1.0\r\n" + b"X: y\r\n" * 300 + b"\r\n": (

@@ -14,7 +14,7 @@ from postbackd.bulk.conversion_importer import (
 )
 from postbackd.bulk.conversion_lines import LINE_NAMES, LineReader
 from postbackd.bulk.conversion_table import ConversionTable
-from postbackd.bulk.csv_file import find_size, open_file
+from postbackd.bulk.csv_file import UnusableFileError, find_size, open_file
 from postbackd.bulk.odd_rows import describe_aside
 from postbackd.bulk.table_file import Titles
 from postbackd.bulk.titles import PAYOUT
@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
         table = _open_table(source, args)
         reader = build_reader(args, settings, table.columns, args.network)
         reader.amounts.learn(table.look_through(PAYOUT))
+        if doubt := table.find_doubt(importer.find_known):
+            raise UnusableFileError(doubt)
         with output.progress("conversions", find_size(source)) as bar:
             _print_columns(table, bar)
             printer = _choose_printer(args, bar)
@@ -282,14 +284,15 @@ def build_object(imported: ImportedLine) -> dict[str, Any]:
     # Not the line's own text: it may hold a key.
     postback = imported.line.postback
     incoming = Incoming(None) if postback is None else postback.incoming
-    has_amount = incoming.amount is not None
+    # What is skipped may have been for its amount: none of its readings is shown as one.
+    amount = None if imported.verdict == SKIPPED else incoming.amount
     return {
         "line": imported.line.number,
         "subid": incoming.subid,
         "tid": incoming.tid,
         "original_status": incoming.word,
-        "amount": None if incoming.amount is None else decimal_text(incoming.amount),
-        "currency": incoming.currency if has_amount else None,
+        "amount": None if amount is None else decimal_text(amount),
+        "currency": None if amount is None else incoming.currency,
         "verdict": imported.verdict,
         "reason": imported.reason,
         "warnings": list(imported.warnings),

@@ -136,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
         reader = build_reader(args, settings, table.columns)
         report = ReportFile(table, reader, build_moments(args))
         _print_columns(table)
+        if doubt := table.find_doubt(questions.find_subids):
+            output.print_error(doubt)
         has_more = not {"status", PAYOUT}.isdisjoint(table.columns.places)
         comparison = Comparison(questions, args.tolerance, has_more_than_ids=has_more)
         show, close = _choose_output(args)
