@@ -267,8 +267,7 @@ class HeadReader:
         head = self._read_plain(received, start, end, peer) if self._reads_plain else None
         if head is not None:
             return head
-        # Given the bytes after the head too: the PROXY protocol, version 2, begins like an empty
-        # head.
+        # With the bytes after the head: the PROXY protocol, version 2, begins like an empty head.
         refuse_foreign(received, start)
         return self._read_unusual(received[start : end + 4], peer)
 

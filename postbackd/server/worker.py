@@ -203,13 +203,13 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             self._enqueue(connection)
 
     @property
-    def _has_room(self) -> bool:
+    def _has_capacity(self) -> bool:
         return len(self._connections) - len(self._lingering) < self._connection_limit
 
     def _accept(self, fd: int, limit: int) -> None:
         for _ in range(limit):
-            leaving = None if self._has_room else self._find_dispensable()
-            if leaving is None and not self._has_room:
+            leaving = None if self._has_capacity else self._find_dispensable()
+            if leaving is None and not self._has_capacity:
                 self._pause_accepting()
                 return
             try:
@@ -300,7 +300,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
     def _resume_accepting(self) -> None:
         if self._is_accepting or not self.alive:
             return
-        if self._has_room or self._find_dispensable() is not None:
+        if self._has_capacity or self._find_dispensable() is not None:
             self._is_accepting = True
             for fd in self._listeners:
                 # EXCLUSIVE: a new connection wakes one worker, not all of them.
