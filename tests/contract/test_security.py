@@ -272,7 +272,7 @@ def test_a_long_chain_of_trusted_proxies_is_read_in_bounded_time(client: Client)
     assert answer.status == 200
 
 
-def test_importing_no_room_needs_an_evaluator() -> None:
+def test_importing_no_module_needs_an_evaluator() -> None:
     """No sent value is ever run: no module of ours evaluates, unpickles or calls a shell."""
     modules = read_distribution().modules
     banned = re.compile(r"\b(eval|exec|pickle|marshal|shelve|os\.system|shell=True)\b")
