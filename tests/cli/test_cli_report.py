@@ -323,7 +323,7 @@ def test_a_terminal_shows_bars_cents_and_what_is_missing(tracker: Client) -> Non
 
 
 @pytest.mark.parametrize(("columns", "missing"), [(80, "ROI %"), (60, "rejected")])
-def test_where_room_is_short_what_matters_least_goes(
+def test_a_narrow_terminal_leaves_out_what_matters_least(
     tracker: Client, columns: int, missing: str
 ) -> None:
     ran = call_on_terminal(tracker.directory, "report", columns=columns, NO_COLOR="1")

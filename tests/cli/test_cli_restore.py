@@ -86,7 +86,7 @@ def test_a_terminal_shows_what_was_done(tracker: Client, restore: Restore) -> No
     [kept] = tracker.directory.glob("postback.db.before-restore-*")
     assert f"{tracker.database} is now a copy of {tracker.directory / 'copy.db'}" in ran.out
     assert "1 postbacks, 1 conversions, 1 clicks, the newest postback of 2026-03-02" in ran.out
-    assert f"kept as {kept}; 1 postbacks in it came later" in ran.out
+    assert f"the previous database is now {kept}; 1 postbacks in it came later" in ran.out
 
 
 def test_a_dry_run_verifies_and_changes_nothing(tracker: Client, restore: Restore) -> None:

@@ -434,7 +434,7 @@ def test_a_narrow_terminal_shows_everything(client: Client) -> None:
     assert "c1-and-some-more" in seen
 
 
-def test_where_room_is_short_long_ids_are_folded_and_reasons_go_beneath(client: Client) -> None:
+def test_on_a_narrow_terminal_long_ids_are_folded_and_reasons_go_beneath(client: Client) -> None:
     subid = "a-click-id-of-a-network-that-likes-long-ones"
     client.send(f"subid={subid}&status=lead&from=network")
 

@@ -915,7 +915,7 @@ class Log:
         return decision
 
     def find_past(self, incoming: Incoming, this: Conversion | None) -> Past:
-        """Return the past, as the storage does."""
+        """Describe what has come before, as the storage does."""
         same = [at for at, (sent, _) in enumerate(self.rows) if sent == incoming]
         rejected = {c.id for c in self.click.conversions if c.status is REJECTED}
         asked = rejected if this is None else {this.id}
@@ -949,7 +949,7 @@ class Log:
 
 
 def state_of(conversion: Conversion) -> tuple[object, ...]:
-    """Return a conversion's value: rejected, or a lead or money of an amount."""
+    """Return what a conversion is: rejected, or a lead or money of an amount."""
     if conversion.status is REJECTED:
         return (REJECTED,)
     return (conversion.status is LEAD, conversion.amount, conversion.currency)

@@ -108,7 +108,7 @@ def _become_gunicorn(path: Path, options: Sequence[str]) -> None:
         *options,
     ]
     os.environ["POSTBACK_CONFIG"] = str(path)
-    # exec would lose text that is still in the buffers.
+    # Text in the buffers would be lost when gunicorn replaces this program.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
