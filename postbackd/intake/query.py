@@ -60,6 +60,8 @@ KNOWN_NAMES = (
 )
 
 _KNOWN_NAMES = frozenset(KNOWN_NAMES)
+# `C1?payout=`, `C1;status=`, or an `&` that was escaped.
+_SWALLOWED = re.compile(rf"[?&;,](?:amp;)?(?:{'|'.join(KNOWN_NAMES)})=", re.IGNORECASE)
 # Names of one meaning; what is not here has one name only.
 _ROWS = {name: row for row in (SUBID_NAMES, PAYOUT_NAMES) for name in row}
 # What other trackers have their own names for.
@@ -225,6 +227,11 @@ def read_postback(
     for name, text in (("subid", incoming.subid), ("tid", incoming.tid)):
         if text and holds_macro(text):
             warnings.append(_part_warning(name, text))
+        if text and "=" in text and (swallowed := _SWALLOWED.search(text)):
+            warnings.append(
+                f"{name} {quote_value(text)} holds {quote_value(swallowed[0])}: further parameters"
+                " stand in its value; '?' comes once in a URL, and a plain '&' between parameters"
+            )
     network = _read_usable(fields, "from", warnings)
     notices = _notice_strangers(fields, strangers, incoming, warnings) if strangers else ()
     if word is None and not word_is_macro and (incoming.lists is not _NO_LISTS):
