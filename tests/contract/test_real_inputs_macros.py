@@ -133,7 +133,7 @@ CLICK_IDS = [
     *("REPLACED", "replace1", "nullable", "undefined1", "nan0", "nonentity", "optional_", "nil"),
     # .NET's GUIDs; ids in quotes.
     *("{6C945967-0403-44EE-8c3f-df688869cd04}", "(6c945967-0403-44ee-8c3f-df688869cd04)"),
-    *('"C1"', "'C1'", "%20x", "%41bc"),
+    *('"C1"', "'C1'", '"', "'", '"null', '"""', "%20x", "%41bc"),
     *("", " ", "é", "клик-1", "点击1", "100%sure", "a%b%c", "{" + "x" * 65 + "}", "{x}" * 200),
     *(
         "__click_id__",
