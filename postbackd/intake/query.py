@@ -229,8 +229,9 @@ def read_postback(
             warnings.append(_part_warning(name, text))
         if text and "=" in text and (swallowed := _SWALLOWED.search(text)):
             warnings.append(
-                f"{name} {quote_value(text)} holds {quote_value(swallowed[0])}: further parameters"
-                " stand in its value; '?' comes once in a URL, and a plain '&' between parameters"
+                f"further parameters stand within {name} {quote_value(text)}, such as"
+                f" {quote_value(swallowed[0][1:])}: '?' comes once in a URL, and plain '&' between"
+                " parameters"
             )
     network = _read_usable(fields, "from", warnings)
     notices = _notice_strangers(fields, strangers, incoming, warnings) if strangers else ()
@@ -603,7 +604,7 @@ def _read_usable(fields: Mapping[str, str], name: str, warnings: list[str]) -> s
 
 
 def _part_warning(name: str, value: str) -> str:
-    return f"{name} {quote_value(value)} holds a macro that the network did not replace"
+    return f"a macro that the network did not replace stands within {name} {quote_value(value)}"
 
 
 def _macro_warning(name: str, value: str) -> str:

@@ -200,7 +200,7 @@ def test_an_id_with_a_macro_within_is_taken_with_a_warning(
     [kept] = client.postbacks()
     assert (kept.subid, kept.tid) == ((text, "") if name == "subid" else ("C1", text))
     [warning] = kept.warnings
-    assert warning == f"{name} {text!r} holds a macro that the network did not replace"
+    assert warning == f"a macro that the network did not replace stands within {name} {text!r}"
 
 
 @pytest.mark.parametrize("text", ["list[1]", "item(2)", "#7", "50%", "a|b", "100%25", "$5", "x#y"])

@@ -162,8 +162,7 @@ def test_parameters_within_an_id_are_said(client: Client, name: str, sign: str) 
     client.send(f"status=lead&subid=C1&{name}=x7{sign}Payout=10")
 
     [warning] = client.postbacks()[0].warnings
-    assert warning.startswith(f"{name} 'x7")
-    assert "further parameters stand in its value" in warning
+    assert warning.startswith(f"further parameters stand within {name} 'x7")
 
 
 @pytest.mark.parametrize("subid", ["a=b", "dGVzdA==", "u?x=1", "k=v;w=x", "status=1"])
