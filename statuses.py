@@ -703,6 +703,16 @@ def _is_misplaced(each: _Sum, this: Conversion) -> bool:
     return this.status is not Status.REBILL if known is None else known >= 0
 
 
+def _takes_back(each: _Sum) -> bool:
+    """Tell whether the opposite of the amount that stands was sent."""
+    sent, known = each.sent, each.known
+    return each.name == "amount" and sent[0] is not None and sent == (_negate(known[0]), known[1])
+
+
+def _negate(amount: Decimal | None) -> Decimal | None:
+    return None if amount is None else -amount
+
+
 def _repeat(case: _Case, this: Conversion) -> Decision:
     incoming = case.incoming
     says_no_more = incoming.cost is None and not incoming.sub_ids
@@ -958,6 +968,8 @@ def _known_reason(status: Status) -> Reason:
 def _repeated_reason(this: Conversion, left: tuple[_Sum, ...], policy: Policy) -> Reason:
     if not left:
         return _known_reason(this.status)
+    if this.status is Status.REJECTED and any(_takes_back(each) for each in left):
+        return _REFUND_AGAIN
     remedy = ""
     if any(_is_misplaced(each, this) for each in left):
         remedy = ": a correction needs a transaction id (tid) of its own"

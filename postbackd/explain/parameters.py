@@ -143,7 +143,7 @@ def _read_meaning(name: str, pair: str, query: str, terms: BookingOptions) -> st
         return "an unknown name; stored with the postback"
     postback = _reread_as(name, pair, terms)
     value = use.read(postback)
-    if postback.warnings:
+    if postback.warnings and not value:
         return f"counts as not sent: {postback.warnings[0]}"
     if value is None:
         return "empty: counts as not sent"

@@ -86,8 +86,9 @@ def is_macro(text: str) -> bool:
 def _is_marked_macro(text: str) -> bool:
     if text[0] in _QUOTES:
         # `""`, `"null"`, `'{x}'`: quotes of a program that wrote nothing between them.
-        inner = text.strip(_QUOTES)
-        return not inner or is_macro(inner)
+        inner = text[1:-1]
+        is_quoted = len(text) > 1 and text[0] == text[-1]
+        return is_quoted and (not inner or (inner[0] not in _QUOTES and is_macro(inner)))
     if _MACROS.fullmatch(text):
         return _GUID.fullmatch(text) is None
     # Encoded once too often.

@@ -60,6 +60,8 @@ KNOWN_NAMES = (
 )
 
 _KNOWN_NAMES = frozenset(KNOWN_NAMES)
+# `C1?payout=`, `C1;status=`, or an `&` that was escaped.
+_SWALLOWED = re.compile(rf"[?&;,](?:amp;)?(?:{'|'.join(KNOWN_NAMES)})=", re.IGNORECASE)
 # The names with one meaning; a parameter that is not here has one name only.
 _ROWS = {name: row for row in (SUBID_NAMES, PAYOUT_NAMES) for name in row}
 # The parameters for which other trackers have their own names.
@@ -225,6 +227,12 @@ def read_postback(
     for name, text in (("subid", incoming.subid), ("tid", incoming.tid)):
         if text and holds_macro(text):
             warnings.append(_part_warning(name, text))
+        if text and "=" in text and (swallowed := _SWALLOWED.search(text)):
+            warnings.append(
+                f"further parameters stand within {name} {quote_value(text)}, such as"
+                f" {quote_value(swallowed[0][1:])}: '?' comes once in a URL, and plain '&' between"
+                " parameters"
+            )
     network = _read_usable(fields, "from", warnings)
     notices = _notice_strangers(fields, strangers, incoming, warnings) if strangers else ()
     if word is None and not word_is_macro and (incoming.lists is not _NO_LISTS):
@@ -596,7 +604,7 @@ def _read_usable(fields: Mapping[str, str], name: str, warnings: list[str]) -> s
 
 
 def _part_warning(name: str, value: str) -> str:
-    return f"{name} {quote_value(value)} holds a macro that the network did not replace"
+    return f"a macro that the network did not replace stands within {name} {quote_value(value)}"
 
 
 def _macro_warning(name: str, value: str) -> str:

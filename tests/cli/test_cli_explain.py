@@ -468,3 +468,13 @@ def test_a_part_in_another_case_is_reported_with_the_name_it_is_read_as() -> Non
         "the transaction id",
         "left out: empty, and the name came before with a value",
     ]
+
+
+def test_what_is_taken_with_a_warning_does_not_count_as_not_sent(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for query in ("subid=c1?payout=5", "subid=a_{x}", "subid=c1&lead_status=rejected"):
+        told = explain(tracker, capsys, query).out
+
+        assert "\nwarning" in told
+        assert "counts as not sent" not in told

@@ -618,7 +618,7 @@ def test_what_only_looks_like_a_macro_is_a_value(client: Client, text: str) -> N
     assert made.tid == text
     warnings = client.postbacks()[-1].warnings
     # What holds a part of one is said, and taken as it came.
-    assert all("holds a macro" in warning for warning in warnings)
+    assert all("stands within tid" in warning for warning in warnings)
 
 
 def test_a_raw_percent_macro_is_a_macro_too(client: Client) -> None:

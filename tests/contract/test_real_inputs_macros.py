@@ -133,7 +133,7 @@ CLICK_IDS = [
     *("REPLACED", "replace1", "nullable", "undefined1", "nan0", "nonentity", "optional_", "nil"),
     # .NET's GUIDs; ids in quotes.
     *("{6C945967-0403-44EE-8c3f-df688869cd04}", "(6c945967-0403-44ee-8c3f-df688869cd04)"),
-    *('"C1"', "'C1'", "%20x", "%41bc"),
+    *('"C1"', "'C1'", '"', "'", '"null', '"""', "%20x", "%41bc"),
     *("", " ", "é", "клик-1", "点击1", "100%sure", "a%b%c", "{" + "x" * 65 + "}", "{x}" * 200),
     *(
         "__click_id__",
@@ -200,7 +200,7 @@ def test_an_id_with_a_macro_within_is_taken_with_a_warning(
     [kept] = client.postbacks()
     assert (kept.subid, kept.tid) == ((text, "") if name == "subid" else ("C1", text))
     [warning] = kept.warnings
-    assert warning == f"{name} {text!r} holds a macro that the network did not replace"
+    assert warning == f"a macro that the network did not replace stands within {name} {text!r}"
 
 
 @pytest.mark.parametrize("text", ["list[1]", "item(2)", "#7", "50%", "a|b", "100%25", "$5", "x#y"])

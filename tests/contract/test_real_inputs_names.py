@@ -153,6 +153,26 @@ def test_a_name_of_another_tracker_is_said_where_ours_did_not_come(
     assert warning in " ".join(kept.warnings)
 
 
+# D67 and its kind: a second `?`, an escaped `&`, another sign between parameters.
+@pytest.mark.parametrize("sign", ["?", "%26", ";", ",", "%26amp;", "%3F"])
+@pytest.mark.parametrize("name", ["subid", "tid"])
+def test_parameters_within_an_id_are_said(client: Client, name: str, sign: str) -> None:
+    client.click("C1")
+
+    client.send(f"status=lead&subid=C1&{name}=x7{sign}Payout=10")
+
+    [warning] = client.postbacks()[0].warnings
+    assert warning.startswith(f"further parameters stand within {name} 'x7")
+
+
+@pytest.mark.parametrize("subid", ["a=b", "dGVzdA==", "u?x=1", "k=v;w=x", "status=1"])
+def test_an_id_with_an_equals_sign_is_an_id(client: Client, subid: str) -> None:
+    client.click(subid)
+
+    assert client.send(f"status=lead&subid={subid}").verdict == "recorded"
+    assert client.postbacks()[0].warnings == []
+
+
 def test_a_name_of_the_senders_is_never_in_the_answer(client: Client) -> None:
     answer = client.send("subid=C1&status=sale&my-payout-0123456789=5")
 

@@ -172,6 +172,19 @@ def test_a_rejection_whose_amount_takes_nothing_back_is_reported(tracker: Client
     assert "-30 USD takes nothing back" in warning
 
 
+@pytest.mark.parametrize("tid", ["A", "r-A"])
+def test_a_refund_that_comes_again_is_told_to_be_known(tracker: Client, tid: str) -> None:
+    tracker.send("subid=C1&status=sale&payout=10&tid=A")
+    refund = f"subid=C1&status=rejected&payout=-10&tid={tid}"
+
+    first, again = tracker.send(refund), tracker.send(refund)
+    other = tracker.send("subid=C1&status=rejected&payout=-4&tid=A")
+
+    assert (first.verdict, again.verdict) == ("updated", "repeated")
+    assert again.reason == "sent again: this refund is known already, nothing changed"
+    assert other.reason == "known already with another amount, nothing changed"
+
+
 @pytest.mark.parametrize("query", ["tid=r-A&payout=10", "tid=r-A", "tid=r-A&payout=0"])
 def test_a_rejection_of_an_unknown_id_beside_money_is_told(tracker: Client, query: str) -> None:
     tracker.send("subid=C1&status=sale&payout=10&tid=A")
