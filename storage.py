@@ -550,7 +550,9 @@ _FIND_PAST = f"""
         EXISTS (SELECT 1 FROM earlier WHERE came = 'updated'
             AND (query = :query OR (tid = :tid AND tid <> '') OR id = :original_id)
             AND conversion_id IN (
-                SELECT id FROM conversions WHERE click_id = :click_id AND status = 'rejected'))
+                SELECT id FROM conversions WHERE click_id = :click_id AND status = 'rejected')),
+        EXISTS (SELECT 1 FROM earlier WHERE (query = :query OR id = :original_id)
+            AND id < (SELECT corrected_by FROM conversions WHERE id = :conversion_id))
 """
 
 _GAPS = ("campaign", "offer", "clicked_at", "cost_model", "external_id", "source", "cost")

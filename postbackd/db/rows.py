@@ -171,13 +171,14 @@ def utc_text(moment: datetime) -> str:
 # What the engine sees of a conversion, in the order in which `read_conversion` takes it.
 CONVERSION_COLUMNS = (
     "conversions.id, tid, status, amount_micros, currency, cost_amount_micros, cost_currency,"
-    " previous_status, conversions.sub_ids"
+    " previous_status, conversions.sub_ids, deleted_at, corrected_by"
 )
 
 
 def read_conversion(row: Sequence[Any]) -> Conversion:
     """Read a conversion as the engine sees it, from `CONVERSION_COLUMNS`."""
-    conversion_id, tid, status, amount, currency, cost, cost_currency, previous, sub_ids = row
+    conversion_id, tid, status, amount, currency, cost, cost_currency, *others = row
+    previous, sub_ids, deleted_at, corrected_by = others
     return Conversion(
         conversion_id,
         tid,
@@ -188,6 +189,8 @@ def read_conversion(row: Sequence[Any]) -> Conversion:
         cost_currency,
         None if previous is None else Status(previous),
         {} if sub_ids == "{}" else json.loads(sub_ids),
+        deleted_at is not None,
+        corrected_by is not None,
     )
 
 

@@ -54,6 +54,8 @@ class Explanation(NamedTuple):
     `pasted` says how the request was found in what was pasted; `lacks_mark`: its '?' is missing,
     and all but `answer` is about the request with it.
 
+    `corrections` is what operators have set or deleted of the click's conversions.
+
     `answer` is what the sender gets; where it is no 200 for a postback, `verdict` and `writes` are
     what would come of it behind the right key.
     """
@@ -66,6 +68,7 @@ class Explanation(NamedTuple):
     word: str
     click: Row | None
     conversions: list[Row]
+    corrections: list[Row]
     rule: str
     verdict: str
     reason: str
@@ -120,6 +123,7 @@ def explain(
         word=parameters.describe_word(read),
         click=click,
         conversions=before,
+        corrections=questions.list_corrections(subid) if subid else [],
         rule=decision.rule.value,
         verdict=outcome["verdict"],
         reason=outcome["reason"],

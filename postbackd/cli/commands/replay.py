@@ -228,7 +228,9 @@ def _list_originals(args: argparse.Namespace, questions: Questions) -> Iterator[
     wanted = RowFilter() if args.subid is None else of_click(args.subid)
     wanted = wanted.where("id", args.ids).where("verdict", args.verdict)
     wanted = wanted.where("network", [args.network] if args.network else None)
-    wanted = wanted.between("+received_at", args.since, args.until).also("source <> 'replay'")
+    wanted = wanted.between("+received_at", args.since, args.until).also(
+        "source NOT IN ('replay', 'operator')"
+    )
     first, last = questions.find_postback_ids(args.since, args.until)
     after = first - 1
     while rows := questions.list_postbacks_between(after, last, wanted):
@@ -242,6 +244,11 @@ def _refuse_strange_ids(questions: Questions, ids: Sequence[int]) -> None:
     for wanted in ids:
         if wanted not in found:
             raise RefusedError(f"there is no postback {wanted}: `postback log --json` shows ids")
+        if found[wanted]["source"] == "operator":
+            raise RefusedError(
+                f"postback {wanted} is none: an operator's change, which"
+                " `postback conversions set` makes and unmakes"
+            )
         if found[wanted]["source"] == "replay":
             raise RefusedError(
                 f"postback {wanted} is a replay itself: replay its original,"
