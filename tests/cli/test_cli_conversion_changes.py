@@ -83,6 +83,8 @@ def test_an_operator_sets_what_no_network_may(
     assert row["postback_id"] == logged.id
     assert (logged.source, logged.verdict, logged.conversion_id) == ("operator", "updated", now.id)
     assert logged.reason == f"corrected by an operator: {REASON[1]}"
+    deep = call(tracker, capsys, "check", "--deep", "--json").objects
+    assert [row["level"] for row in deep if row["check"] == "agreement"] == ["ok"]
 
 
 def test_a_moved_conversion_forgets_the_network_s_word(
