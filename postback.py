@@ -104,7 +104,9 @@ class Receiver:
         """Answer a request, and do what it asks on a database of the caller's, not on ours."""
         (answer,) = self._answer([environ], lambda jobs: [job(storage) for job in jobs])
         # Nobody used the key: it was only tried. At its end the service would write the use down.
-        self._find_service().key_uses.seen.clear()
+        service = self._find_service()
+        service.key_uses.seen.clear()
+        service.stray_calls.forget()
         return answer
 
     def remember_start(self) -> None:
@@ -242,8 +244,14 @@ def _route(environ: Environ, batch: Batch) -> Answer | DatabaseWork:
     answer = _find_answer(key, name, environ, batch, active)
     if answer is None and (found := _MISADDRESSED.fullmatch(path)) is not None:
         environ = mend_address(environ)
-        answer = _find_answer(found["key"], found["name"], environ, batch, active)
-    return answer or text_answer(HTTPStatus.NOT_FOUND, "Not found")
+        key, name = found["key"], found["name"]
+        answer = _find_answer(key, name, environ, batch, active)
+    if answer is None:
+        if name in _ROUTE_NAMES:
+            client = _find_client(environ, active) or ""
+            batch.service.stray_calls.note(key, client, batch.now)
+        return text_answer(HTTPStatus.NOT_FOUND, "Not found")
+    return answer
 
 
 def _find_answer(
@@ -440,6 +448,9 @@ ROUTES = (
     Route(b"postback.gif", "pixel", _read_lead_pixel),
     Route(b"click", "click", _read_click),
 )
+
+
+_ROUTE_NAMES = frozenset(route.name for route in ROUTES)
 
 
 def _read_health(environ: Environ, batch: Batch) -> Answer | DatabaseWork:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from postbackd.config.settings import Settings
 from postbackd.config.watch import ConfigWatch
 from postbackd.db.key_usage import KeyUses
-from postbackd.db.refusals import Kind, Refusals
+from postbackd.db.refusals import Kind, Refusals, list_tallies
 from postbackd.db.sqlite.connection import DoubtedError
 from postbackd.db.sqlite.soundness import Recheck
+from postbackd.db.stray_calls import FORMER_KEY, StrayCalls, describe_former_key
 from postbackd.exchange import repricing
 from postbackd.exchange.runner import RateKeeper
 from postbackd.intake import booking
@@ -35,6 +36,9 @@ HEALTH_SECONDS = 2.0
 
 # How long a server's only thread keeps house before it looks at its connections again.
 HOUSE_SECONDS = 0.1
+
+# How often the log says that somebody calls with a former key.
+FORMER_KEY_PAUSE = timedelta(hours=1)
 
 
 class ActiveConfig(NamedTuple):
@@ -104,6 +108,9 @@ class Service:
         self._recheck = Recheck()
         self.key_uses = KeyUses()
         self._refusals = Refusals()
+        self.stray_calls = StrayCalls()
+        self._has_news_of_former_key = False
+        self._told_of_former_key: datetime | None = None
         self._filled_to_rate_id = -1
         self._has_opened = False
         self._healthy_until = 0.0
@@ -120,11 +127,12 @@ class Service:
 
     def _write_last_news(self) -> None:
         news = self.key_uses.list_news(precision=timedelta())
-        if not news and not self._refusals.has_any:
+        if not news and not self._refusals.has_any and not self.stray_calls.has_any:
             return
 
         def write(db: Storage) -> None:
             self.key_uses.write(db.db, news)
+            self._sort_stray_calls(db)
             self._refusals.write(db.db, self._clock(), precision=timedelta())
 
         # Whoever stops a service does not wait for this.
@@ -220,7 +228,9 @@ class Service:
             partial(self._fill_in, now=now),
             partial(self._rate_keeper.look, settings=active.settings, now=now),
             lambda db: self.key_uses.write(db.db, self.key_uses.list_news()),
+            self._sort_stray_calls,
             lambda db: self._refusals.write(db.db, now),
+            partial(self._tell_of_former_key, now=now),
         ]
         # One that breaks does not keep the others from their turn.
         more, *others = attempt_all(db, steps)
@@ -228,6 +238,28 @@ class Service:
             if isinstance(outcome, Exception):
                 LOG.error("housekeeping broke off", exc_info=outcome)
         return more is True
+
+    def _sort_stray_calls(self, db: Storage) -> None:
+        active = self.find_active_config()
+        if active is None or not self.stray_calls.has_any:
+            return
+        accepted = {key for keys in active.keys.values() for key in keys}
+        ended = {old.key for old in active.settings.old_keys}
+        for kind, sighting in self.stray_calls.sort(db.db, accepted, ended):
+            self._refusals.note(kind, sighting.address, sighting.at, sighting.calls)
+            if kind == FORMER_KEY:
+                self._has_news_of_former_key = True
+
+    def _tell_of_former_key(self, db: Storage, now: datetime) -> None:
+        told = self._told_of_former_key
+        if not self._has_news_of_former_key or (told and now - told < FORMER_KEY_PAUSE):
+            return
+        # Not there yet: counts are written once a minute.
+        for tally in list_tallies(db.db, now):
+            if (tally.status, tally.reason) == FORMER_KEY:
+                self._has_news_of_former_key = False
+                self._told_of_former_key = now
+                LOG.warning("%s", describe_former_key(tally))
 
     def _fill_in(self, db: Storage, now: datetime) -> None:
         last_rate_id = db.find_last_rate_id()

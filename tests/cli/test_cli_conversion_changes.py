@@ -184,9 +184,11 @@ def test_a_deleted_one_of_several_is_in_nobody_s_way(
     assert len(held(tracker)) == 2
 
     change(tracker, capsys, "delete", "--tid", "t1b")
+    only = change(tracker, capsys, "set", "--payout", "11")
 
+    assert only.status == 0
     assert tracker.send("subid=c1&status=rejected").verdict == "updated"
-    assert held(tracker) == [("t1", "rejected", "10")]
+    assert held(tracker) == [("t1", "rejected", "11")]
 
 
 def test_a_deleted_one_comes_back_by_set_alone(
