@@ -450,11 +450,13 @@ def _find_deleted(case: _Case, deleted: tuple[Conversion, ...]) -> Conversion | 
 
 def _decide_beside_deleted(case: _Case) -> Decision:
     """Decide what is about none of a click's conversions, which are all deleted."""
+    decision = _decide_first(case)
+    if decision.change is None:
+        return decision
     if case.past.was_sent:
         # What was refused beside a sale is not recorded because that sale was deleted.
-        return Decision(Verdict.REFUSED, _REFUSED_AGAIN, Rule.FIRST)
-    decision = _decide_first(case)
-    return decision._replace(hinges_on_past=decision.change is not None)
+        return Decision(Verdict.REFUSED, _REFUSED_AGAIN, decision.rule)
+    return decision._replace(hinges_on_past=True)
 
 
 def _take_first_row(case: _Case) -> Decision:

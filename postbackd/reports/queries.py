@@ -142,7 +142,8 @@ class Questions:
         """Tell when the newest postback came and its verdict."""
         # Not the highest id: a postback that was caught and imported came before.
         newest = "ORDER BY received_at DESC, id DESC LIMIT 1"
-        sql = f"SELECT received_at, verdict FROM postbacks {newest}"
+        # What an operator wrote is none.
+        sql = f"SELECT received_at, verdict FROM postbacks WHERE source <> 'operator' {newest}"
         row: tuple[str, str] | None = self._db.execute(sql).fetchone()
         return row
 

@@ -359,6 +359,31 @@ def test_an_operator_s_word_is_shown_where_people_ask(
     assert told["conversions"] == []
 
 
+def test_who_looks_for_a_deleted_one_on_a_terminal_is_told(
+    tracker: Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    tracker.send(SALE)
+    before = call(tracker, capsys, "conversions", "--subid", "c1")
+    change(tracker, capsys, "delete")
+
+    after = call(tracker, capsys, "conversions", "--subid", "c1")
+    itself = call(tracker, capsys, "conversions", "--subid", "c1", "--deleted")
+
+    assert ["--deleted" in ran.out for ran in (before, after, itself)] == [False, True, False]
+
+
+def test_an_operator_s_word_is_no_sign_of_life_of_a_network(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker.send(SALE)
+    change(tracker, capsys, "delete")
+
+    ran = call(tracker, capsys, "check", "--json")
+
+    assert "the last one came at 2026-03-02T12:00:00.000Z, recorded" in ran.out
+
+
 def test_an_operator_s_row_of_the_log_is_no_postback_to_replay(
     tracker: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,7 +112,16 @@ def run(args: argparse.Namespace) -> int:
             output.print_json(_with_history(questions, rows) if args.history else rows)
         else:
             _print_table(questions, rows, has_history=args.history)
+            _mention_deleted(questions, args)
     return 0
+
+
+def _mention_deleted(questions: Questions, args: argparse.Namespace) -> None:
+    """Say on a terminal, to those who ask for one click, that something of it is left out."""
+    if args.subid is None or args.deleted or not output.is_terminal():
+        return
+    if any(questions.list_deleted_conversions(read_wanted(args), 1)):
+        output.print_footnote("An operator has deleted some: --deleted --history shows them.")
 
 
 def read_wanted(args: argparse.Namespace) -> RowFilter:
