@@ -211,9 +211,9 @@ def _replay(
     terms = read_booking_options(settings)
     pages = _list_originals(args, questions)
     with ExitStack() as stack:
+        # A rehearsal's own rows have higher ids, too.
         last_id = questions.find_last_postback_id()
         if args.dry_run:
-            last_id = LAST_REAL_ID
             rehearsal = stack.enter_context(rehearse(settings.db_path, terms))
             storage, pages = rehearsal.storage, _take_along(rehearsal, pages, corrections, terms)
         else:
