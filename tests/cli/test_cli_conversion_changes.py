@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from cli_calls import Ran, call_process
 from conftest import POSTBACK_KEY, Client, ReceiverWith
+from live import live_server
 
 from postbackd.cli import entry as cli
 
@@ -412,3 +413,37 @@ def test_reconcile_takes_a_deleted_conversion_for_missing(
     assert "missing" in ran.out
     assert "refused" in taken.out
     assert held(tracker) == []
+
+
+def test_the_one_without_a_transaction_id_is_named_by_an_empty_one(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker.allow_rebills("O1")
+    tracker.send("subid=c1&status=sale&payout=10")
+    tracker.send("subid=c1&status=sale&payout=20&tid=t2")
+
+    ran = change(tracker, capsys, "delete", "--tid", "")
+
+    assert ran.status == 0
+    assert held(tracker) == [("t2", "rebill", "20")]
+
+
+def test_it_is_done_beside_a_running_service(tracker: Client) -> None:
+    directory = tracker.directory
+    tracker.receiver.close()
+    with live_server(directory) as server:
+        address = f"/{POSTBACK_KEY}/postback?{SALE}"
+        assert b"X-Postback-Result: recorded" in server.get(address)
+
+        ran = call_process(directory, "conversions", "delete", "--subid", "c1", *REASON)
+        again = server.get(address)
+        back = call_process(
+            directory, "conversions", "set", "--subid", "c1", "--status", "sale", *REASON
+        )
+        further = server.get(f"{address}&payout=12")
+
+    assert (ran.status, back.status) == (0, 0), (ran, back)
+    assert b"X-Postback-Result: refused" in again
+    assert b"X-Postback-Reason: an operator has deleted this conversion" in again
+    assert b"X-Postback-Result: repeated" in further
+    assert held(tracker) == [("t1", "sale", "10")]
