@@ -146,12 +146,13 @@ def _show(planned: Planned, settings: Settings, reason: str, args: argparse.Name
 
 
 def _summarize(planned: Planned, *, is_dry: bool) -> str:
-    what = f"conversion {planned.held.id} of click {planned.held.subid!r}"
+    what = f"Conversion {planned.held.id} of click {planned.held.subid!r}"
+    done = "deleted" if planned.values.get("deleted_at") else "changed"
     if not planned.values:
-        return f"The {what} is so already: nothing to change."
+        return f"{what} is so already: there is nothing to change."
     if is_dry:
-        return f"So the {what} would be; nothing was written (--dry-run)."
-    return f"So the {what} is now."
+        return f"{what} would be {done}; nothing was written (--dry-run)."
+    return f"{what} was {done}."
 
 
 def _list_differences(was: dict[str, Any], becomes: dict[str, Any]) -> Iterator[list[str]]:

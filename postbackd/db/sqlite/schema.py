@@ -488,7 +488,7 @@ WHERE {condition};
 _MIGRATION_7 = f"""
 -- What an operator did with `postback conversions`: the row of `postbacks` (source 'operator') of
 -- the last time, and when the conversion was deleted. Null: never. A deleted one is 'rejected', so
--- that no sum of money counts it, and keeps its transaction id, so that it is not made again.
+-- that no sum of revenue counts it, and keeps its transaction id, so that it is not made again.
 ALTER TABLE conversions ADD COLUMN deleted_at TEXT;
 ALTER TABLE conversions ADD COLUMN corrected_by INTEGER;
 -- Why, in the operator's words; null for all other changes.
