@@ -134,6 +134,7 @@ class Receiver:
             reading = _finish(reading, attempt(storage, reading.job), batch)
         # Nobody used the key: it was only tried. At its end the service would write the use down.
         batch.service.key_uses.seen.clear()
+        batch.service.stray_calls.forget()
         return reading
 
     def remember_start(self) -> None:
@@ -243,8 +244,14 @@ def _route(environ: Environ, batch: Batch) -> Answer | DatabaseWork:
     answer = _find_answer(key, name, environ, batch, active)
     if answer is None and (found := _MISADDRESSED.fullmatch(path)) is not None:
         environ = mend_address(environ)
-        answer = _find_answer(found["key"], found["name"], environ, batch, active)
-    return answer or text_answer(HTTPStatus.NOT_FOUND, "Not found")
+        key, name = found["key"], found["name"]
+        answer = _find_answer(key, name, environ, batch, active)
+    if answer is None:
+        if name in _ROUTE_NAMES:
+            client = _find_client(environ, active) or ""
+            batch.service.stray_calls.note(key, client, batch.now)
+        return text_answer(HTTPStatus.NOT_FOUND, "Not found")
+    return answer
 
 
 def _find_answer(
@@ -445,6 +452,9 @@ ROUTES = (
     Route(b"postback.gif", "pixel", _read_lead_pixel),
     Route(b"click", "click", _read_click),
 )
+
+
+_ROUTE_NAMES = frozenset(route.name for route in ROUTES)
 
 
 def _read_health(environ: Environ, batch: Batch) -> Answer | DatabaseWork:

@@ -72,7 +72,10 @@ class Incoming(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """A stored conversion. `id` is the storage's and plays no part in the rules."""
+    """A stored conversion. `id` is the storage's and plays no part in the rules.
+
+    `is_deleted`, `is_corrected`: an operator has deleted it, or has set something of it.
+    """
 
     id: int
     tid: str
@@ -83,6 +86,8 @@ class Conversion(NamedTuple):
     cost_currency: str | None = None
     previous_status: Status | None = None
     sub_ids: Mapping[str, str] = {}
+    is_deleted: bool = False
+    is_corrected: bool = False
 
 
 class Click(NamedTuple):
@@ -116,12 +121,14 @@ class Past(NamedTuple):
     `was_sent`: this very query was judged before. `was_overtaken`: that was before the conversion
     in question became what it is (was rejected; was money of this amount), or, for a new one,
     before a conversion of the click was rejected. `took_back`: a postback with this query, or with
-    this transaction id, has taken a conversion back, which is rejected still.
+    this transaction id, has taken a conversion back, which is rejected still. `was_corrected`: that
+    was before an operator corrected the conversion in question.
     """
 
     was_sent: bool = False
     was_overtaken: bool = False
     took_back: bool = False
+    was_corrected: bool = False
 
 
 class Change(NamedTuple):
@@ -148,6 +155,14 @@ class Rule(StrEnum):
     UNMAPPED = "the word is in no list of the URL, and none of the four statuses: unmapped"
     PIXEL = "under the pixel's key anything but a lead comes: refused"
     PARKED = "the click is not known: parked"
+    DELETED = (
+        "an operator has deleted the conversion with this tid; or the click's only ones, and no tid"
+        " comes; or one of the opposite amount, and none that stands has it: refused"
+    )
+    CORRECTED = (
+        "an operator has corrected the conversion that would change, and this very postback came"
+        " before that: repeated"
+    )
     FIRST = "nothing stands for this click; a lead, a sale or a rejected comes: recorded"
     FIRST_REBILL = (
         "nothing stands for this click; a rebill comes: recorded if rebills are allowed (by the"
@@ -236,6 +251,10 @@ class Decision(NamedTuple):
 # again after `unreject` or an operator has undone it: it rejects again.
 #
 # An operator's postback (`Policy.forces`) is decided by the same rows, then `_force` overrules.
+#
+# What an operator did by hand (`postback conversions`) is not undone by what came before it: a
+# deleted conversion is out of every row's sight, and what is about it is refused, even by force; a
+# change of a corrected one hinges on the past.
 
 # All moves that a network's postback may make: any other is refused (or, if it would change
 # nothing, repeated). `unreject = yes` adds the way back from rejected. Source: Keitaro docs,
@@ -339,6 +358,7 @@ class _Case(NamedTuple):
     policy: Policy
     past: Past
     this: Conversion | None
+    has_deleted: bool = False
 
     @property
     def is_negative(self) -> bool:
@@ -363,8 +383,8 @@ class _Case(NamedTuple):
 
     @property
     def has_rejected(self) -> bool:
-        """Whether one of the click's conversions is rejected."""
-        return any(c.status is Status.REJECTED for c in self.click.conversions)
+        """Whether one of the click's conversions is rejected, or deleted."""
+        return self.has_deleted or any(c.status is Status.REJECTED for c in self.click.conversions)
 
     @property
     def takes_cost(self) -> bool:
@@ -377,23 +397,66 @@ def decide(
     incoming: Incoming, status: Status, click: Click, policy: Policy, past: Past | None = None
 ) -> Decision:
     """Return the decision of the first row that fits; the word is mapped, the click known."""
+    deleted = tuple(c for c in click.conversions if c.is_deleted)
+    if deleted:
+        standing = tuple(c for c in click.conversions if not c.is_deleted)
+        click = click._replace(conversions=standing)
     this = find_conversion(incoming.tid, click.conversions)
     past = _NO_PAST if past is None else past
     if policy.forces:
         # An operator overrules the past; but a refund taken back before is not taken back twice.
         past = Past(took_back=past.took_back)
-    case = _Case(incoming, status, click, policy, past, this)
-    if not click.conversions:
-        decision = _decide_first(case)
-    else:
-        decision = _take_first_row(case)
-        if policy.forces:
-            decision = _force(case, decision)
+    case = _Case(incoming, status, click, policy, past, this, bool(deleted))
+    gone = _find_deleted(case, deleted) if deleted else None
+    if gone is not None:
+        return Decision(Verdict.REFUSED, _DELETED, Rule.DELETED, gone)
+    decision = _take_row(case)
     warnings = _cost_warnings(incoming, click)
     return decision._replace(warnings=warnings + decision.warnings) if warnings else decision
 
 
 _NO_PAST = Past()
+
+
+def _take_row(case: _Case) -> Decision:
+    if not case.click.conversions:
+        return _decide_beside_deleted(case) if case.has_deleted else _decide_first(case)
+    decision = _take_first_row(case)
+    if case.policy.forces:
+        return _force(case, decision)
+    this = decision.conversion
+    if decision.change is None or this is None or not this.is_corrected:
+        return decision
+    if case.past.was_corrected:
+        return Decision(Verdict.REPEATED, _CORRECTED, Rule.CORRECTED, this)
+    return decision._replace(hinges_on_past=True)
+
+
+def _find_deleted(case: _Case, deleted: tuple[Conversion, ...]) -> Conversion | None:
+    """Find the deleted conversion that a postback is about."""
+    incoming = case.incoming
+    for conversion in deleted:
+        if conversion.tid == incoming.tid:
+            return conversion
+    if not incoming.tid and not case.click.conversions:
+        return deleted[-1]
+    is_refund = case.is_negative and case.may_be_refund and incoming.currency is not None
+    if not is_refund or case.this is not None or _find_opposite(case) is not None:
+        return None
+    assert incoming.amount is not None
+    sent = (-incoming.amount, incoming.currency)
+    return next((c for c in deleted if (c.amount, c.currency) == sent), None)
+
+
+def _decide_beside_deleted(case: _Case) -> Decision:
+    """Decide what is about none of a click's conversions, which are all deleted."""
+    decision = _decide_first(case)
+    if decision.change is None:
+        return decision
+    if case.past.was_sent:
+        # What was refused beside a sale is not recorded because that sale was deleted.
+        return Decision(Verdict.REFUSED, _REFUSED_AGAIN, decision.rule)
+    return decision._replace(hinges_on_past=True)
 
 
 def _take_first_row(case: _Case) -> Decision:
@@ -872,6 +935,16 @@ _IDLE_REFUND_AGAIN = Reason(
     "sent again: this refund took nothing back before, nothing changed",
     "this very postback came before, when nothing stood that it takes back: sent again it changes"
     " nothing (`postback replay --force` puts it through)",
+)
+_DELETED = Reason(
+    "an operator has deleted this conversion",
+    "an operator has deleted the conversion that this is about: `postback conversions --deleted"
+    " --history` says why, `postback conversions set` brings it back",
+)
+_CORRECTED = Reason(
+    "sent again: an operator has corrected the conversion since",
+    "this very postback came before an operator corrected the conversion: sent again it changes"
+    " nothing (`postback conversions --history` says what was corrected, and why)",
 )
 _OVERTAKEN = Reason(
     "sent again: the conversion was rejected since",

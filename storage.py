@@ -516,6 +516,7 @@ _CONVERSIONS = """
         amount_micros, currency, amount_day, payout_micros, rate, rate_day, rate_source,
         cost_amount_micros, cost_currency, cost_day, cost_micros, cost_rate, cost_rate_day,
         cost_rate_source, campaign_id, offer_id, network, sub_ids, created_at, updated_at, sale_at,
+        deleted_at, corrected_by,
         (SELECT coalesce(max(seq), 0) FROM conversion_history WHERE conversion_id = conversions.id)
     FROM conversions
 """
@@ -569,7 +570,8 @@ _ADD_CONVERSION = """
         id, click_id, tid, status, original_status, previous_status,
         amount_micros, currency, amount_day, payout_micros, rate, rate_day, rate_source,
         cost_amount_micros, cost_currency, cost_day, cost_micros, cost_rate, cost_rate_day,
-        cost_rate_source, campaign_id, offer_id, network, sub_ids, created_at, updated_at, sale_at)
+        cost_rate_source, campaign_id, offer_id, network, sub_ids, created_at, updated_at, sale_at,
+        deleted_at, corrected_by)
 """
 
 _ADD_POSTBACK = """
@@ -698,7 +700,9 @@ _FIND_PAST = f"""
         EXISTS (SELECT 1 FROM earlier WHERE came = 'updated'
             AND (query = :query OR (tid = :tid AND tid <> '') OR id = :original_id)
             AND conversion_id IN (
-                SELECT id FROM conversions WHERE click_id = :click_id AND status = 'rejected'))
+                SELECT id FROM conversions WHERE click_id = :click_id AND status = 'rejected')),
+        EXISTS (SELECT 1 FROM earlier WHERE (query = :query OR id = :original_id)
+            AND id < (SELECT corrected_by FROM conversions WHERE id = :conversion_id))
 """
 
 _GAPS = ("campaign", "offer", "clicked_at", "cost_model", "external_id", "source", "cost")

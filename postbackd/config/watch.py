@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from postbackd.config.changes import describe_changes, find_dropped_keys
 from postbackd.config.entries import ConfigError
 from postbackd.config.settings import Settings, absolute, judge_settings, name_reason, read_file
 
@@ -83,17 +84,30 @@ class ConfigWatch:
         return read_file(self._path) == content
 
     def _take_over(self, settings: Settings) -> None:
-        if self._settings is not None:
-            log.info("%s was read anew and is in force", self._path)
         if self._started_with is None:
             self._started_with = settings
         settings = _keep_what_needs_a_restart(settings, self._started_with)
+        if self._settings is not None:
+            self._tell_changes(self._settings, settings)
         for warning in settings.warnings:
             if warning not in self._warned:
                 log.warning("%s, %s", self._path, warning)
         self._warned = frozenset(settings.warnings)
         self._settings = settings
         self.problem = None
+
+    def _tell_changes(self, was: Settings, now: Settings) -> None:
+        changes = "; ".join(describe_changes(was, now)) or "nothing that counts has changed"
+        log.info("%s was read anew and is in force: %s", self._path, changes)
+        dropped = find_dropped_keys(was, now)
+        if dropped:
+            log.warning(
+                "%s: %s accepted no more, networks that call with it are answered 404;"
+                " postback_key_old takes it for as long as they need, and"
+                " `postback key rotate --keep-old-until DATE` does so by itself",
+                self._path,
+                "a former key is" if dropped == 1 else f"{dropped} former keys are",
+            )
 
     def _report(self, problem: str) -> None:
         if problem != self.problem:

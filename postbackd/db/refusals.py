@@ -1,4 +1,4 @@
-"""Requests that were refused before the receiver saw them, counted by kind and hour.
+"""Requests that were refused unread, by the server or for their key, counted by kind and hour.
 
 A server counts them in memory, and the housekeeping writes the counts: a refused request causes
 no write of its own. `postback check` adds up the last 24 hours.
@@ -65,10 +65,10 @@ class Refusals:
         """Return whether anything was refused."""
         return bool(self._counts)
 
-    def note(self, kind: Kind, address: str, now: datetime) -> None:
-        """Count a refused request."""
+    def note(self, kind: Kind, address: str, now: datetime, requests: int = 1) -> None:
+        """Count refused requests, the last of them from an address."""
         count = self._counts.setdefault((_hour_of(now), kind), _Count())
-        count.requests += 1
+        count.requests += requests
         count.last_at = now
         count.last_address = address
 

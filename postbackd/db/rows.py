@@ -99,6 +99,8 @@ class ConversionRow(NamedTuple):
     created_at: str
     updated_at: str
     sale_at: str | None
+    deleted_at: str | None = None
+    corrected_by: int | None = None
 
 
 # What the history keeps of a conversion, under the same names.
@@ -229,13 +231,16 @@ SEEN_COLUMNS = (
     "cost_currency",
     "previous_status",
     "sub_ids",
+    "deleted_at",
+    "corrected_by",
 )
 CONVERSION_COLUMNS = ", ".join(f"conversions.{name}" for name in SEEN_COLUMNS)
 
 
 def read_conversion(row: Sequence[Any]) -> Conversion:
     """Read a conversion as the engine sees it, from `SEEN_COLUMNS`."""
-    conversion_id, tid, status, amount, currency, cost, cost_currency, previous, sub_ids = row
+    conversion_id, tid, status, amount, currency, cost, cost_currency, *others = row
+    previous, sub_ids, deleted_at, corrected_by = others
     return Conversion(
         conversion_id,
         tid,
@@ -246,6 +251,8 @@ def read_conversion(row: Sequence[Any]) -> Conversion:
         cost_currency,
         None if previous is None else Status(previous),
         {} if sub_ids == "{}" else json.loads(sub_ids),
+        deleted_at is not None,
+        corrected_by is not None,
     )
 
 
@@ -284,6 +291,11 @@ def money_values(priced: Priced) -> MoneyValues:
     if worth is None or rate is None:
         return (*sent, None, None, None, None)
     return (*sent, to_micros(worth), _rate_text(rate.value), rate.day.isoformat(), rate.source)
+
+
+def amount_columns(priced: Priced) -> dict[str, Any]:
+    """Give all columns of an amount: what was sent and what it is worth."""
+    return dict(zip(AMOUNT_COLUMNS, money_values(priced), strict=True))
 
 
 def payout_columns(priced: Priced) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class Explanation(NamedTuple):
     `pasted`: how the request was found in the pasted text; `lacks_mark`: its '?' is missing, and
     everything but `answer` is about the request with the '?'.
 
+    `corrections`: what operators have set or deleted of the click's conversions.
+
     `answer` is for the sender; where it is no 200 for a postback, `verdict` and `writes` are those
     that the right key would give.
     """
@@ -67,6 +69,7 @@ class Explanation(NamedTuple):
     word: str
     click: Row | None
     conversions: list[Row]
+    corrections: list[Row]
     rule: str
     verdict: str
     reason: str
@@ -121,6 +124,7 @@ def explain(
         word=parameters.describe_word(read),
         click=click,
         conversions=before,
+        corrections=questions.list_corrections(subid) if subid else [],
         rule=decision.rule.value,
         verdict=outcome["verdict"],
         reason=outcome["reason"],

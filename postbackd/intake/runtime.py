@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from postbackd.config.settings import Settings
 from postbackd.config.watch import ConfigWatch
 from postbackd.db.key_usage import KeyUses
-from postbackd.db.refusals import Kind, Refusals
+from postbackd.db.refusals import Kind, Refusals, list_tallies
 from postbackd.db.sqlite.connection import DoubtedError
 from postbackd.db.sqlite.soundness import Recheck
+from postbackd.db.stray_calls import FORMER_KEY, StrayCalls, describe_former_key
 from postbackd.exchange import repricing
 from postbackd.exchange.runner import RateKeeper
 from postbackd.intake import booking
@@ -41,6 +42,9 @@ Clock = Callable[[], datetime]
 
 # How long a server's only thread keeps house before it looks at its connections again.
 HOUSE_SECONDS = 0.1
+
+# How often the log says that somebody calls with a former key.
+FORMER_KEY_PAUSE = timedelta(hours=1)
 
 
 class ActiveConfig(NamedTuple):
@@ -115,6 +119,9 @@ class Service:
         self._recheck = Recheck()
         self.key_uses = KeyUses()
         self._refusals = Refusals()
+        self.stray_calls = StrayCalls()
+        self._has_news_of_former_key = False
+        self._former_key_logged_at: datetime | None = None
         self._filled_to_rate_id = -1
         self._next_tick = self._rests_until = 0.0
         self._has_opened = False
@@ -140,10 +147,11 @@ class Service:
     def _leave_storage(self) -> None:
         self._is_closed = True
         news = self.key_uses.list_news(precision=timedelta())
-        if news or self._refusals.has_any:
+        if news or self._refusals.has_any or self.stray_calls.has_any:
 
             def write(db: Storage) -> None:
                 self.key_uses.write(db.db, news)
+                self._sort_stray_calls(db)
                 self._refusals.write(db.db, self.clock(), precision=timedelta())
 
             self._committer.commit([Job(write)])
@@ -245,7 +253,9 @@ class Service:
             Job(partial(self._fill_in, now=now)),
             Job(partial(self._rate_keeper.look, settings=active.settings, now=now)),
             Job(lambda db: self.key_uses.write(db.db, self.key_uses.list_news())),
+            Job(self._sort_stray_calls),
             Job(lambda db: self._refusals.write(db.db, now)),
+            Job(partial(self._log_former_key, now=now)),
         ]
 
     def _note_due(self, outcomes: Sequence[Any]) -> None:
@@ -262,6 +272,28 @@ class Service:
         last_rate_id = db.find_last_rate_id()
         if last_rate_id != self._filled_to_rate_id and repricing.fill_in_waiting(db, now) == 0:
             self._filled_to_rate_id = last_rate_id
+
+    def _sort_stray_calls(self, db: Storage) -> None:
+        active = self.find_active_config()
+        if active is None or not self.stray_calls.has_any:
+            return
+        accepted = {key for keys in active.keys.values() for key in keys}
+        ended = {old.key for old in active.settings.old_keys}
+        for kind, sighting in self.stray_calls.sort(db.db, accepted, ended):
+            self._refusals.note(kind, sighting.address, sighting.at, sighting.calls)
+            if kind == FORMER_KEY:
+                self._has_news_of_former_key = True
+
+    def _log_former_key(self, db: Storage, now: datetime) -> None:
+        last = self._former_key_logged_at
+        if not self._has_news_of_former_key or (last and now - last < FORMER_KEY_PAUSE):
+            return
+        # Not there yet: counts are written once a minute.
+        for tally in list_tallies(db.db, now):
+            if (tally.status, tally.reason) == FORMER_KEY:
+                self._has_news_of_former_key = False
+                self._former_key_logged_at = now
+                LOG.warning("%s", describe_former_key(tally))
 
     def _open_storage(self) -> Storage:
         active = self.find_active_config()

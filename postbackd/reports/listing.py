@@ -207,6 +207,13 @@ CONVERSIONS = Listing(
     key=("created_at", "id"),
 )
 
+DELETED_CONVERSIONS = Listing(
+    names=(*CONVERSION_NAMES, "deleted_at"),
+    columns=(*CONVERSION_NAMES, "deleted_at"),
+    tables="deleted_conversions_view",
+    key=("created_at", "id"),
+)
+
 CLICKS = Listing(
     names=CLICK_NAMES,
     columns=(

@@ -19,6 +19,7 @@ from postbackd.db.sqlite.connection import connect_to_read
 from postbackd.reports.listing import (
     CLICKS,
     CONVERSIONS,
+    DELETED_CONVERSIONS,
     PAGE_ROWS,
     POSTBACKS,
     Row,
@@ -50,7 +51,11 @@ HISTORY_NAMES = (
     "rate_day",
     "rate_source",
     "cost",
+    "reason",
 )
+
+
+CORRECTION_NAMES = ("conversion_id", "tid", "at", "change", "status", "reason")
 
 
 class CurrencyRate(NamedTuple):
@@ -137,7 +142,8 @@ class Questions:
         """Return the time and the verdict of the newest postback."""
         # Not the highest id: a postback that was caught and imported was received earlier.
         newest = "ORDER BY received_at DESC, id DESC LIMIT 1"
-        sql = f"SELECT received_at, verdict FROM postbacks {newest}"
+        # What an operator wrote is none.
+        sql = f"SELECT received_at, verdict FROM postbacks WHERE source <> 'operator' {newest}"
         row: tuple[str, str] | None = self._db.execute(sql).fetchone()
         return row
 
@@ -201,11 +207,20 @@ class Questions:
         """List the newest conversions (limit 0: all), the newest last."""
         return list_rows(self._db, CONVERSIONS, wanted, limit)
 
+    def list_deleted_conversions(self, wanted: RowFilter, limit: int) -> Iterator[Row]:
+        """List the newest of those that an operator has deleted (limit 0: all), the newest last."""
+        return list_rows(self._db, DELETED_CONVERSIONS, wanted, limit)
+
+    def list_corrections(self, subid: str) -> list[Row]:
+        """List what operators have set or deleted of a click's conversions, oldest first."""
+        rows = self._db.execute(_CORRECTIONS, (subid,))
+        return [dict(zip(CORRECTION_NAMES, row, strict=True)) for row in rows]
+
     def list_conversion_ids(self, since: str | None, until: str | None) -> Iterator[list[int]]:
         """List the ids of the conversions of a time, a page at a time."""
         start, after = since or "", -1
         while True:
-            page = RowFilter().between("created_at", None, until)
+            page = RowFilter().between("created_at", None, until).also("deleted_at IS NULL")
             page = page.also("(created_at, id) > (?, ?)", start, after)
             sql = (
                 f"SELECT created_at, id FROM conversions {where_sql(page)}"
@@ -370,7 +385,7 @@ _HELD = f"""
     SELECT clicks.subid, conversions.created_at, network, {CONVERSION_COLUMNS}
     FROM (SELECT DISTINCT value FROM json_each(?))
     CROSS JOIN clicks ON clicks.subid = value
-    LEFT JOIN conversions ON conversions.click_id = clicks.id
+    LEFT JOIN conversions ON conversions.click_id = clicks.id AND deleted_at IS NULL
     ORDER BY conversions.id
 """
 
@@ -387,8 +402,15 @@ _UNBOOKED = """
 _HISTORY = f"""
     SELECT seq, at, change, postback_id, status, original_status, tid,
         {_decimal("amount_micros")}, currency, {_decimal("payout_micros")},
-        rate, rate_day, rate_source, {_decimal("cost_micros")}
+        rate, rate_day, rate_source, {_decimal("cost_micros")}, reason
     FROM conversion_history WHERE conversion_id = ? ORDER BY seq
+"""
+
+_CORRECTIONS = """
+    SELECT conversion_id, conversion_history.tid, at, change, conversion_history.status, reason
+    FROM clicks JOIN conversions ON conversions.click_id = clicks.id
+    JOIN conversion_history ON conversion_id = conversions.id
+    WHERE clicks.subid = ? AND change IN ('operator', 'deleted') ORDER BY at, conversion_id, seq
 """
 
 # Rates in the order in which storage looks for one: the manual one, the newest up to today, the

@@ -381,6 +381,8 @@ def _build_key_reader(db: sqlite3.Connection, query: ReportQuery) -> Callable[[G
 
 def _filter(query: ReportQuery, table: str, piece: Piece) -> tuple[str, list[object]]:
     conditions, values = [piece.condition], list(piece.values)
+    if table == "conversions":
+        conditions.append("deleted_at IS NULL")
     for name, value in query.filters.items():
         if name in NAMED:
             conditions.append(f"{table}.{name}_id = (SELECT id FROM {name}s WHERE name = ?)")

@@ -167,6 +167,7 @@ def test_the_dry_run_writes_nothing_and_leaves_nothing(
 
     ran = replay(client, capsys, "--since", "2026-03-01", *LISTS, "--dry-run", "--totals", "--json")
 
+    assert ran.err == ""
     assert ran.objects[0]["added"] > 0
     assert read_files(client) == before
     assert list(temporary.iterdir()) == []
@@ -499,3 +500,111 @@ def test_a_replay_brings_a_later_amount_and_with_force_an_older_one(
 
     assert later == [("c1", "sale", "11")]
     assert money(client) == [("c1", "sale", "9")]
+
+
+# A day of a network whose URL was wrong: what came of each, and what mends it.
+WRONG_DAYS = [
+    (
+        "status=approved&rejected_status=approved",
+        ("--set", "rejected_status=", "--set", "sale_status=approved"),
+        ("rejected", "sale"),
+        {"revenue": ("0", "31"), "rejected": (2, 0), "sales": (0, 2)},
+    ),
+    # Without `status=` all were sales, and were registrations.
+    ("goal=reg", ("--set", "status=lead"), ("sale", "lead"), {"revenue": ("31", "0"),
+     "hold": ("0", "31"), "sales": (2, 0), "leads": (0, 2)}),
+    # The word stood under another name.
+    ("event=reg", ("--rename", "event=status", "--set", "lead_status=reg"), ("sale", "lead"),
+     {"revenue": ("31", "0"), "hold": ("0", "31"), "sales": (2, 0), "leads": (0, 2)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("query", "words", "moves", "sums"), WRONG_DAYS)
+def test_a_wrong_day_is_mended_by_force_with_its_sums_before_and_after(
+    client: Client,
+    capsys: pytest.CaptureFixture[str],
+    query: str,
+    words: tuple[str, ...],
+    moves: tuple[str, str],
+    sums: dict[str, tuple[object, object]],
+) -> None:
+    for subid in ("c1", "c2", "other"):
+        client.click(subid)
+    client.write(
+        "INSERT INTO rates (currency, day, source, rate, created_at) VALUES"
+        " ('EUR', '2026-03-02', 'ecb', '1.1', ''), ('EUR', '2026-03-09', 'ecb', '2', '')"
+    )
+    client.send("subid=other&status=sale&payout=500&from=other")
+    client.send(f"subid=c1&payout=20&from=net&{query}")
+    client.send(f"subid=c2&payout=10&currency=eur&from=net&{query}")
+    client.clock.forward(days=1)
+    client.send(f"subid=other&payout=7&from=net&{query}")
+    before = client.snapshot()
+    day = ("--network", "net", "--since", "2026-03-02", "--until", "2026-03-02", *words, "--force")
+
+    dry = replay(client, capsys, *day, "--dry-run", "--totals", "--json")
+    unchanged = client.snapshot()
+    done = replay(client, capsys, *day, "--totals", "--json")
+    again = replay(client, capsys, *day, "--totals", "--json")
+
+    assert unchanged == before
+    assert dry.objects == done.objects
+    [told] = done.objects
+    assert (told["changed"], told["added"]) == (2, 0)
+    names = ("leads", "sales", "rejected", "rebills", "revenue", "hold")
+    differ = {n: (told["before"][n], told["after"][n]) for n in names
+              if told["before"][n] != told["after"][n]}  # fmt: skip
+    assert differ == sums
+    mended = [c for subid in ("c1", "c2") for c in client.conversions(subid)]
+    assert [(c.status, c.payout) for c in mended] == [(moves[1], "20"), (moves[1], "11")]
+    assert [c.created_at for c in mended] == [NOON, NOON]
+    for subid in ("c1", "c2"):
+        changes = [(row["change"], row["status"]) for row in client.history(subid)]
+        assert changes == [("recorded", moves[0]), ("forced", moves[1])]
+    assert [c.payout for c in client.conversions("other")] == ["500"]
+    assert again.objects[0]["changed"] == 0
+
+
+def test_the_sums_are_told_in_a_line_where_there_is_room(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.click("c1")
+    client.send("subid=c1&status=approved&payout=20")
+
+    dry = replay(client, capsys, *MEND, "--dry-run")
+    totals = replay(client, capsys, *MEND, "--totals")
+    nothing = replay(client, capsys, *MEND)
+
+    assert "What would change: sales 0 -> 1, revenue 0 -> 20 USD." in dry.err
+    assert "What changed: sales 0 -> 1, revenue 0 -> 20 USD." in totals.out
+    assert nothing.err == ""
+
+
+def test_what_stood_before_is_not_what_an_earlier_replay_made_of_it(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.click("c1")
+    client.send("subid=c1&status=approved&payout=20")
+    replay(client, capsys, *MEND)
+
+    ran = replay(client, capsys, "--id", "1", "--set", "status=lead", "--force", "--totals")
+
+    assert "leads 0 -> 1, sales 1 -> 0, revenue 20 -> 0 USD, hold 0 -> 20 USD" in ran.out
+
+
+def test_a_wrong_day_mended_by_force_leaves_what_was_deleted(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for subid in ("c1", "c2"):
+        client.click(subid)
+        client.send(f"subid={subid}&payout=20&from=net&goal=reg")
+    config = str(client.directory / "config.ini.php")
+    deletion = ["conversions", "delete", "--subid", "c1", "--reason", "test", "--config", config]
+    assert cli.main(deletion) == 0
+    capsys.readouterr()
+
+    ran = replay(client, capsys, "--network", "net", "--set", "status=lead", "--force", "--json")
+
+    assert [row["what"] for row in ran.objects] == ["left", "changed"]
+    assert client.conversions("c1") == []
+    assert client.rows("SELECT status FROM conversions ORDER BY id")[0] == {"status": "rejected"}

@@ -49,8 +49,10 @@ def test_a_database_of_version_1_keeps_every_row(old_file: Path) -> None:
         "conversion_id, seq, at, change, postback_id, status, original_status, tid, amount_micros,"
         " currency, payout_micros, rate, rate_day, rate_source, cost_micros"
     )
+    of_conversions = read_all(old_file, "pragma_table_info('conversions')", "name")
     columns = {
-        **dict.fromkeys(("conversions", "rates"), "*"),
+        "conversions": ", ".join(str(name) for (name,) in of_conversions),
+        "rates": "*",
         "clicks": ("id, subid, campaign_id, offer_id, clicked_at, cost_model, sub_ids, created_at"),
         "tracker": "id, currency, health_checked_at",
         "conversion_history": history,

@@ -754,6 +754,44 @@ def test_every_move_is_in_the_table_or_changes_nothing() -> None:
         assert moved is (wanted in TRANSITIONS[present]), (present, wanted)
 
 
+DELETED = Conversion(1, "t1", REJECTED, TEN, "USD", is_deleted=True, is_corrected=True)
+DELETED_BARE = DELETED._replace(id=3, tid="")
+LIVE = Conversion(2, "t2", SALE, Decimal(7), "USD")
+LIVE_LEAD = Conversion(2, "t2", LEAD, Decimal(7), "USD")
+
+# What stands, what comes, the verdict, and by which rule.
+BESIDE_DELETED = [
+    ([DELETED], ("sale", "t1", TEN), "refused", Rule.DELETED),
+    ([DELETED], ("rejected", "t1", None), "refused", Rule.DELETED),
+    ([DELETED], ("lead", "", None), "refused", Rule.DELETED),
+    ([DELETED], ("sale", "r1", -TEN), "refused", Rule.DELETED),
+    ([DELETED], ("rejected", "r1", -TEN), "refused", Rule.DELETED),
+    ([DELETED], ("sale", "t3", TEN), "recorded", Rule.FIRST),
+    ([DELETED], ("rebill", "t3", TEN), "refused", Rule.FIRST_REBILL),
+    ([DELETED, LIVE], ("sale", "t1", TEN), "refused", Rule.DELETED),
+    ([DELETED, LIVE], ("rejected", "", None), "updated", Rule.TAKEN_BACK),
+    ([DELETED, LIVE], ("sale", "r1", -TEN), "refused", Rule.DELETED),
+    ([DELETED, LIVE], ("sale", "r1", Decimal(-7)), "updated", Rule.REFUND),
+    ([DELETED, LIVE], ("sale", "t2", -TEN), "repeated", Rule.REPEATED),
+    ([DELETED, LIVE], ("sale", "r1", Decimal(-3)), "recorded", Rule.CORRECTION),
+    ([DELETED, LIVE_LEAD], ("sale", "", Decimal(9)), "updated", Rule.LEAD_MOVES),
+    ([DELETED_BARE, LIVE_LEAD], ("sale", "", Decimal(9)), "refused", Rule.DELETED),
+    ([DELETED, LIVE_LEAD._replace(tid="")], ("sale", "t3", TEN), "updated", Rule.LATE_TID),
+]
+
+
+@pytest.mark.parametrize(("stands", "comes", "verdict", "rule"), BESIDE_DELETED)
+def test_a_deleted_conversion_is_final_and_in_no_other_s_way(
+    stands: list[Conversion], comes: tuple[str, str, Decimal | None], verdict: str, rule: Rule
+) -> None:
+    word, tid, amount = comes
+    click = Click("O1", allows_rebills=False, conversions=tuple(stands))
+
+    decision = judged(a_postback(word, tid, amount=amount), click, unrejects=True)
+
+    assert (decision.verdict, decision.rule) == (verdict, rule), decision.reason
+
+
 # Properties
 
 words = st.sampled_from([None, "lead", "sale", "rejected", "rebill", "approved", "x", ""])
@@ -787,7 +825,9 @@ conversions = st.builds(
     cost_currency=currencies,
     previous_status=st.none() | st.sampled_from(Status),
     sub_ids=sub_ids,
-)
+    is_deleted=st.booleans(),
+    is_corrected=st.booleans(),
+).map(lambda c: c._replace(status=REJECTED) if c.is_deleted else c)
 clicks = st.none() | st.builds(
     Click,
     offer=st.none() | st.just("O1"),
@@ -813,6 +853,20 @@ def test_any_postback_on_any_click_gets_one_decision_and_the_same_one_again(
     assert len(decision.reason.summary) <= 200
     changes = decision.verdict in {Verdict.RECORDED, Verdict.UPDATED}
     assert (decision.change is not None) is changes
+
+
+@given(postbacks, clicks, policies, pasts)
+def test_what_an_operator_did_is_undone_by_nothing_that_came_before_it(
+    incoming: Incoming, click: Click | None, policy: Policy, past: Past | None
+) -> None:
+    change = judge(incoming, click, policy, past).change
+
+    if change is not None and change.conversion is not None:
+        assert not change.conversion.is_deleted
+        is_corrected = change.conversion.is_corrected and not policy.forces
+        assert not (is_corrected and past is not None and past.was_corrected)
+    taken = () if click is None else [c.tid for c in click.conversions if c.is_deleted]
+    assert change is None or change.conversion is not None or change.tid not in taken
 
 
 @given(postbacks, clicks, policies, pasts)

@@ -217,13 +217,14 @@ def test_a_running_service_counts_each_kind_and_writes_it_by_itself(tmp_path: Pa
     with live_server(tmp_path) as server:
         for request in REFUSED:
             server.send(request)
-        # What the receiver itself answers is no part of this.
+        # Of what the receiver itself answers, only this is counted.
         server.get("/wr0ng-key/postback")
+        server.get("/favicon.ico")
         wait_until(lambda: "refused_requests" in tables(tmp_path), "the database")
         wait_until(lambda: len(call_check(tmp_path)) > 0, "a count to be written")
     counted = {(status, reason): requests for status, reason, requests in call_check(tmp_path)}
 
-    expected: dict[tuple[int, str], int] = {}
+    expected: dict[tuple[int, str], int] = {(404, "an unknown key"): 1}
     for kind in REFUSED.values():
         expected[kind] = expected.get(kind, 0) + 1
     assert counted == expected

@@ -30,6 +30,7 @@ from postbackd.db.rows import utc_text
 from postbackd.db.sqlite import integrity, soundness
 from postbackd.db.sqlite.connection import DatabaseError, describe_stopped, find_holder, name_beside
 from postbackd.db.sqlite.lock_holders import find_stopped_users
+from postbackd.db.stray_calls import FORMER_KEY, STRAY_KINDS, describe_former_key
 from postbackd.files import find_abandoned
 from postbackd.intake.booking import read_booking_options
 from postbackd.reports import anomalies
@@ -343,10 +344,15 @@ def _check_traffic(questions: Questions, now: datetime) -> Iterator[Finding]:
 def _check_refusals(questions: Questions, now: datetime) -> Iterator[Finding]:
     tallies = list_tallies(questions.db, now)
     for tally in tallies:
+        if (tally.status, tally.reason) == FORMER_KEY:
+            yield Finding(Level.WARNING, "key", describe_former_key(tally))
+            continue
         at = datetime.fromisoformat(tally.last_at)
+        what = f"requests answered {tally.status} before they were read as postbacks, in 24 hours:"
+        if (tally.status, tally.reason) in STRAY_KINDS:
+            what = "requests for an address of ours under no key that opens it, in 24 hours:"
         message = (
-            f"requests answered {tally.status} before they were read as postbacks, in 24 hours:"
-            f" {tally.requests} ({tally.reason}), the last at {at:%Y-%m-%d %H:%M} UTC from"
+            f"{what} {tally.requests} ({tally.reason}), the last at {at:%Y-%m-%d %H:%M} UTC from"
             f" {tally.last_address or 'a unix socket'}"
         )
         # Any stranger can cause these: they are reported, and are no reason for an alarm.

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 from postbackd.cli import output
+from postbackd.cli.commands import conversion_changes
 from postbackd.cli.context import load_keyless, reading
 from postbackd.cli.options import (
     FORMATS,
@@ -54,7 +55,7 @@ NAMES = (
     "campaign",
     "network",
 )
-NAMES_OF_CHANGES = ("at", "change", *NAMES[1:])
+NAMES_OF_CHANGES = ("at", "change", *NAMES[1:], "reason")
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -63,7 +64,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "conversions",
         run,
-        "show conversions, the newest last",
+        "show conversions, the newest last; set or delete one",
         "postback conversions --status sale --since 2026-01-01 --csv > sales.csv",
         more=f"Amounts are as sent, payout and cost are in the tracker's currency.\n{FORMATS}",
     )
@@ -82,9 +83,16 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--history", action="store_true", help="show every change beneath its conversion"
     )
+    parser.add_argument(
+        "--deleted",
+        action="store_true",
+        help="only those that `conversions delete` has deleted, which are shown nowhere else",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="CSV (RFC 4180) for spreadsheets")
     add_json(form)
+    family = parser.add_subparsers(dest="subcommand", metavar="set|delete")
+    conversion_changes.add_parsers(family)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,14 +100,27 @@ def run(args: argparse.Namespace) -> int:
     if args.csv and args.history:
         args.parser.error("--history goes with --json or a table, not with --csv")
     with reading(load_keyless(args)) as questions:
-        rows = questions.list_conversions(read_wanted(args), args.limit)
+        list_them = (
+            questions.list_deleted_conversions if args.deleted else questions.list_conversions
+        )
+        rows = list_them(read_wanted(args), args.limit)
         if args.csv:
-            output.print_csv(CONVERSION_NAMES, map(_build_csv_row, rows), EXACT_NAMES)
+            names = (*CONVERSION_NAMES, *(("deleted_at",) if args.deleted else ()))
+            output.print_csv(names, map(_build_csv_row, rows), EXACT_NAMES)
         elif args.json:
             output.print_json(_with_history(questions, rows) if args.history else rows)
         else:
             _print_table(questions, rows, has_history=args.history)
+            _mention_deleted(questions, args)
     return 0
+
+
+def _mention_deleted(questions: Questions, args: argparse.Namespace) -> None:
+    """Say on a terminal, to those who ask for one click, that something of it is left out."""
+    if args.subid is None or args.deleted or not output.is_terminal():
+        return
+    if any(questions.list_deleted_conversions(read_wanted(args), 1)):
+        output.print_footnote("An operator has deleted some: --deleted --history shows them.")
 
 
 def read_wanted(args: argparse.Namespace) -> RowFilter:
@@ -137,7 +158,10 @@ def _with_changes(questions: Questions, rows: Iterator[Row]) -> Iterator[Row]:
 def _build_cells(row: Row) -> Sequence[str]:
     amount = "" if row["amount"] is None else f"{row['amount']} {row['currency'] or '?'}"
     details = [row["change"]] if "change" in row else []
+    if row.get("deleted_at"):
+        details.append(f"deleted {row['deleted_at']}")
     details += [f"{name} {row[name]}" for name in DETAILS if row.get(name)]
+    details += [row["reason"]] if row.get("reason") else []
     return (
         row["created_at"],
         row["subid"],

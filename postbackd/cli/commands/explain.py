@@ -135,6 +135,7 @@ def build_object(explanation: Explanation) -> dict[str, Any]:
         "word": explanation.word,
         "click": explanation.click,
         "conversions": explanation.conversions,
+        "corrections": explanation.corrections,
         "rule": explanation.rule,
         "verdict": explanation.verdict,
         "reason": explanation.reason,
@@ -165,6 +166,10 @@ def _build_rows(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
         yield "conversion", conversion["status"], _describe_conversion(conversion)
     if explanation.click is not None and not explanation.conversions:
         yield "conversion", "", "none yet"
+    for row in explanation.corrections:
+        done = "deleted" if row["change"] == "deleted" else f"set to {row['status']}"
+        tid = f"tid {row['tid']!r}" if row["tid"] else "no tid"
+        yield "operator", done, f"{tid}; {row['at']}: {row['reason']}"
     yield "rule", "", explanation.rule
     yield "verdict", explanation.verdict, explanation.reason
     for warning in explanation.warnings:

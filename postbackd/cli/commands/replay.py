@@ -27,6 +27,7 @@ from postbackd.intake.sandbox import LAST_REAL_ID, Rehearsal, rehearse
 from postbackd.masking import KeyMask
 from postbackd.reports.listing import RowFilter, of_click
 from postbackd.reports.queries import Questions
+from postbackd.reports.replay_sums import Sums, Touched
 from statuses import Verdict
 
 COLUMNS = (
@@ -48,11 +49,11 @@ NAMES_REMEMBERED = 1000
 
 MORE = """\
 For postbacks that were misread, or that came before their status had a meaning. Choose them as with
-`log`; correct them with --set and --rename; see the verdicts with --dry-run, which writes nothing;
-then run the command without it. Conversions are booked as if the postback had been right when it
-came: at its time, at its day's rate. Each replay is a row of the postback log of its own (source
-replay, replay_of its original). The service may run. Ctrl-C is safe: the same command continues
-from there, and a run after the last change does nothing.
+`log`; correct them with --set and --rename; see the verdicts with --dry-run, which writes nothing
+and ends with the sums before and after; then run the command without it. Conversions are booked as
+if the postback had been right when it came: at its time, at its day's rate. Each replay is a row of
+the postback log of its own (source replay, replay_of its original). The service may run. Ctrl-C is
+safe: the same command continues from there, and a run after the last change does nothing.
 
 With --force they also make changes that the rules refuse: a misread sale becomes a lead again, a
 rejected conversion a sale, a stored amount is replaced; the history of the conversion says forced.
@@ -143,19 +144,26 @@ def run(args: argparse.Namespace) -> int:
     corrections = _read_mending(args, settings)
     tally: Counter[Effect] = Counter()
     missing = Missing(corrections)
+    sums: list[tuple[Sums, Sums]] = []
     is_stopped = False
     with reading(settings) as questions:
         _refuse_strange_ids(questions, args.ids or [])
         show, close = _choose_output(args, read_booking_options(settings))
         try:
-            for batch in _replay(args, settings, questions, corrections):
+            for batch in _replay(args, settings, questions, corrections, sums):
                 tally.update(replayed.effect for replayed in batch)
                 missing.look_at(batch)
                 show(batch)
         except KeyboardInterrupt:
             is_stopped = True
         close()
-    _print_totals(args, tally, is_stopped=is_stopped)
+    _print_totals(args, tally, sums[0] if sums else None, is_stopped=is_stopped)
+    if sums and not (args.totals and args.json) and _CHANGING.intersection(tally):
+        line = _describe_sums(*sums[0], settings.currency, is_dry=args.dry_run)
+        if args.totals:
+            output.print_line(line)
+        else:
+            output.print_summary(line, is_alone=args.json)
     if is_stopped:
         return INTERRUPTED
     for complaint in missing.describe() if tally else ():
@@ -192,11 +200,18 @@ class Missing:
 
 
 def _replay(
-    args: argparse.Namespace, settings: Settings, questions: Questions, corrections: Corrections
+    args: argparse.Namespace,
+    settings: Settings,
+    questions: Questions,
+    corrections: Corrections,
+    sums: list[tuple[Sums, Sums]],
 ) -> Iterator[list[Replayed]]:
+    """Put them through; once all are, the sums before and after are in `sums`."""
     terms = read_booking_options(settings)
     pages = _list_originals(args, questions)
     with ExitStack() as stack:
+        # A rehearsal's own rows have higher ids, too.
+        last_id = questions.find_last_postback_id()
         if args.dry_run:
             rehearsal = stack.enter_context(rehearse(settings.db_path, terms))
             storage, pages = rehearsal.storage, _copy_along(rehearsal, pages, corrections, terms)
@@ -204,8 +219,19 @@ def _replay(
             storage = stack.enter_context(writing(settings))
             # Postbacks parked for clicks of other programs come before any replay.
             settle_all_due_clicks(storage, terms, read_clock)
+        touched = Touched(last_id)
         for page in pages:
-            yield from replay.replay_all(storage, page, corrections, terms, read_clock)
+            for batch in replay.replay_all(storage, page, corrections, terms, read_clock):
+                touched.note(
+                    replayed.conversion_id
+                    for replayed in batch
+                    if replayed.effect in _CHANGING and replayed.conversion_id is not None
+                )
+                yield batch
+        sums.append(touched.add_up(storage.db))
+
+
+_CHANGING = frozenset({Effect.ADDED, Effect.CHANGED})
 
 
 def _copy_along(
@@ -228,7 +254,9 @@ def _list_originals(args: argparse.Namespace, questions: Questions) -> Iterator[
     wanted = RowFilter() if args.subid is None else of_click(args.subid)
     wanted = wanted.where("id", args.ids).where("verdict", args.verdict)
     wanted = wanted.where("network", [args.network] if args.network else None)
-    wanted = wanted.between("+received_at", args.since, args.until).also("source <> 'replay'")
+    wanted = wanted.between("+received_at", args.since, args.until).also(
+        "source NOT IN ('replay', 'operator')"
+    )
     first, last = questions.find_postback_ids(args.since, args.until)
     after = first - 1
     while rows := questions.list_postbacks_between(after, last, wanted):
@@ -242,6 +270,11 @@ def _refuse_strange_ids(questions: Questions, ids: Sequence[int]) -> None:
     for wanted in ids:
         if wanted not in found:
             raise RefusedError(f"there is no postback {wanted}: `postback log --json` shows ids")
+        if found[wanted]["source"] == "operator":
+            raise RefusedError(
+                f"postback {wanted} is none: an operator's change, which"
+                " `postback conversions set` makes and unmakes"
+            )
         if found[wanted]["source"] == "replay":
             raise RefusedError(
                 f"postback {wanted} is a replay itself: replay its original,"
@@ -269,15 +302,36 @@ def _choose_output(
     return lambda batch: table.print([_build_cells(one, terms) for one in batch]), table.close
 
 
-def _print_totals(args: argparse.Namespace, tally: Counter[Effect], *, is_stopped: bool) -> None:
+def _print_totals(
+    args: argparse.Namespace,
+    tally: Counter[Effect],
+    sums: tuple[Sums, Sums] | None,
+    *,
+    is_stopped: bool,
+) -> None:
     if args.totals and args.json:
-        output.print_json([{effect.value: tally[effect] for effect in Effect}])
+        told: dict[str, Any] = {effect.value: tally[effect] for effect in Effect}
+        if sums is not None:
+            told |= {"before": sums[0].describe(), "after": sums[1].describe()}
+        output.print_json([told])
     elif args.totals or (output.is_terminal() and not args.json and tally):
         would_be = "would be " if args.dry_run else ""
         counts = ", ".join(f"{tally[effect]} {would_be}{effect}" for effect in Effect)
         output.print_line(f"{tally.total()} postbacks: {counts}.")
     if is_stopped:
         output.print_error("stopped; the postbacks above are done, the same command does the rest")
+
+
+def _describe_sums(before: Sums, after: Sums, currency: str, *, is_dry: bool) -> str:
+    """Say what the conversions that change were and are, in numbers that differ."""
+    was, becomes = before.describe(), after.describe()
+    parts = [
+        f"{name} {was[name]} -> {value}{f' {currency}' if name in {'revenue', 'hold'} else ''}"
+        for name, value in becomes.items()
+        if value != was[name]
+    ]
+    would = "would change" if is_dry else "changed"
+    return f"What {would}: {', '.join(parts) or 'no sum'}."
 
 
 def _describe(replayed: Replayed, terms: BookingOptions) -> dict[str, Any]:

@@ -91,7 +91,7 @@ _STATE = (
     *("rate", "rate_day", "rate_source", "cost_micros"),
 )
 _DIFFERS = " OR ".join(f"conversions.{name} IS NOT last.{name}" for name in _STATE)
-# With `unreject = yes` a rejected conversion comes back; an operator (`forced`) may do anything.
+# With `unreject = yes` a rejected conversion comes back; an operator may do anything.
 _MOVES = ", ".join(
     f"('{status}', '{after}')"
     for status, moves in {**TRANSITIONS, Status.REJECTED: sorted(MONEY)}.items()
@@ -114,7 +114,8 @@ _CONTRADICTIONS = {
         SELECT DISTINCT later.conversion_id AS id FROM conversion_history AS later
         JOIN conversion_history AS earlier
             ON earlier.conversion_id = later.conversion_id AND earlier.seq = later.seq - 1
-        WHERE earlier.status <> later.status AND later.change <> 'forced'
+        WHERE earlier.status <> later.status
+            AND later.change NOT IN ('forced', 'operator', 'deleted')
             AND (earlier.status, later.status) NOT IN (VALUES {_MOVES})""",
     "conversions whose payout is not their amount at their rate": """
         SELECT id FROM conversions

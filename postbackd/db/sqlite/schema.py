@@ -464,6 +464,41 @@ PRAGMA writable_schema = ON;
 PRAGMA writable_schema = RESET;
 """
 
+
+def _view_sql(name: str, condition: str, more: str = "") -> str:
+    return f"""
+CREATE VIEW {name} AS
+SELECT conversions.id, clicks.subid, conversions.tid, conversions.status,
+    conversions.original_status, conversions.previous_status,
+    CASE WHEN amount_micros IS NOT NULL THEN {decimal_sql("amount_micros")} END AS amount,
+    conversions.currency,
+    CASE WHEN payout_micros IS NOT NULL THEN {decimal_sql("payout_micros")} END AS payout,
+    conversions.rate, conversions.rate_day, conversions.rate_source,
+    CASE WHEN cost_micros IS NOT NULL THEN {decimal_sql("cost_micros")} END AS cost,
+    campaigns.name AS campaign, offers.name AS offer, conversions.network, conversions.sub_ids,
+    conversions.created_at, conversions.updated_at, conversions.sale_at{more}
+FROM conversions
+JOIN clicks ON clicks.id = conversions.click_id
+LEFT JOIN campaigns ON campaigns.id = conversions.campaign_id
+LEFT JOIN offers ON offers.id = conversions.offer_id
+WHERE {condition};
+"""
+
+
+_MIGRATION_7 = f"""
+-- What an operator did with `postback conversions`: the row of `postbacks` (source 'operator') of
+-- the last time, and when the conversion was deleted. Null: never. A deleted one is 'rejected', so
+-- that no sum of revenue counts it, and keeps its transaction id, so that it is not made again.
+ALTER TABLE conversions ADD COLUMN deleted_at TEXT;
+ALTER TABLE conversions ADD COLUMN corrected_by INTEGER;
+-- Why, in the operator's words; null for all other changes.
+ALTER TABLE conversion_history ADD COLUMN reason TEXT;
+
+DROP VIEW conversions_view;
+{_view_sql("conversions_view", "deleted_at IS NULL")}
+{_view_sql("deleted_conversions_view", "deleted_at IS NOT NULL", ", deleted_at")}
+"""
+
 # One script per version, in order; a script that has shipped is never edited again.
 MIGRATIONS = (
     _MIGRATION_1,
@@ -472,6 +507,7 @@ MIGRATIONS = (
     _MIGRATION_4,
     _MIGRATION_5,
     _MIGRATION_6,
+    _MIGRATION_7,
 )
 # From this version on the row of `tracker`, written after the scripts, has a random salt.
 _FIRST_WITH_SALT = 3

@@ -4,7 +4,8 @@
     cd /tmp/earlier && PYTHONPATH=. python .../tests/databases/make.py .../tests/databases/schema-N
 
 gives schema-N.db and schema-N.json. The commits: 840b6f6 for schema 1, e0bec8f for schema 2,
-498a099 for schema 3, e6671f0 for schema 4, 332fb2f for schema 5.
+498a099 for schema 3, e6671f0 for schema 4, 332fb2f for schema 5, 9735e9d for
+schema 6.
 Everything goes through that program's own entry points: its WSGI callable and its command.
 """
 

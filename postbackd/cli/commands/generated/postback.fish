@@ -50,8 +50,8 @@ function _shtab_postback_using
   test "$_shtab_postback_cmdpath" = "$argv"
 end
 
-set -g _shtab_postback_commands serve url check log explain replay conversions import reconcile report clicks 'clicks import' 'clicks list' offers 'offers set' 'offers list' campaigns 'campaigns set' 'campaigns list' rates 'rates set' 'rates unset' 'rates show' 'rates update' 'rates accept' 'rates recompute' key 'key show' 'key rotate' backup restore purge completion man
-set -g _shtab_postback_opts_with_value --amount-column --bind --by --campaign --config --cost-model --currency --currency-column --dates --day --delimiter --encoding --from --grep --id --ignore --keep-old-until --lead-status --limit --log-format --macros --network --offer --older-than --only --payout-column --plot --rebill-status --rejected-status --rename --return --sale-status --set --sheet --since --skip-lines --source --status --status-column --status-map --subid --subid-column --tid-column --time-column --tolerance --tz --until --verdict --workers -b -w
+set -g _shtab_postback_commands serve url check log explain replay conversions 'conversions set' 'conversions delete' import reconcile report clicks 'clicks import' 'clicks list' offers 'offers set' 'offers list' campaigns 'campaigns set' 'campaigns list' rates 'rates set' 'rates unset' 'rates show' 'rates update' 'rates accept' 'rates recompute' key 'key show' 'key rotate' backup restore purge completion man
+set -g _shtab_postback_opts_with_value --amount-column --bind --by --campaign --config --cost-model --currency --currency-column --dates --day --delimiter --encoding --from --grep --id --ignore --keep-old-until --lead-status --limit --log-format --macros --network --offer --older-than --only --payout --payout-column --plot --reason --rebill-status --rejected-status --rename --return --sale-status --set --sheet --since --skip-lines --source --status --status-column --status-map --subid --subid-column --tid --tid-column --time-column --tolerance --tz --until --verdict --workers -b -w
 
 complete -c postback -e
 complete -c postback -f
@@ -114,7 +114,7 @@ complete -c postback -n '_shtab_postback_using replay' -l force -d 'also make ch
 complete -c postback -n '_shtab_postback_using replay' -l dry-run -d 'only show the verdicts; write nothing'
 complete -c postback -n '_shtab_postback_using replay' -l totals -d 'show only the counts'
 complete -c postback -n '_shtab_postback_using replay' -l json -d 'one JSON object a line, for scripts'
-complete -c postback -n '_shtab_postback_using; and test $_shtab_postback_npos -eq 0' -a conversions -d 'Show conversions, the newest last.'
+complete -c postback -n '_shtab_postback_using; and test $_shtab_postback_npos -eq 0' -a conversions -d 'Show conversions, the newest last; set or delete one.'
 complete -c postback -n '_shtab_postback_using conversions' -s h -l help -d 'show this help message and exit'
 complete -c postback -n '_shtab_postback_using conversions' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file (default: POSTBACK_CONFIG, else config.ini.php in this directory)'
 complete -c postback -n '_shtab_postback_using conversions' -l subid -x -d 'only conversions of this click'
@@ -125,8 +125,28 @@ complete -c postback -n '_shtab_postback_using conversions' -l since -x -d 'from
 complete -c postback -n '_shtab_postback_using conversions' -l until -x -d 'before this time, in the same forms; a date without a time includes that whole day'
 complete -c postback -n '_shtab_postback_using conversions' -l limit -x -d 'the newest N (default 50, 0: all)'
 complete -c postback -n '_shtab_postback_using conversions' -l history -d 'show every change beneath its conversion'
+complete -c postback -n '_shtab_postback_using conversions' -l deleted -d 'only those that `conversions delete` has deleted, which are shown nowhere else'
 complete -c postback -n '_shtab_postback_using conversions' -l csv -d 'CSV (RFC 4180) for spreadsheets'
 complete -c postback -n '_shtab_postback_using conversions' -l json -d 'one JSON object a line, for scripts'
+complete -c postback -n '_shtab_postback_using conversions; and test $_shtab_postback_npos -eq 0' -a set -d 'Set a conversion'"'"'s status or amount by hand, with the reason in its history.'
+complete -c postback -n '_shtab_postback_using conversions set' -s h -l help -d 'show this help message and exit'
+complete -c postback -n '_shtab_postback_using conversions set' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file (default: POSTBACK_CONFIG, else config.ini.php in this directory)'
+complete -c postback -n '_shtab_postback_using conversions set' -l subid -x -d 'the click of the conversion'
+complete -c postback -n '_shtab_postback_using conversions set' -l tid -x -d 'its transaction id ('"'"''"'"': the one without); needed where there are several'
+complete -c postback -n '_shtab_postback_using conversions set' -l status -xka "lead sale rejected rebill" -d status
+complete -c postback -n '_shtab_postback_using conversions set' -l payout -x -d 'such as 12.50'
+complete -c postback -n '_shtab_postback_using conversions set' -l currency -x -d 'that of the amount (default: the one it has, else the tracker'"'"'s)'
+complete -c postback -n '_shtab_postback_using conversions set' -l reason -x -d 'why; kept for good'
+complete -c postback -n '_shtab_postback_using conversions set' -l dry-run -d 'only show what would change; write nothing'
+complete -c postback -n '_shtab_postback_using conversions set' -l json -d 'one JSON object a line, for scripts'
+complete -c postback -n '_shtab_postback_using conversions; and test $_shtab_postback_npos -eq 0' -a delete -d 'Delete a conversion that was none, with the reason in its history.'
+complete -c postback -n '_shtab_postback_using conversions delete' -s h -l help -d 'show this help message and exit'
+complete -c postback -n '_shtab_postback_using conversions delete' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file (default: POSTBACK_CONFIG, else config.ini.php in this directory)'
+complete -c postback -n '_shtab_postback_using conversions delete' -l subid -x -d 'the click of the conversion'
+complete -c postback -n '_shtab_postback_using conversions delete' -l tid -x -d 'its transaction id ('"'"''"'"': the one without); needed where there are several'
+complete -c postback -n '_shtab_postback_using conversions delete' -l reason -x -d 'why; kept for good'
+complete -c postback -n '_shtab_postback_using conversions delete' -l dry-run -d 'only show what would change; write nothing'
+complete -c postback -n '_shtab_postback_using conversions delete' -l json -d 'one JSON object a line, for scripts'
 complete -c postback -n '_shtab_postback_using; and test $_shtab_postback_npos -eq 0' -a import -d 'Import conversions, one a line: subid,payout,tid,status.'
 complete -c postback -n '_shtab_postback_using import' -s h -l help -d 'show this help message and exit'
 complete -c postback -n '_shtab_postback_using import' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'the config file (default: POSTBACK_CONFIG, else config.ini.php in this directory)'

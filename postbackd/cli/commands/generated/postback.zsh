@@ -15,7 +15,7 @@ _shtab_postback_commands() {
     check:'Check that everything is in order, and say what to correct.'
     clicks:'clicks, which postbacks refer to.'
     completion:'Print the file with which a shell completes commands and options.'
-    conversions:'Show conversions, the newest last.'
+    conversions:'Show conversions, the newest last; set or delete one.'
     explain:'Say what a postback would do now, and why, step by step.'
     import:'Import conversions, one a line: subid,payout,tid,status.'
     key:'the key in the Postback URL.'
@@ -48,6 +48,14 @@ _shtab_postback_clicks_commands() {
     list:'Show clicks, the newest last.'
   )
   _describe 'postback clicks commands' _commands
+}
+
+_shtab_postback_conversions_commands() {
+  local _commands=(
+    delete:'Delete a conversion that was none, with the reason in its history.'
+    set:'Set a conversion'"'"'s status or amount by hand, with the reason in its history.'
+  )
+  _describe 'postback conversions commands' _commands
 }
 
 _shtab_postback_key_commands() {
@@ -188,12 +196,42 @@ _shtab_postback_conversions_options=(
   "--until[before this time, in the same forms\; a date without a time includes that whole day]:TIME:"
   "--limit[the newest N (default 50, 0\: all)]:N:"
   "--history[show every change beneath its conversion]"
+  "--deleted[only those that \`conversions delete\` has deleted, which are shown nowhere else]"
   "--csv[CSV (RFC 4180) for spreadsheets]"
   "--json[one JSON object a line, for scripts]"
 )
 
 # guard to ensure default positional specs are added only once per session
 _shtab_postback_conversions_defaults_added=0
+
+_shtab_postback_conversions_delete_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
+  "--subid[the click of the conversion]:subid:"
+  "--tid[its transaction id (\'\'\: the one without)\; needed where there are several]:tid:"
+  "--reason[why\; kept for good]:reason:"
+  "--dry-run[only show what would change\; write nothing]"
+  "--json[one JSON object a line, for scripts]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_postback_conversions_delete_defaults_added=0
+
+_shtab_postback_conversions_set_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[the config file (default\: POSTBACK_CONFIG, else config.ini.php in this directory)]:FILE:_files"
+  "--subid[the click of the conversion]:subid:"
+  "--tid[its transaction id (\'\'\: the one without)\; needed where there are several]:tid:"
+  "--status[status]:status:(lead sale rejected rebill)"
+  "--payout[such as 12.50]:AMOUNT:"
+  "--currency[that of the amount (default\: the one it has, else the tracker\'s)]:currency:"
+  "--reason[why\; kept for good]:reason:"
+  "--dry-run[only show what would change\; write nothing]"
+  "--json[one JSON object a line, for scripts]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_postback_conversions_set_defaults_added=0
 
 _shtab_postback_explain_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -538,7 +576,7 @@ _shtab_postback() {
         check) _arguments -C -s $_shtab_postback_check_options ;;
         clicks) _shtab_postback_clicks ;;
         completion) _arguments -C -s $_shtab_postback_completion_options ;;
-        conversions) _arguments -C -s $_shtab_postback_conversions_options ;;
+        conversions) _shtab_postback_conversions ;;
         explain) _arguments -C -s $_shtab_postback_explain_options ;;
         import) _arguments -C -s $_shtab_postback_import_options ;;
         key) _shtab_postback_key ;;
@@ -601,6 +639,30 @@ _shtab_postback_clicks() {
       case $line[1] in
         import) _arguments -C -s $_shtab_postback_clicks_import_options ;;
         list) _arguments -C -s $_shtab_postback_clicks_list_options ;;
+      esac
+  esac
+}
+
+_shtab_postback_conversions() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->conversions'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_postback_conversions_defaults_added )); then
+    if (( ${_shtab_postback_conversions_options[(I)${(q)one_or_more}*]} +          ${_shtab_postback_conversions_options[(I)${(q)remainder}*]} +          ${_shtab_postback_conversions_options[(I)${(q)default}]} == 0 )); then
+      _shtab_postback_conversions_options+=(': :_shtab_postback_conversions_commands' '*::: :->conversions')
+    fi
+    _shtab_postback_conversions_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_postback_conversions_options
+
+  case $state in
+    conversions)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_postback_conversions-$line[1]:"
+      case $line[1] in
+        delete) _arguments -C -s $_shtab_postback_conversions_delete_options ;;
+        set) _arguments -C -s $_shtab_postback_conversions_set_options ;;
       esac
   esac
 }
