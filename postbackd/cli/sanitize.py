@@ -25,17 +25,20 @@ class Kind(Enum):
     NUMBER = "number"  # to the right, as it is
     BAR = "bar"  # a length for the eye, on a wide terminal only
     SENTENCE = "sentence"  # goes on a line of its own where room is short
+    QUERY = "query"  # long: folded, but not below what one can read
 
 
 class Column(NamedTuple):
     """A column of a table; the title is what scripts see in the first line.
 
     `spare`: where room is short, columns go in the order of this, the highest first; 0 stays.
+    `yields`: it goes before any other column is folded.
     """
 
     title: str
     kind: Kind = Kind.TEXT
     spare: int = 0
+    yields: bool = False
 
 
 def guard_formula(cell: str) -> str:

@@ -23,6 +23,7 @@ from postbackd.reports.listing import (
     POSTBACKS,
     Row,
     RowFilter,
+    count_rows,
     list_rows,
     read_row,
     select_sql,
@@ -114,6 +115,10 @@ class Questions:
         """List the newest postbacks (limit 0: all), the newest last."""
         return list_rows(self._db, POSTBACKS, wanted, limit)
 
+    def count_postbacks(self, wanted: RowFilter) -> int | None:
+        """Count the postbacks that are wanted; None where that takes too long."""
+        return count_rows(self._db, POSTBACKS, wanted)
+
     def list_postbacks_between(self, after: int, last: int, wanted: RowFilter) -> list[Row]:
         """List what came after a postback and through another, a page at most, by id."""
         page = wanted.also("postbacks.id > ? AND postbacks.id <= ?", after, last)
@@ -201,6 +206,10 @@ class Questions:
         """List the newest conversions (limit 0: all), the newest last."""
         return list_rows(self._db, CONVERSIONS, wanted, limit)
 
+    def count_conversions(self, wanted: RowFilter) -> int | None:
+        """Count the conversions that are wanted; None where that takes too long."""
+        return count_rows(self._db, CONVERSIONS, wanted)
+
     def list_conversion_ids(self, since: str | None, until: str | None) -> Iterator[list[int]]:
         """List the ids of the conversions of a time, a page at a time."""
         start, after = since or "", -1
@@ -237,6 +246,10 @@ class Questions:
         return {(subid, tid): Unbooked(*rest) for subid, tid, _, *rest in rows}
 
     # Clicks, offers, campaigns
+
+    def count_clicks(self, wanted: RowFilter) -> int | None:
+        """Count the clicks that are wanted; None where that takes too long."""
+        return count_rows(self._db, CLICKS, wanted)
 
     def list_clicks(self, wanted: RowFilter, limit: int) -> Iterator[Row]:
         """List the clicks that came last (limit 0: all), the newest last."""

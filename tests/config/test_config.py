@@ -198,6 +198,7 @@ def test_the_defaults(file: Path) -> None:
         public_url="http://127.0.0.1:8000",
         public_url_is_set=False,
         trusted_proxies=(ip_network("127.0.0.1"), ip_network("::1")),
+        timezone="UTC",
         db_path=file.with_name("postback.db"),
         unknown_subid="park",
         park_days=90,
