@@ -123,14 +123,18 @@ def test_times_without_a_zone_are_read_in_it(
     assert ("c1" in ran.out) == is_there
 
 
-def zone_in_which_it_is(hour: int) -> str:
-    """The offset of a zone whose clocks show this hour now: no test runs at its midnight."""
+def zone_in_which_it_is(hour: int, days: int) -> str:
+    """The offset of a zone whose clocks show this hour now: no test runs at its midnight.
+
+    `days`: whether its date is that of UTC (0), or the one after or before it (1).
+    """
     minutes = round((hour - datetime.now(UTC).hour - 0.5) * 60)
-    minutes += 1440 if minutes < -720 else 0
+    minutes += days * (1440 if minutes < 0 else -1440)
     return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02}:{abs(minutes) % 60:02}"
 
 
 @pytest.mark.parametrize("words", [("log",), ("conversions",)])
+@pytest.mark.parametrize("days", [0, 1])
 @pytest.mark.parametrize(
     ("hour", "options", "found"),
     [
@@ -149,6 +153,7 @@ def test_today_and_yesterday_are_days_of_the_zone(
     client: Client,
     capsys: pytest.CaptureFixture[str],
     words: tuple[str, ...],
+    days: int,
     hour: int,
     options: tuple[str, ...],
     found: list[str],
@@ -158,7 +163,7 @@ def test_today_and_yesterday_are_days_of_the_zone(
         client.click(name)
         client.send(f"subid={name}&status=lead")
 
-    ran = call(client, capsys, *words, *options, "--tz", zone_in_which_it_is(hour))
+    ran = call(client, capsys, *words, *options, "--tz", zone_in_which_it_is(hour, days))
 
     place = {"log": 2, "conversions": 1}[words[0]]
     assert [row[place] for row in ran.rows] == found
