@@ -73,6 +73,7 @@ SECTIONS = {
     "currency": "system",
     "public_url": "system",
     "trusted_proxies": "system",
+    "timezone": "system",
     "path": "db",
     "source": "rates",
     "postbacks": "log",

@@ -19,6 +19,7 @@ LEVELS = {
     "postbackd/files.py": 1,
     "postbackd/masking.py": 1,
     "postbackd/raw_text.py": 1,
+    "postbackd/zones.py": 1,
     "postbackd/escapes.py": 2,
     "postbackd/db": 3,
     "postbackd/config": 3,

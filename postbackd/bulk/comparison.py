@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -10,7 +10,8 @@ from postbackd.bulk.conversion_lines import Line
 from postbackd.bulk.report_file import ReportRow
 from postbackd.db.rows import utc_text
 from postbackd.reports.listing import Row, RowFilter
-from postbackd.reports.queries import Questions, StoredConversion, Unbooked
+from postbackd.reports.queries import Questions, StoredConversion
+from postbackd.zones import put_in_zone, write_in_zone
 from rates import decimal_text
 from statuses import (
     REPEATS,
@@ -85,10 +86,11 @@ class DateRange(NamedTuple):
     networks: tuple[str | None, ...]
     basis: str
 
-    def describe(self) -> str:
-        """Write it for people."""
+    def describe(self, zone: tzinfo = UTC) -> str:
+        """Write it for people, its times in a zone."""
         names = ", ".join(repr(name) if name else "without a name" for name in self.networks)
-        whole = f"from {self.since or 'the beginning'} to {self.until or 'now'}"
+        since, until = write_in_zone(self.since, zone), write_in_zone(self.until, zone)
+        whole = f"from {since or 'the beginning'} to {until or 'now'}"
         return f"extra: conversions {whole} ({self.basis}) of the networks {names}"
 
 
@@ -96,13 +98,21 @@ class Comparison:
     """Compares row after row, then finds the conversions that the report does not have."""
 
     def __init__(
-        self, questions: Questions, tolerance: Decimal, *, has_more_than_ids: bool = True
+        self,
+        questions: Questions,
+        tolerance: Decimal,
+        *,
+        has_more_than_ids: bool = True,
+        zone: tzinfo = UTC,
     ) -> None:
         """Remember the database, the tolerance, and whether the report has more than ids.
+
+        Reasons have their times in `zone`.
 
         Rows of a report of ids alone are counted as uncompared, and not yielded one by one.
         """
         self._questions = questions
+        self._zone = zone
         self._has_more_than_ids = has_more_than_ids
         self._tolerance = tolerance
         self._seen = _Numbers()
@@ -157,7 +167,7 @@ class Comparison:
                 continue
             for row in self._questions.list_conversions(wanted.where("id", unseen), 0):
                 self.counts[EXTRA] += 1
-                yield _find_extra(row)
+                yield _find_extra(put_in_zone(row, self._zone))
 
     def _compare_row(self, line: Line, clicks: dict[str, list[StoredConversion]]) -> Finding:
         if line.postback is None:
@@ -219,7 +229,9 @@ class Comparison:
         for finding in findings:
             unbooked = came.get((finding.subid, finding.tid))
             if MISSING in finding.differences and unbooked is not None:
-                yield finding._replace(reason=_describe_unbooked(unbooked))
+                at = write_in_zone(unbooked.received_at, self._zone)
+                reason = f"its postback came {at}: {unbooked.verdict}, {unbooked.reason}"
+                yield finding._replace(reason=reason)
             else:
                 yield finding
 
@@ -321,10 +333,6 @@ def _describe_click(incoming: Incoming, held_of_click: Sequence[StoredConversion
     if not incoming.tid:
         return f"the row names no transaction, and the click has {len(held_of_click)}: {tids}"
     return f"no such postback came; the click has {tids}"
-
-
-def _describe_unbooked(unbooked: Unbooked) -> str:
-    return f"its postback came {unbooked.received_at}: {unbooked.verdict}, {unbooked.reason}"
 
 
 def _just_after(at: str) -> str:

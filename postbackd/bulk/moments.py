@@ -12,8 +12,9 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from postbackd.intake.click import read_moment, read_zone
+from postbackd.intake.click import read_moment
 from postbackd.intake.query import quote_value
+from postbackd.zones import read_zone
 
 REMEMBERED_TIMES = 10_000
 

@@ -10,7 +10,7 @@ from postbackd.bulk.csv_file import UnusableFileError
 from postbackd.bulk.moments import DateOrder, MomentReader
 from postbackd.bulk.table_file import Shape
 from postbackd.bulk.titles import PAYOUT, TIME
-from postbackd.cli.options import add_encoding, read_code, read_zone
+from postbackd.cli.options import add_encoding, add_zone, read_code, settle_times
 from postbackd.config.settings import Settings
 from postbackd.intake.booking import read_booking_options
 from postbackd.intake.query import LIST_NAMES
@@ -69,18 +69,21 @@ def read_columns(args: argparse.Namespace) -> dict[str, str]:
 
 def add_time_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for times: their zone, and whether day or month comes first in a date."""
-    parser.add_argument(
-        "--tz",
-        type=read_zone,
-        default=UTC,
-        metavar="ZONE",
-        help="the zone of times without one, such as Europe/Moscow or +03:00 (default UTC)",
-    )
+    add_zone(parser, ", also of times in the file without one")
     parser.add_argument(
         "--dates",
         choices=[order.value for order in DateOrder],
         help="the part that comes first in 11/10/2026 (default: as the file's other dates show)",
     )
+
+
+def settle_file_times(args: argparse.Namespace, settings: Settings) -> list[str]:
+    """Do as `settle_times` does; give a note where a file's times are in the zone of the config."""
+    is_said = args.tz is not None
+    zone = settle_times(args, settings)
+    if is_said or zone is UTC:
+        return []
+    return [f"times without a zone are read as times in {zone} (the config; --tz says otherwise)"]
 
 
 def build_moments(args: argparse.Namespace) -> MomentReader:

@@ -7,8 +7,10 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from pathlib import Path
 from typing import TypeAlias
 
+from postbackd import zones
+from postbackd.cli.context import RefusedError
+from postbackd.config.settings import Settings
 from postbackd.db.rows import utc_text
-from postbackd.intake import click
 from postbackd.intake.click import read_moment
 from postbackd.intake.query import PHP_WHITE_SPACE
 from rates import read_currency
@@ -16,7 +18,8 @@ from rates import read_currency
 Run: TypeAlias = Callable[[argparse.Namespace], int]
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-# Rows that fit on a screen, and that answer "what came in just now?".
+# Rows that fit on a screen, and that answer "what came in just now?". A file that ends there would
+# look like the whole.
 DEFAULT_LIMIT = 50
 
 FORMATS = (
@@ -27,6 +30,7 @@ FORMATS = (
 )
 
 _AGO = re.compile(r"([0-9]{1,6})([smhdw])")
+_DAYS_AGO = {"today": 0, "yesterday": 1}
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -68,9 +72,8 @@ def add_limit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit",
         type=read_limit,
-        default=DEFAULT_LIMIT,
         metavar="N",
-        help=f"the newest N (default {DEFAULT_LIMIT}, 0: all)",
+        help=f"the newest N (default: {DEFAULT_LIMIT} in a table on a terminal, else all; 0: all)",
     )
 
 
@@ -78,10 +81,10 @@ def add_since(parser: argparse.ArgumentParser) -> None:
     """Add `--since`."""
     parser.add_argument(
         "--since",
-        type=read_since,
+        type=check_time,
         metavar="TIME",
-        help="from this time on: 2026-01-31, 2026-01-31T12:00 (UTC unless it says +03:00), or"
-        " 90m, 2h, 3d ago",
+        help="from this time on: 2026-01-31, 2026-01-31T12:00, today, yesterday, or 90m, 2h, 3d"
+        " ago",
     )
 
 
@@ -89,9 +92,21 @@ def add_until(parser: argparse.ArgumentParser) -> None:
     """Add `--until`."""
     parser.add_argument(
         "--until",
-        type=read_until,
+        type=check_time,
         metavar="TIME",
-        help="before this time, in the same forms; a date without a time includes that whole day",
+        help="before this time, in the same forms; a date without a time includes that whole day,"
+        " as do today and yesterday",
+    )
+
+
+def add_zone(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """Add `--tz`; `more` says what else it is the zone of."""
+    parser.add_argument(
+        "--tz",
+        type=read_zone,
+        metavar="ZONE",
+        help=f"the zone of times, such as Europe/Berlin or +03:00{more} (default: [system] timezone"
+        " of the config, else UTC)",
     )
 
 
@@ -129,10 +144,44 @@ def read_limit(text: str) -> int:
 
 def read_zone(text: str) -> tzinfo:
     """Read an IANA name or an offset such as +03:00."""
-    zone = click.read_zone(text)
+    zone = zones.read_zone(text)
     if zone is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time zone; write Europe/Moscow or +03:00")
+        raise argparse.ArgumentTypeError(zones.describe_strange_zone(text))
     return zone
+
+
+def settle_times(args: argparse.Namespace, settings: Settings) -> tzinfo:
+    """Put into `args` the zone that is meant, and the times of the options in UTC.
+
+    Not before the config is read: a date begins at midnight in the zone that it names.
+    """
+    args.tz = args.tz or _read_zone_of(settings)
+    for name, read in _TIMES.items():
+        if (text := getattr(args, name, None)) is not None:
+            try:
+                setattr(args, name, read(text, args.tz))
+            except argparse.ArgumentTypeError as error:
+                # In UTC it is within the calendar, here it is not.
+                args.parser.error(f"argument --{name.replace('_', '-')}: {error}")
+    zone: tzinfo = args.tz
+    return zone
+
+
+def _read_zone_of(settings: Settings) -> tzinfo:
+    zone = zones.read_zone(settings.timezone)
+    if zone is None:
+        # Times in UTC would be taken for those of the zone that was meant.
+        raise RefusedError(
+            f"{settings.path}: [system] timezone: {zones.describe_strange_zone(settings.timezone)},"
+            " or give --tz"
+        )
+    return zone
+
+
+def check_time(text: str) -> str:
+    """Let a text pass that is a time in whatever zone: which one, the config says later."""
+    read_until(text)
+    return text
 
 
 def read_since(text: str, zone: tzinfo = UTC) -> str:
@@ -144,10 +193,11 @@ def read_since(text: str, zone: tzinfo = UTC) -> str:
         except OverflowError:
             # Longer ago than the calendar's first day: everything.
             return utc_text(datetime.min.replace(tzinfo=UTC))
-    moment = read_moment(text, zone)
+    moment = read_moment(_name_day(text, zone), zone)
     if moment is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no time; write 2026-01-31, 2026-01-31T12:00, 90m, 2h or 3d"
+            f"{text!r} is no time; write 2026-01-31, 2026-01-31T12:00, today, yesterday, 90m, 2h or"
+            " 3d"
         )
     return utc_text(moment)
 
@@ -155,12 +205,24 @@ def read_since(text: str, zone: tzinfo = UTC) -> str:
 def read_until(text: str, zone: tzinfo = UTC) -> str:
     """Read an end time in the same forms; a date without a time means its whole day."""
     try:
-        tomorrow = date.fromisoformat(text) + timedelta(days=1)
+        tomorrow = date.fromisoformat(_name_day(text, zone)) + timedelta(days=1)
         return utc_text(datetime.combine(tomorrow, time(), zone).astimezone(UTC))
     except ValueError:
         return read_since(text, zone)
     except OverflowError:
         return utc_text(datetime.max.replace(tzinfo=UTC))
+
+
+def _name_day(text: str, zone: tzinfo) -> str:
+    """Give the date of today or yesterday in a zone; any other text as it is."""
+    if text.lower() not in _DAYS_AGO:
+        return text
+    day = datetime.now(zone).date() - timedelta(days=_DAYS_AGO[text.lower()])
+    return day.isoformat()
+
+
+# The options that are times, and how each is read.
+_TIMES = {"since": read_since, "until": read_until, "older_than": read_since}
 
 
 def _read_encoding(text: str) -> str:

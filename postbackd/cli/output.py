@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, Protocol, TextIO
@@ -268,6 +268,21 @@ def progress(title: str, total: int | None) -> Iterator[Bar]:
     from postbackd.cli import terminal  # noqa: PLC0415
 
     with terminal.progress(title, total, hide) as bar:
+        yield bar
+
+
+@contextmanager
+def row_progress(title: str, count: Callable[[], int | None]) -> Iterator[Bar]:
+    """Show on standard error how far a long output has come, in rows, while it goes elsewhere.
+
+    Only then is asked how many there are.
+    """
+    if is_terminal() or not _may_be_terminal(sys.stderr):
+        yield _NoBar()
+        return
+    from postbackd.cli import terminal  # noqa: PLC0415
+
+    with terminal.row_progress(title, count(), hide) as bar:
         yield bar
 
 

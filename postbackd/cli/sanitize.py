@@ -25,17 +25,20 @@ class Kind(Enum):
     NUMBER = "number"  # right-aligned, unchanged
     BAR = "bar"  # a bar, on a wide terminal only
     SENTENCE = "sentence"  # on a line of its own on a narrow terminal
+    QUERY = "query"  # long: folded, but not narrower than one can read
 
 
 class Column(NamedTuple):
     """A column of a table; scripts read the title in the first line.
 
     `spare`: a narrow terminal leaves columns out in this order, the highest first; 0 stays.
+    `yields`: the column is left out before any other is folded.
     """
 
     title: str
     kind: Kind = Kind.TEXT
     spare: int = 0
+    yields: bool = False
 
 
 def guard_formula(cell: str) -> str:

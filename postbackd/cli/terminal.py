@@ -11,7 +11,15 @@ from typing import NamedTuple, Protocol
 from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +30,8 @@ from postbackd.escapes import escape_controls
 NARROWEST = 8
 # A sentence in a narrower column goes on a line of its own.
 NARROWEST_SENTENCE = 24
+# A query is read by its beginning: narrower than that it only makes rows high.
+NARROWEST_QUERY = 40
 GAP = 2
 
 # The colours of verdicts, statuses and findings: green for money or good, red for a problem.
@@ -90,15 +100,31 @@ class TerminalTable:
 @contextmanager
 def progress(title: str, total: int | None, hide: Callable[[str], str]) -> Iterator["ProgressBar"]:
     """Show progress in bytes on standard error; `hide` masks keys in sentences."""
+    with _show_progress(DownloadColumn(), title, total, hide) as bar:
+        yield bar
+
+
+@contextmanager
+def row_progress(
+    title: str, total: int | None, hide: Callable[[str], str]
+) -> Iterator["ProgressBar"]:
+    """Show progress in rows on standard error; `hide` masks keys in sentences."""
+    with _show_progress(MofNCompleteColumn(), title, total, hide) as bar:
+        yield bar
+
+
+@contextmanager
+def _show_progress(
+    done: ProgressColumn, title: str, total: int | None, hide: Callable[[str], str]
+) -> Iterator["ProgressBar"]:
     console = Console(stderr=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), done, TimeRemainingColumn())
     is_off = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=is_off) as shown:
+    # Else the library takes what goes into a file for a part of the terminal, and shows it there.
+    takes_stdout = sys.stdout.isatty()
+    with Progress(
+        *columns, console=console, transient=True, disable=is_off, redirect_stdout=takes_stdout
+    ) as shown:
         yield ProgressBar(shown, escape_controls(title), total, hide)
 
 
@@ -188,12 +214,12 @@ class _Blocks(NamedTuple):
         pass
 
     def name_left_out(self) -> Sequence[str]:
-        return ()
+        return [column.title for column in self.columns if column.yields]
 
     def print_rows(self, console: Console, rows: Sequence[Sequence[Text]]) -> None:
         for row in rows:
             for column, value in zip(self.columns, row, strict=True):
-                if value and column.kind is not Kind.BAR:
+                if value and column.kind is not Kind.BAR and not column.yields:
                     line = Text.assemble((f"{column.title}: ", "bold"), value)
                     console.print(line, overflow="fold")
             console.print()
@@ -217,25 +243,37 @@ def _lay_out(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: i
 def _lay_out_kept(
     columns: Sequence[Column], widths: list[int], left_out: frozenset[int], width: int
 ) -> _Layout | None:
-    fitted = _fit(columns, widths, width)
+    has_yielding = any(c.yields for place, c in enumerate(columns) if place not in left_out)
+    narrowest = _NARROWEST_OF_LONG if has_yielding else _NARROWEST
+    fitted = _fit(columns, widths, width, narrowest)
     if fitted is not None:
         return _Aligned(columns, fitted, None, left_out)
     for place, column in enumerate(columns):
         if column.kind is Kind.SENTENCE:
             widths[place] = 0
-            fitted = _fit(columns, widths, width + GAP)
+            fitted = _fit(columns, widths, width + GAP, narrowest)
             if fitted is not None:
                 return _Aligned(columns, fitted, place, left_out)
     return None
 
 
-def _fit(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int] | None:
+_NARROWEST_OF_LONG = {Kind.SENTENCE: NARROWEST_SENTENCE, Kind.QUERY: NARROWEST_QUERY}
+_NARROWEST = {**_NARROWEST_OF_LONG, Kind.TEXT: NARROWEST}
+
+
+def _fit(
+    columns: Sequence[Column],
+    widths: Sequence[int],
+    width: int,
+    narrowest: Mapping[Kind, int],
+) -> list[int] | None:
     """Narrow the widest foldable columns; None where that is not enough."""
     fitted = list(widths)
     excess = sum(fitted) + GAP * (len(fitted) - 1) - width
     while excess > 0:
         spare = [
-            (fitted[place] - _narrowest(column), place) for place, column in enumerate(columns)
+            (fitted[place] - narrowest.get(column.kind, sys.maxsize), place)
+            for place, column in enumerate(columns)
         ]
         most, place = max(spare)
         if most <= 0:
@@ -243,11 +281,6 @@ def _fit(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[i
         fitted[place] -= 1
         excess -= 1
     return fitted
-
-
-def _narrowest(column: Column) -> int:
-    narrowest = {Kind.TEXT: NARROWEST, Kind.SENTENCE: NARROWEST_SENTENCE}
-    return narrowest.get(column.kind, sys.maxsize)
 
 
 def _show_row(columns: Sequence[Column], row: Sequence[str]) -> list[Text]:

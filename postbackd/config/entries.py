@@ -26,6 +26,7 @@ KNOWN_KEYS: Mapping[str, tuple[str, ...]] = {
         "currency",
         "public_url",
         "trusted_proxies",
+        "timezone",
     ),
     "db": ("path",),
     "postback": (
@@ -61,7 +62,6 @@ KEITARO_KEYS: Mapping[str, frozenset[str]] = {
             "dp",
             "draft_storage",
             "draft_data_storage",
-            "timezone",
             "redis_uri",
             "clickhouse_uri",
             "clickhouse_host",

@@ -30,12 +30,14 @@ from postbackd.config.entries import (
 from postbackd.config.php_ini import WORDS, Entry
 from postbackd.masking import HIDDEN
 from postbackd.raw_text import is_single_byte
+from postbackd.zones import describe_strange_zone, read_zone
 
 Proxies: TypeAlias = "tuple[IPv4Network | IPv6Network, ...]"
 
 DEFAULT_CURRENCY = "USD"
 DEFAULT_PUBLIC_URL = "http://127.0.0.1:8000"
 DEFAULT_TRUSTED_PROXIES = "127.0.0.1, ::1"
+DEFAULT_TIMEZONE = "UTC"
 DEFAULT_DB_PATH = "postback.db"
 DEFAULT_PARK_DAYS = 90
 DEFAULT_RATE_SOURCES = "ecb,cbr"
@@ -86,6 +88,7 @@ class Settings:
     public_url: str
     public_url_is_set: bool
     trusted_proxies: Proxies
+    timezone: str  # as it is written, even where it is none
     db_path: Path
     unknown_subid: str
     park_days: int
@@ -247,6 +250,7 @@ def _read_settings(
         public_url=_url(reader, "system", "public_url") or DEFAULT_PUBLIC_URL,
         public_url_is_set=bool(reader.text("system", "public_url", "")),
         trusted_proxies=_trusted_proxies(reader),
+        timezone=_timezone(reader),
         db_path=absolute(reader.path.parent / reader.text("db", "path", DEFAULT_DB_PATH)),
         unknown_subid=reader.choice("postback", "unknown_subid", UNKNOWN_SUBID_WAYS),
         park_days=_park_days(reader),
@@ -413,6 +417,16 @@ def _trusted_proxies(reader: ConfigReader) -> Proxies:
                 " 'none', with commas",
             )
     return tuple(networks)
+
+
+def _timezone(reader: ConfigReader) -> str:
+    """Return the zone of commands; a wrong one is warned of: no postback may wait for that."""
+    value = reader.optional("system", "timezone") or DEFAULT_TIMEZONE
+    if read_zone(value) is None:
+        entry = reader.ini.entry("system", "timezone")
+        assert entry is not None  # the default is a zone
+        reader.warn(entry.line, f"[system] timezone: {describe_strange_zone(value)}.")
+    return value
 
 
 def _park_days(reader: ConfigReader) -> int:

@@ -8,7 +8,7 @@ for a key that once was good.
 
 import sqlite3
 from collections.abc import Collection, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from typing import NamedTuple
 
 from postbackd.db.key_usage import find_uses
@@ -28,15 +28,15 @@ NO_KEY = Kind(404, "no key")
 STRAY_KINDS = (FORMER_KEY, OTHER_KEY, UNKNOWN_KEY, NO_KEY)
 
 
-def describe_former_key(tally: Tally) -> str:
+def describe_former_key(tally: Tally, zone: tzinfo = UTC) -> str:
     """Say what calls with a former key mean, and what is to be done."""
-    at = datetime.fromisoformat(tally.last_at)
+    at = datetime.fromisoformat(tally.last_at).astimezone(zone)
     calls = "1 call" if tally.requests == 1 else f"{tally.requests} calls"
     return (
         f"the previous key is no longer accepted: {calls} in 24 hours, the last at"
-        f" {at:%Y-%m-%d %H:%M} UTC from {tally.last_address or 'a unix socket'}: give that network"
-        " the address that `postback url` prints, or put the key into postback_key_old until it"
-        " has it (`postback key rotate --keep-old-until DATE` does so by itself)"
+        f" {at:%Y-%m-%d %H:%M} {zone} from {tally.last_address or 'a unix socket'}: give that"
+        " network the address that `postback url` prints, or put the key into postback_key_old"
+        " until it has it (`postback key rotate --keep-old-until DATE` does so by itself)"
     )
 
 

@@ -3,10 +3,9 @@
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from postbackd.db.rows import SUB_ID_NAMES, ClickRow, utc_text
 from postbackd.intake.macros import is_macro
@@ -210,7 +209,6 @@ def _read_plain_minute(text: str) -> str | None:
     return f"{text[:10]}T{text[11:]}"
 
 
-_OFFSET = re.compile(r"([+-])([0-9]{2}):?([0-9]{2})")
 _SECONDS = frozenset(f":{second:02}" for second in range(60))
 
 
@@ -225,18 +223,6 @@ def read_moment(text: str, zone: tzinfo) -> datetime | None:
         # A time at the edge of the calendar may have no UTC.
         return moment.astimezone(UTC)
     except (ValueError, OverflowError):
-        return None
-
-
-def read_zone(text: str) -> tzinfo | None:
-    """Read an IANA name or an offset such as +03:00; None for other text."""
-    if found := _OFFSET.fullmatch(text):
-        offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
-        if offset < timedelta(hours=24):
-            return timezone(-offset if found[1] == "-" else offset)
-    try:
-        return UTC if text.upper() in {"UTC", "Z"} else ZoneInfo(text)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
         return None
 
 

@@ -6,6 +6,7 @@ somebody scrolls would block checkpoints, and the write-ahead log would grow wit
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,12 @@ Row = dict[str, Any]
 
 # Some ten milliseconds of reading.
 PAGE_ROWS = 500
+
+# How many rows there are beyond those that are shown is worth a moment, and no more: a filter
+# without an index reads every row of a large log.
+COUNT_SECONDS = 1.0
+# SQLite's steps between two looks at the clock: a fraction of a millisecond.
+COUNT_STEPS = 1000
 
 POSTBACK_NAMES = (
     "id",
@@ -143,6 +150,22 @@ def list_rows(
         if len(rows) < size or left == 0:
             return
         start, comparison = tuple(rows[-1][name] for name in names), ">"
+
+
+def count_rows(db: sqlite3.Connection, listing: Listing, wanted: RowFilter) -> int | None:
+    """Count what is wanted; None where that takes longer than `COUNT_SECONDS`."""
+    until = time.monotonic() + COUNT_SECONDS
+    db.set_progress_handler(lambda: time.monotonic() >= until, COUNT_STEPS)
+    try:
+        sql = f"SELECT count(*) FROM {listing.tables} {where_sql(wanted)}"
+        number: int = db.execute(sql, wanted.values).fetchone()[0]
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            raise
+        return None
+    finally:
+        db.set_progress_handler(None, 0)
+    return number
 
 
 def _find_start(

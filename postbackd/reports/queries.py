@@ -24,6 +24,7 @@ from postbackd.reports.listing import (
     POSTBACKS,
     Row,
     RowFilter,
+    count_rows,
     list_rows,
     read_row,
     select_sql,
@@ -118,6 +119,10 @@ class Questions:
     def list_postbacks(self, wanted: RowFilter, limit: int) -> Iterator[Row]:
         """List the newest postbacks (limit 0: all), the newest last."""
         return list_rows(self._db, POSTBACKS, wanted, limit)
+
+    def count_postbacks(self, wanted: RowFilter) -> int | None:
+        """Count the postbacks that are wanted; None where that takes too long."""
+        return count_rows(self._db, POSTBACKS, wanted)
 
     def list_postbacks_between(self, after: int, last: int, wanted: RowFilter) -> list[Row]:
         """List at most a page of the postbacks with ids above `after` and up to `last`."""
@@ -216,6 +221,14 @@ class Questions:
         rows = self._db.execute(_CORRECTIONS, (subid,))
         return [dict(zip(CORRECTION_NAMES, row, strict=True)) for row in rows]
 
+    def count_conversions(self, wanted: RowFilter) -> int | None:
+        """Count the conversions that are wanted; None where that takes too long."""
+        return count_rows(self._db, CONVERSIONS, wanted)
+
+    def count_deleted_conversions(self, wanted: RowFilter) -> int | None:
+        """Count likewise those that an operator has deleted."""
+        return count_rows(self._db, DELETED_CONVERSIONS, wanted)
+
     def list_conversion_ids(self, since: str | None, until: str | None) -> Iterator[list[int]]:
         """List the ids of the conversions of a time, a page at a time."""
         start, after = since or "", -1
@@ -252,6 +265,10 @@ class Questions:
         return {(subid, tid): Unbooked(*rest) for subid, tid, _, *rest in rows}
 
     # Clicks, offers, campaigns.
+
+    def count_clicks(self, wanted: RowFilter) -> int | None:
+        """Count the clicks that are wanted; None where that takes too long."""
+        return count_rows(self._db, CLICKS, wanted)
 
     def list_clicks(self, wanted: RowFilter, limit: int) -> Iterator[Row]:
         """List the newest clicks (limit 0: all), the newest last."""

@@ -93,6 +93,13 @@ def caught(client: Client, capsys: pytest.CaptureFixture[str]) -> Importer:
     return Importer(client, capsys)
 
 
+def test_times_are_shown_in_the_zone_and_stored_in_utc(caught: Importer) -> None:
+    ran = caught.take(write_line("subid=c1"), "--tz", "Europe/Berlin")
+
+    assert ran.rows[0][1] == "2026-03-02T12:00:00.000+01:00"
+    assert caught.client.postbacks()[0].received_at == AT_ELEVEN
+
+
 def test_a_postback_is_booked_as_if_it_had_got_through(caught: Importer) -> None:
     ran = caught.take(write_line("subid=c1&payout=12.50&tid=t1&from=net"))
 
@@ -446,6 +453,7 @@ def test_an_address_is_cut_where_that_is_asked_for(
     [
         (("--caught", "a", "--network", "n"), "--network cannot be used with --caught"),
         (("a", "--park"), "--park goes with --caught only"),
+        (("a", "--tz", "UTC"), "--tz goes with --caught only"),
         (("a", "b"), "several files go with --caught only"),
     ],
 )

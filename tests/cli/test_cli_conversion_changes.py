@@ -1,5 +1,6 @@
 """`postback conversions set` and `delete`: an operator's word, and what networks say afterwards."""
 
+import csv
 from typing import Any
 
 import pytest
@@ -447,3 +448,17 @@ def test_it_is_done_beside_a_running_service(tracker: Client) -> None:
     assert b"X-Postback-Reason: an operator has deleted this conversion" in again
     assert b"X-Postback-Result: repeated" in further
     assert held(tracker) == [("t1", "sale", "10")]
+
+
+def test_csv_of_deleted_ones_has_their_time_in_the_zone_before_the_sub_ids(
+    tracker: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker.send(f"{SALE}&sub_id_1=banner")
+    change(tracker, capsys, "delete")
+
+    ran = call(tracker, capsys, "conversions", "--deleted", "--csv", "--tz", "+03:00")
+
+    [row] = csv.DictReader(ran.out.splitlines())
+    assert list(row).index("deleted_at") < list(row).index("sub_id_1")
+    assert row["deleted_at"].endswith("+03:00")
+    assert (row["subid"], row["sub_id_1"], row["sub_id_30"]) == ("c1", "banner", "")

@@ -37,6 +37,15 @@ def tracker(client: Client) -> Client:
     return client
 
 
+@pytest.fixture
+def tagged(tracker: Client) -> Client:
+    """The same with more sub ids, one of them a number that another program wrote."""
+    write = "UPDATE conversions SET sub_ids = ? WHERE id = ?"
+    tracker.write(write, '{"sub_id_1":"src","sub_id_2":"x=y"}', 1)
+    tracker.write(write, '{"sub_id_1":"other","sub_id_30":7}', 3)
+    return tracker
+
+
 @pytest.mark.parametrize(
     ("options", "subids"),
     [
@@ -52,14 +61,43 @@ def tracker(client: Client) -> Client:
         (("--until", "2026-03-02"), ["c1", "c2", "c3"]),
         (("--limit", "1"), ["c3"]),
         (("--offer", ""), []),
+        (("--network", "net"), ["c2"]),
+        (("--network", "other"), []),
+        (("--tid", "t2"), ["c2"]),
+        (("--tid", ""), ["c1", "c3"]),
+        (("--sub-id", "1=src"), ["c1"]),
+        (("--sub-id", "sub_id_1=src"), ["c1"]),
+        (("--sub-id", "1=src", "--sub-id", "1=other"), ["c1", "c3"]),
+        (("--sub-id", "1=src", "--sub-id", "2=x=y"), ["c1"]),
+        (("--sub-id", "1=other", "--sub-id", "2=x=y"), []),
+        (("--sub-id", "1=SRC"), []),
+        (("--sub-id", "30=7"), ["c3"]),
     ],
 )
 def test_options_choose_among_the_conversions(
-    tracker: Client, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], subids: list[str]
+    tagged: Client, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], subids: list[str]
 ) -> None:
-    ran = call(tracker, capsys, *options)
+    ran = call(tagged, capsys, *options)
 
     assert [row[1] for row in ran.rows] == subids
+
+
+def test_csv_has_a_number_that_another_program_wrote_as_sub_id(
+    tagged: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = call(tagged, capsys, "--csv").out
+
+    assert [row["sub_id_30"] for row in csv.DictReader(io.StringIO(out))] == ["", "", "7"]
+
+
+@pytest.mark.parametrize("text", ["1", "0=x", "31=x", "x=1", "sub_id_=1", "=x", ""])
+def test_what_is_no_sub_id_is_wrong_usage(
+    client: Client, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    ran = call(client, capsys, "--sub-id", text)
+
+    assert ran.status == 2
+    assert f"{text!r} is no N=VALUE with N from 1 to 30" in ran.err
 
 
 def test_json_has_the_names_and_forms_that_scripts_rely_on(
@@ -98,8 +136,10 @@ def test_csv_is_rfc_4180(tracker: Client, capsys: pytest.CaptureFixture[str]) ->
     rows = list(csv.DictReader(io.StringIO(out, newline="")))
 
     assert out.count("\r\n") == out.count("\n") == 4
-    assert list(rows[0]) == NAMES
+    # Whichever sub ids occur: a spreadsheet's formulas count on places.
+    assert list(rows[0]) == [*NAMES, *(f"sub_id_{number}" for number in range(1, 31))]
     assert rows[0]["sub_ids"] == '{"sub_id_1":"src"}'
+    assert (rows[0]["sub_id_1"], rows[0]["sub_id_2"], rows[1]["sub_id_1"]) == ("src", "", "")
     assert (rows[1]["amount"], rows[1]["payout"], rows[1]["network"]) == ("12.5", "", "net")
 
 

@@ -18,6 +18,12 @@ from postbackd.intake.booking import BookingOptions, parse_stored, read_booking_
 from postbackd.reports import listing as listings
 from rates import decimal_text
 
+TITLES = [
+    *("time", "network", "subid", "status", "amount", "verdict", "reason"),
+    # Behind the others: scripts count on the places of those.
+    *("id", "address", "query"),
+]
+
 
 def call(client: Client, capsys: pytest.CaptureFixture[str], *words: str) -> list[list[str]]:
     """Run a listing command in this process; returns its cells."""
@@ -37,7 +43,7 @@ def test_the_newest_postback_is_the_last_line(
 
     titles, first, second = call(client, capsys, "log")
 
-    assert titles == ["time", "network", "subid", "status", "amount", "verdict", "reason"]
+    assert titles == TITLES
     assert first == [
         "2026-03-02T12:00:00.000Z",
         "net",
@@ -46,6 +52,9 @@ def test_the_newest_postback_is_the_last_line(
         "12.5 USD",
         "recorded",
         "the first conversion of the click, as sale",
+        "1",
+        "203.0.113.9",
+        "subid=c1&status=sale&payout=12.50&from=net",
     ]
     assert second[2:6] == ["c2", "lead", "", "parked"]
 
@@ -339,4 +348,4 @@ def test_without_a_postback_a_terminal_gets_a_sentence_and_a_pipe_the_titles(
     piped = call_process(client.directory, "log").out
 
     assert seen == "No such postback has come in.\n"
-    assert piped == "time\tnetwork\tsubid\tstatus\tamount\tverdict\treason\n"
+    assert piped == "\t".join(TITLES) + "\n"

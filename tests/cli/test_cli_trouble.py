@@ -107,7 +107,7 @@ def test_an_unknown_option_is_wrong_usage(
 @pytest.mark.parametrize(
     "words",
     [
-        ("log", "--since", "yesterday"),
+        ("log", "--since", "tomorrow"),
         ("log", "--since", "2h3"),
         ("log", "--until", "2026-13-01"),
         ("log", "--limit", "-1"),
@@ -118,7 +118,7 @@ def test_an_unknown_option_is_wrong_usage(
         ("replay", "--id", "1", "--set", "approved"),
         ("replay", "--id", "1", "--rename", "subid="),
         ("report", "--by", "week"),
-        ("report", "--since", "yesterday"),
+        ("report", "--since", "tomorrow"),
     ],
     ids=" ".join,
 )

@@ -198,6 +198,7 @@ def test_the_defaults(file: Path) -> None:
         public_url="http://127.0.0.1:8000",
         public_url_is_set=False,
         trusted_proxies=(ip_network("127.0.0.1"), ip_network("::1")),
+        timezone="UTC",
         db_path=file.with_name("postback.db"),
         unknown_subid="park",
         park_days=90,
@@ -223,6 +224,9 @@ def test_the_defaults(file: Path) -> None:
         ("system", "pixel_key = off", "pixel_key", b""),
         ("system", 'click_key = "c"', "click_key", b"c"),
         ("system", "currency = eur", "currency", "EUR"),
+        ("system", 'timezone = "Europe/Berlin"', "timezone", "Europe/Berlin"),
+        ("system", "timezone = +03:00", "timezone", "+03:00"),
+        ("system", "timezone = ", "timezone", "UTC"),
         ("system", 'public_url = "https://t.example/"', "public_url", "https://t.example"),
         ("system", "public_url = http://[::1]:81/x/", "public_url", "http://[::1]:81/x"),
         ("system", 'public_url = "https://t.example"', "public_url_is_set", True),
@@ -351,6 +355,16 @@ def test_a_doubtful_line_draws_a_warning_that_names_it(
     assert len(warnings) == 1
     assert warnings[0].startswith("line 5: ")
     assert said in warnings[0]
+
+
+def test_a_wrong_zone_is_warned_of_and_refuses_no_file(file: Path) -> None:
+    settings = written(file, "[system]\npostback_key = k\ntimezone = Europe/Kiew\n")
+
+    assert settings.warnings == (
+        "line 4: [system] timezone: 'Europe/Kiew' is no time zone; the nearest is 'Europe/Kiev';"
+        " write Europe/Moscow or +03:00.",
+    )
+    assert settings.timezone == "Europe/Kiew"
 
 
 def test_a_file_of_the_original_draws_no_warning(file: Path) -> None:

@@ -126,7 +126,7 @@ def test_conversions_and_clicks_go_where_asked_and_nothing_was_about_them_since(
     assert done["clicks"] == counted["clicks"] + done["conversions"]
 
 
-@pytest.mark.parametrize("age", ["400", "d", "", "yesterday", "400 d"])
+@pytest.mark.parametrize("age", ["400", "d", "", "last week", "400 d"])
 def test_an_age_that_is_none_is_wrong_usage(age: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["purge", "--older-than", age]) == 2
     assert repr(age) in capsys.readouterr().err

@@ -7,7 +7,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 from postbackd.cli import output
@@ -21,7 +21,7 @@ from postbackd.cli.context import (
     load_settings,
     reading,
 )
-from postbackd.cli.options import Subparsers, add_command, add_json
+from postbackd.cli.options import Subparsers, add_command, add_json, add_zone
 from postbackd.cli.sanitize import Column, Kind
 from postbackd.config.entries import ConfigError
 from postbackd.config.settings import Settings
@@ -35,6 +35,7 @@ from postbackd.files import find_abandoned
 from postbackd.intake.booking import read_booking_options
 from postbackd.reports import anomalies
 from postbackd.reports.queries import CurrencyRate, Questions, Tally
+from postbackd.zones import read_zone, write_in_zone
 from rates import decimal_text, find_slip
 
 COLUMNS = (Column("level", Kind.WORD), Column("check"), Column("message", Kind.SENTENCE))
@@ -96,6 +97,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="exit status 1 where there are only warnings, too"
     )
+    add_zone(parser)
     add_json(parser)
 
 
@@ -141,11 +143,13 @@ def _check_files(args: argparse.Namespace, settings: Settings, now: datetime) ->
             if args.deep:
                 yield from _check_agreement(questions)
             yield _check_disk(questions, settings.db_path, now)
-            yield from _check_traffic(questions, now)
-            yield from _check_refusals(questions, now)
+            # A wrong zone is a warning about the config already.
+            zone = args.tz or read_zone(settings.timezone) or UTC
+            yield from _check_traffic(questions, now, zone)
+            yield from _check_refusals(questions, now, zone)
             yield from check_networks(questions, now)
             yield from check_money(questions, read_booking_options(settings), now)
-            yield from _check_rates(questions, settings, now)
+            yield from _check_rates(questions, settings, now, zone)
     except (DatabaseError, RefusedError) as error:
         yield Finding(Level.PROBLEM, "database", str(error))
 
@@ -315,7 +319,7 @@ def _estimate_growth(questions: Questions, db_path: Path, now: datetime) -> floa
     return bytes_a_row * size.recent / (min(age, week) / timedelta(days=1))
 
 
-def _check_traffic(questions: Questions, now: datetime) -> Iterator[Finding]:
+def _check_traffic(questions: Questions, now: datetime, zone: tzinfo) -> Iterator[Finding]:
     since = utc_text(now - timedelta(days=1))
     last = questions.find_last_postback()
     if last is None:
@@ -323,7 +327,8 @@ def _check_traffic(questions: Questions, now: datetime) -> Iterator[Finding]:
             Level.WARNING, "postbacks", "none has come in yet: paste `postback url` at a network"
         )
         return
-    yield Finding(Level.OK, "postbacks", f"the last one came at {last[0]}, {last[1]}")
+    last_at = write_in_zone(last[0], zone)
+    yield Finding(Level.OK, "postbacks", f"the last one came at {last_at}, {last[1]}")
     yield _judge_tally(
         "parked",
         questions.count_parked(since),
@@ -341,18 +346,18 @@ def _check_traffic(questions: Questions, now: datetime) -> Iterator[Finding]:
     )
 
 
-def _check_refusals(questions: Questions, now: datetime) -> Iterator[Finding]:
+def _check_refusals(questions: Questions, now: datetime, zone: tzinfo) -> Iterator[Finding]:
     tallies = list_tallies(questions.db, now)
     for tally in tallies:
         if (tally.status, tally.reason) == FORMER_KEY:
-            yield Finding(Level.WARNING, "key", describe_former_key(tally))
+            yield Finding(Level.WARNING, "key", describe_former_key(tally, zone))
             continue
-        at = datetime.fromisoformat(tally.last_at)
+        at = datetime.fromisoformat(tally.last_at).astimezone(zone)
         what = f"requests answered {tally.status} before they were read as postbacks, in 24 hours:"
         if (tally.status, tally.reason) in STRAY_KINDS:
             what = "requests for an address of ours under no key that opens it, in 24 hours:"
         message = (
-            f"{what} {tally.requests} ({tally.reason}), the last at {at:%Y-%m-%d %H:%M} UTC from"
+            f"{what} {tally.requests} ({tally.reason}), the last at {at:%Y-%m-%d %H:%M} {zone} from"
             f" {tally.last_address or 'a unix socket'}"
         )
         # Any stranger can cause these: they are reported, and are no reason for an alarm.
@@ -368,7 +373,9 @@ def _judge_tally(check: str, tally: Tally, sentence: str) -> Finding:
     return Finding(level, check, f"{tally.total} in all, {tally.recent} in 24 hours: {sentence}")
 
 
-def _check_rates(questions: Questions, settings: Settings, now: datetime) -> Iterator[Finding]:
+def _check_rates(
+    questions: Questions, settings: Settings, now: datetime, zone: tzinfo
+) -> Iterator[Finding]:
     rates = questions.list_rates(now.date().isoformat())
     waiting = [rate for rate in rates if rate.waiting]
     for rate in waiting:
@@ -379,7 +386,7 @@ def _check_rates(questions: Questions, settings: Settings, now: datetime) -> Ite
     elif not waiting:
         yield Finding(Level.OK, "rates", f"{len(rates)} known, nothing waits for one")
     yield from _check_rates_by_hand(questions, settings, now)
-    yield from _check_sources(questions, settings)
+    yield from _check_sources(questions, settings, zone)
 
 
 def _describe_waiting(rate: CurrencyRate) -> str:
@@ -432,9 +439,9 @@ def _judge_old_rates(questions: Questions, age: int, now: datetime) -> Finding:
     return Finding(Level.PROBLEM, "rates", message)
 
 
-def _check_sources(questions: Questions, settings: Settings) -> Iterator[Finding]:
+def _check_sources(questions: Questions, settings: Settings, zone: tzinfo) -> Iterator[Finding]:
     states = questions.list_rate_sources()
-    for sentence in rates_fetched.describe_troubles(settings, states):
+    for sentence in rates_fetched.describe_troubles(settings, states, zone):
         yield Finding(Level.WARNING, "rates", sentence)
     for refusal in questions.list_refused_rates():
         told = rates_fetched.describe_refusal(refusal)

@@ -16,6 +16,7 @@ from postbackd.cli.line_options import (
     add_time_options,
     build_moments,
     read_shape,
+    settle_file_times,
 )
 from postbackd.cli.options import Subparsers, add_command, add_json
 from postbackd.cli.output import Bar
@@ -56,6 +57,7 @@ def add_parser(family: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Import the clicks of a file."""
     settings = load_keyless(args)
+    zone_notes = settle_file_times(args, settings)
     with open_file(args.file) as source, writing(settings) as storage, storage.bulk():
         amounts = AmountReader(decimal_comma=settings.decimal_comma)
         click_file = ClickFile(
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         importer = Importer(storage, read_booking_options(settings), read_clock)
         with output.progress("clicks", find_size(source)) as bar:
             complaints = _Complaints(bar)
-            for note in click_file.notes:
+            for note in (*click_file.notes, *zone_notes):
                 bar.print_error(note)
             complaints.name_unknown(click_file.unknown)
             import_run = _Run(importer, complaints)

@@ -1,11 +1,13 @@
 """`postback conversions`: the conversions, with their money and history."""
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 
 from postbackd.cli import output
 from postbackd.cli.commands import conversion_changes
 from postbackd.cli.context import load_keyless, reading
+from postbackd.cli.listed import Listed, build_sub_id_cells
 from postbackd.cli.options import (
     FORMATS,
     Subparsers,
@@ -14,11 +16,14 @@ from postbackd.cli.options import (
     add_limit,
     add_since,
     add_until,
+    add_zone,
+    settle_times,
 )
 from postbackd.cli.sanitize import Column, Kind
-from postbackd.db.rows import to_json
+from postbackd.db.rows import SUB_ID_NAMES, to_json
 from postbackd.reports.listing import CONVERSION_NAMES, Row, RowFilter
 from postbackd.reports.queries import Questions
+from postbackd.zones import put_in_zone
 from statuses import Status
 
 NOTHING = "No such conversion."
@@ -57,6 +62,8 @@ NAMES = (
 )
 NAMES_OF_CHANGES = ("at", "change", *NAMES[1:], "reason")
 
+_SUB_ID = re.compile(r"(?:sub_id_)?([1-9][0-9]?)=(.*)", re.DOTALL)
+
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `conversions`."""
@@ -65,8 +72,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "conversions",
         run,
         "show conversions, the newest last; set or delete one",
-        "postback conversions --status sale --since 2026-01-01 --csv > sales.csv",
-        more=f"Amounts are as sent, payout and cost are in the tracker's currency.\n{FORMATS}",
+        "postback conversions --status sale --since 2026-01-01 --csv > sales.csv\n"
+        "  postback conversions --network alfa --sub-id 2=banner --since yesterday",
+        more="Amounts are as sent, payout and cost are in the tracker's currency. --csv has a"
+        f" column for\neach of the sub ids 1 to 30; --json has UTC whatever the zone.\n{FORMATS}",
     )
     parser.add_argument("--subid", help="only conversions of this click")
     parser.add_argument(
@@ -77,8 +86,23 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--offer", help="only conversions of this offer")
     parser.add_argument("--campaign", help="only conversions of this campaign")
+    parser.add_argument("--network", help="only conversions of the network that signs from=NETWORK")
+    parser.add_argument(
+        "--tid", help="only conversions with this transaction id; '' for those without"
+    )
+    parser.add_argument(
+        "--sub-id",
+        dest="sub_ids",
+        action="append",
+        type=_read_sub_id,
+        default=[],
+        metavar="N=VALUE",
+        help="only conversions whose sub_id_N is VALUE; can be repeated: of one N any VALUE must"
+        " fit, of several N all",
+    )
     add_since(parser)
     add_until(parser)
+    add_zone(parser)
     add_limit(parser)
     parser.add_argument(
         "--history", action="store_true", help="show every change beneath its conversion"
@@ -86,7 +110,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--deleted",
         action="store_true",
-        help="only those that `conversions delete` has deleted, which are shown nowhere else",
+        help="only conversions that `conversions delete` has deleted; no other list shows them",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="CSV (RFC 4180) for spreadsheets")
@@ -99,18 +123,27 @@ def run(args: argparse.Namespace) -> int:
     """Show the conversions."""
     if args.csv and args.history:
         args.parser.error("--history goes with --json or a table, not with --csv")
-    with reading(load_keyless(args)) as questions:
-        list_them = (
-            questions.list_deleted_conversions if args.deleted else questions.list_conversions
+    settings = load_keyless(args)
+    zone = settle_times(args, settings)
+    wanted = read_wanted(args)
+    with reading(settings) as questions:
+        list_them, count_them = (
+            (questions.list_deleted_conversions, questions.count_deleted_conversions)
+            if args.deleted
+            else (questions.list_conversions, questions.count_conversions)
         )
-        rows = list_them(read_wanted(args), args.limit)
+        listed = Listed(args, lambda: count_them(wanted))
+        rows = listed.pass_on("conversions", list_them(wanted, listed.limit))
         if args.csv:
-            names = (*CONVERSION_NAMES, *(("deleted_at",) if args.deleted else ()))
-            output.print_csv(names, map(_build_csv_row, rows), EXACT_NAMES)
+            names = (*CONVERSION_NAMES, *(("deleted_at",) if args.deleted else ()), *SUB_ID_NAMES)
+            in_zone = (put_in_zone(row, zone) for row in rows)
+            output.print_csv(names, map(_build_csv_row, in_zone), EXACT_NAMES)
         elif args.json:
             output.print_json(_with_history(questions, rows) if args.history else rows)
         else:
-            _print_table(questions, rows, has_history=args.history)
+            shown = _with_changes(questions, rows) if args.history else rows
+            _print_table((put_in_zone(row, zone) for row in shown), has_history=args.history)
+            listed.print_footnote()
             _mention_deleted(questions, args)
     return 0
 
@@ -126,9 +159,13 @@ def _mention_deleted(questions: Questions, args: argparse.Namespace) -> None:
 def read_wanted(args: argparse.Namespace) -> RowFilter:
     """Build the filter that the options ask for."""
     wanted = RowFilter().where("status", args.status)
-    for name in ("subid", "offer", "campaign"):
+    for name in ("subid", "tid", "offer", "campaign", "network"):
         if (value := getattr(args, name)) is not None:
             wanted = wanted.where(name, [value])
+    for name in dict(args.sub_ids):
+        values = [value for other, value in args.sub_ids if other == name]
+        # CAST: other programs write numbers into the clicks table, too.
+        wanted = wanted.where(f"CAST(sub_ids ->> '{name}' AS TEXT)", values)
     return wanted.between("created_at", args.since, args.until)
 
 
@@ -137,13 +174,12 @@ def _with_history(questions: Questions, rows: Iterator[Row]) -> Iterator[Row]:
         yield {**row, "history": questions.list_history(row["id"])}
 
 
-def _print_table(questions: Questions, rows: Iterator[Row], *, has_history: bool) -> None:
-    shown = _with_changes(questions, rows) if has_history else rows
+def _print_table(rows: Iterator[Row], *, has_history: bool) -> None:
     if output.is_terminal():
-        output.print_table(COLUMNS, map(_build_cells, shown), NOTHING)
+        output.print_table(COLUMNS, map(_build_cells, rows), NOTHING)
         return
     names = NAMES_OF_CHANGES if has_history else NAMES
-    lines = ([row.get(name) or "" for name in names] for row in shown)
+    lines = ([row.get(name) or "" for name in names] for row in rows)
     output.print_table([Column(name) for name in names], lines)
 
 
@@ -174,7 +210,16 @@ def _build_cells(row: Row) -> Sequence[str]:
 
 
 def _build_csv_row(row: Row) -> list[str | None]:
-    return [
+    cells = [
         to_json(value) if isinstance(value, dict) else None if value is None else str(value)
         for value in row.values()
     ]
+    return [*cells, *build_sub_id_cells(row)]
+
+
+def _read_sub_id(text: str) -> tuple[str, str]:
+    found = _SUB_ID.fullmatch(text)
+    name = found and f"sub_id_{found[1]}"
+    if found is None or name not in SUB_ID_NAMES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no N=VALUE with N from 1 to 30; write 2=x")
+    return name, found[2]

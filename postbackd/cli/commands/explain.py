@@ -6,11 +6,19 @@ import os
 import select
 import sys
 from collections.abc import Iterator
+from datetime import tzinfo
 from typing import Any
 
 from postbackd.cli import output
 from postbackd.cli.context import RefusedError, load_settings, reading
-from postbackd.cli.options import FORMATS, Subparsers, add_command, add_json
+from postbackd.cli.options import (
+    FORMATS,
+    Subparsers,
+    add_command,
+    add_json,
+    add_zone,
+    settle_times,
+)
 from postbackd.cli.sanitize import Column, Kind
 from postbackd.explain import dry_run
 from postbackd.explain.dry_run import Explanation, NoPostbackError
@@ -18,6 +26,7 @@ from postbackd.explain.pasted import Pasted, UnclearError, read_pasted
 from postbackd.intake.booking import read_booking_options
 from postbackd.intake.sandbox import rehearse
 from postbackd.reports.listing import Row
+from postbackd.zones import put_in_zone
 
 COLUMNS = (
     Column("step", Kind.WORD),
@@ -54,12 +63,14 @@ def add_parser(subparsers: Subparsers) -> None:
         more=f"{MORE}\n\n{FORMATS}",
     )
     parser.add_argument("pasted", metavar="URL-OR-QUERY", help="what was sent, or - to paste it")
+    add_zone(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Explain a postback."""
     settings = load_settings(args)
+    zone = settle_times(args, settings)
     with reading(settings) as questions:
         pasted = _read_input(args.pasted)
         with rehearse(settings.db_path, read_booking_options(settings)) as rehearsal:
@@ -70,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json([build_object(explanation)])
     else:
-        output.print_table(COLUMNS, _build_rows(explanation))
+        output.print_table(COLUMNS, _build_rows(explanation, zone))
     return 0
 
 
@@ -152,7 +163,7 @@ def build_object(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def _build_rows(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
+def _build_rows(explanation: Explanation, zone: tzinfo) -> Iterator[tuple[str, str, str]]:
     for note in explanation.pasted:
         yield "pasted", "", note
     if explanation.key is not None:
@@ -161,12 +172,12 @@ def _build_rows(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
         shown = part.name if part.value is None else f"{part.name}={part.value}"
         yield "read", shown, part.meaning
     yield "read", "", explanation.word
-    yield _describe_click(explanation.click)
-    for conversion in explanation.conversions:
+    yield _describe_click(explanation.click and put_in_zone(explanation.click, zone))
+    for conversion in (put_in_zone(row, zone) for row in explanation.conversions):
         yield "conversion", conversion["status"], _describe_conversion(conversion)
     if explanation.click is not None and not explanation.conversions:
         yield "conversion", "", "none yet"
-    for row in explanation.corrections:
+    for row in (put_in_zone(row, zone) for row in explanation.corrections):
         done = "deleted" if row["change"] == "deleted" else f"set to {row['status']}"
         tid = f"tid {row['tid']!r}" if row["tid"] else "no tid"
         yield "operator", done, f"{tid}; {row['at']}: {row['reason']}"
@@ -174,9 +185,9 @@ def _build_rows(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
     yield "verdict", explanation.verdict, explanation.reason
     for warning in explanation.warnings:
         yield "warning", "", warning
-    yield from _describe_writes(explanation)
+    yield from _describe_writes(explanation, zone)
     yield from _describe_answer(explanation)
-    for row in explanation.earlier:
+    for row in (put_in_zone(row, zone) for row in explanation.earlier):
         what = row["settled_verdict"] or row["verdict"]
         yield "log", what, f"{row['received_at']}: {row['settled_reason'] or row['reason']}"
     for hint in explanation.hints:
@@ -208,14 +219,15 @@ def _describe_conversion(row: Row) -> str:
     return "; ".join(sentences)
 
 
-def _describe_writes(explanation: Explanation) -> Iterator[tuple[str, str, str]]:
+def _describe_writes(explanation: Explanation, zone: tzinfo) -> Iterator[tuple[str, str, str]]:
     if explanation.lacks_mark:
         yield "write", "", "no conversion; with the '?' in its place this would be written:"
     elif not explanation.is_kept:
         yield "write", "", "nothing; with GET and the right key this would be written:"
     elif not explanation.writes:
         yield "write", "", "a row of the postback log; no conversion is new or changed"
-    for name, (was, becomes) in explanation.writes.items():
+    for name, values in explanation.writes.items():
+        was, becomes = (put_in_zone({name: value}, zone)[name] for value in values)
         if becomes is not None and becomes != {}:
             yield (
                 "write",

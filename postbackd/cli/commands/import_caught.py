@@ -4,7 +4,7 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from itertools import islice
 from typing import Any
 
@@ -20,6 +20,7 @@ from postbackd.bulk.caught_importer import (
 from postbackd.bulk.csv_file import find_size, open_file
 from postbackd.cli import output
 from postbackd.cli.context import INTERRUPTED, RefusedError, load_settings, writing
+from postbackd.cli.options import add_zone, settle_times
 from postbackd.cli.output import Bar
 from postbackd.cli.sanitize import Column, Kind
 from postbackd.config.settings import Settings
@@ -27,6 +28,7 @@ from postbackd.db.rows import utc_text
 from postbackd.intake.booking import read_booking_options, settle_all_due_clicks
 from postbackd.intake.runtime import read_clock
 from postbackd.intake.sandbox import rehearse
+from postbackd.zones import write_in_zone
 from rates import decimal_text
 from statuses import Incoming, Verdict
 
@@ -57,6 +59,7 @@ _MEANT = frozenset(
         "verbose",
         "json",
         "config",
+        "tz",
         "file",
         "more_files",
     }
@@ -89,19 +92,21 @@ def add_caught_options(parser: argparse.ArgumentParser) -> None:
         help="with --caught: also park postbacks whose click is not known, as the receiver does",
     )
 
+    add_zone(parser, ", with --caught")
+
 
 def refuse_caught_options(args: argparse.Namespace) -> None:
     """Refuse options that apply only with `--caught`."""
-    if args.more_files or args.park:
-        args.parser.error(
-            f"{'--park goes' if args.park else 'several files go'} with --caught only"
-        )
+    if args.more_files or args.park or args.tz:
+        what = "--park goes" if args.park else "--tz goes" if args.tz else "several files go"
+        args.parser.error(f"{what} with --caught only")
 
 
 def run_caught(args: argparse.Namespace) -> int:
     """Book the requests of the files."""
     _refuse_other_options(args)
     settings = load_settings(args)
+    settle_times(args, settings)
     files = _put_in_order([args.file, *args.more_files])
     with ExitStack() as stack:
         importer = _open_importer(args, settings, stack)
@@ -193,6 +198,7 @@ class _RequestPrinter:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._is_json = args.json
+        self._zone = args.tz
         self._is_dry = args.dry_run
         self._prints_all = args.verbose or args.json or not output.is_terminal()
         self._table = None if args.json else output.TablePrinter(COLUMNS, NOTHING)
@@ -209,12 +215,14 @@ class _RequestPrinter:
         if self._table is None:
             output.print_json(map(build_object, shown))
         elif shown:
-            self._table.print(list(map(build_cells, shown)))
+            self._table.print([build_cells(told, self._zone) for told in shown])
 
     def close(self) -> None:
         """Print the number of requests by verdict."""
         if self._table is not None:
             self._table.close()
+            if output.is_terminal() and self._counts:
+                output.print_footnote(f"Times in {self._zone}.")
         counted = [f"{self._counts[name]} {name}" for name in VERDICTS if self._counts[name]]
         written = "; nothing was written" if self._is_dry else ""
         sentence = (
@@ -224,13 +232,13 @@ class _RequestPrinter:
         output.print_summary(sentence, is_alone=self._is_json)
 
 
-def build_cells(booked: BookedRequest) -> Sequence[str]:
+def build_cells(booked: BookedRequest, zone: tzinfo) -> Sequence[str]:
     """Build the cells of a request."""
     row = build_object(booked)
     amount = "" if row["amount"] is None else f"{row['amount']} {row['currency'] or '?'}"
     return (
         f"{row['file']}:{row['line']}",
-        row["received_at"] or "",
+        write_in_zone(row["received_at"], zone),
         row["subid"] or "",
         row["original_status"] or "",
         amount,

@@ -3,7 +3,7 @@
 import argparse
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any, Literal
 
 from postbackd.cli import output
@@ -15,9 +15,17 @@ from postbackd.cli.context import (
     load_settings,
     reading,
 )
-from postbackd.cli.options import Subparsers, add_command, add_family, add_json
+from postbackd.cli.options import (
+    Subparsers,
+    add_command,
+    add_family,
+    add_json,
+    add_zone,
+    settle_times,
+)
 from postbackd.config.edit import rotate_key
 from postbackd.config.settings import OldKey, Settings
+from postbackd.zones import write_in_zone
 
 # Long enough to change the URL at every network, short enough that a leaked key soon expires.
 KEEP_OLD_DAYS = 30
@@ -42,6 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="show when each key was last used, to the minute: an old key that has not been used"
         " for long can be removed",
     )
+    add_zone(show)
     add_json(show)
     rotate = add_command(
         family,
@@ -71,16 +80,19 @@ def run_show(args: argparse.Namespace) -> int:
     """Print the keys."""
     settings = load_settings(args)
     uses = _find_uses(settings) if args.last_used else {}
+    zone = settle_times(args, settings) if args.last_used else UTC
     output.reveal_keys()
     if args.json:
         output.print_json(_describe_keys(settings, uses))
         return 0
     output.print_line(
-        _key_text(settings.postback_key) + _in_brackets(*_describe_use(settings.postback_key, uses))
+        _key_text(settings.postback_key)
+        + _in_brackets(*_describe_use(settings.postback_key, uses, zone))
     )
     for old in settings.old_keys:
         output.print_line(
-            _key_text(old.key) + _in_brackets(_describe_end(old), *_describe_use(old.key, uses))
+            _key_text(old.key)
+            + _in_brackets(_describe_end(old), *_describe_use(old.key, uses, zone))
         )
     return 0
 
@@ -95,11 +107,13 @@ def _find_uses(settings: Settings) -> Uses:
         )
 
 
-def _describe_use(key: bytes, uses: Uses) -> Sequence[str]:
+def _describe_use(key: bytes, uses: Uses, zone: tzinfo) -> Sequence[str]:
     if key not in uses:
         return ()
     at = uses[key]
-    return ("not used yet" if at is None else f"last used {at[:16].replace('T', ' ')} UTC",)
+    if at is None:
+        return ("not used yet",)
+    return (f"last used {write_in_zone(at, zone)[:16].replace('T', ' ')} {zone}",)
 
 
 def _in_brackets(*parts: str) -> str:

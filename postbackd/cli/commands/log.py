@@ -3,11 +3,14 @@
 import argparse
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, tzinfo
 
 from postbackd.cli import output
 from postbackd.cli.context import load_keyless, reading
+from postbackd.cli.listed import Listed
 from postbackd.cli.options import (
+    DEFAULT_LIMIT,
     FORMATS,
     Subparsers,
     add_command,
@@ -15,15 +18,19 @@ from postbackd.cli.options import (
     add_limit,
     add_since,
     add_until,
+    add_zone,
+    settle_times,
 )
 from postbackd.cli.sanitize import Column, Kind
 from postbackd.intake.booking import BookingOptions, parse_stored, read_booking_options
 from postbackd.intake.query import PAYOUT_NAMES
 from postbackd.reports.listing import Row, RowFilter, of_click
 from postbackd.reports.queries import Questions
+from postbackd.zones import write_in_zone
 from rates import decimal_text
 from statuses import Verdict
 
+# A narrow terminal leaves out the last ones first: `--json` and a pipe have all.
 COLUMNS = (
     Column("time", Kind.TIME),
     Column("network"),
@@ -32,6 +39,9 @@ COLUMNS = (
     Column("amount", Kind.MONEY),
     Column("verdict", Kind.WORD),
     Column("reason", Kind.SENTENCE),
+    Column("id", Kind.NUMBER, 1, yields=True),
+    Column("address", Kind.WORD, 2, yields=True),
+    Column("query", Kind.QUERY, 3, yields=True),
 )
 NOTHING = "No such postback has come in."
 
@@ -53,8 +63,16 @@ _AMOUNT_NAMES = (*PAYOUT_NAMES, "payout_unit", "currency")
 _NO_FIELDS = re.compile(r"&{2,}")
 # No amount is that long.
 _LONG_VALUE = re.compile(r"(^|&)([^&=]{0,64}=)[^&]{1024,}")
+# A row of a table is for reading, and hiding keys in 64 KiB takes as long as a hundred rows do.
+LONGEST_QUERY = 500
 # Where fields are shorter on average, no single long value is worth leaving out.
 LONG_FIELD = 64
+
+
+MORE = f"""\
+The amount is as sent. A terminal shows id, address and query if it is wide enough, a pipe and
+--json always. Of a query beyond {LONGEST_QUERY} characters a table has the first fields,
+--json has all, and UTC whatever the zone. --follow begins with the newest {DEFAULT_LIMIT}."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -65,7 +83,7 @@ def add_parser(subparsers: Subparsers) -> None:
         run,
         "show received postbacks, the newest last",
         "postback log --subid c1\n  postback log --verdict unmapped --verdict parked --since 2d",
-        more=f"Times are UTC; the amount is as sent.\n{FORMATS}",
+        more=f"{MORE}\n{FORMATS}",
     )
     parser.add_argument(
         "--verdict",
@@ -86,6 +104,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_since(parser)
     add_until(parser)
+    add_zone(parser)
     add_limit(parser)
     parser.add_argument(
         "--follow", action="store_true", help="go on showing new postbacks, until Ctrl-C"
@@ -96,13 +115,18 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the postbacks."""
     settings = load_keyless(args)
+    settle_times(args, settings)
+    wanted = read_wanted(args)
     with reading(settings) as questions:
+        listed = Listed(args, lambda: questions.count_postbacks(wanted))
         show, close = _choose_output(args, read_booking_options(settings))
         newest = questions.find_last_postback_id()
-        show(questions.list_postbacks(read_wanted(args), args.limit))
+        show(listed.pass_on("postbacks", questions.list_postbacks(wanted, listed.limit)))
         if args.follow:
             _follow(questions, _read_conditions(args), newest, show)
         close()
+        if not args.json:
+            listed.print_footnote()
     return 0
 
 
@@ -125,7 +149,11 @@ def _choose_output(
     if args.json:
         return output.print_json, lambda: None
     table = output.TablePrinter(COLUMNS, "" if args.follow else NOTHING)
-    return lambda rows: table.print_all(build_cells(row, terms) for row in rows), table.close
+
+    def build_all(rows: Iterable[Row]) -> Iterator[Sequence[str]]:
+        return (build_cells(row, terms, args.tz) for row in rows)
+
+    return lambda rows: table.print_all(build_all(rows)), table.close
 
 
 def _follow(
@@ -143,17 +171,28 @@ def _follow(
         return
 
 
-def build_cells(row: Row, terms: BookingOptions) -> Sequence[str]:
+def build_cells(row: Row, terms: BookingOptions, zone: tzinfo = UTC) -> Sequence[str]:
     """Build the cells of a postback."""
     return (
-        row["received_at"],
+        write_in_zone(row["received_at"], zone),
         row["network"] or "",
         row["subid"] or "",
         row["original_status"] or "",
         describe_amount(row["query"], terms),
         row["verdict"],
-        describe_reason(row),
+        describe_reason(row, zone),
+        str(row["id"]),
+        row["remote_addr"] or "",
+        shorten_query(row["query"]),
     )
+
+
+def shorten_query(query: str) -> str:
+    """Leave out the last fields of a long query; no part of a field, which may be part of a key."""
+    if len(query) <= LONGEST_QUERY:
+        return query
+    end = query.rfind("&", 0, LONGEST_QUERY)
+    return f"{query[: end + 1]}..."
 
 
 def describe_amount(query: str, terms: BookingOptions) -> str:
@@ -186,10 +225,11 @@ def _leave_out_value(found: re.Match[str]) -> str:
     return found[0] if _may_name(found[2], _AMOUNT_NAMES) else f"{found[1]}{found[2]}"
 
 
-def describe_reason(row: Row) -> str:
+def describe_reason(row: Row, zone: tzinfo = UTC) -> str:
     """Write the reason, the warnings, and the later verdict of a parked or replayed postback."""
     parts = [] if row["replay_of"] is None else [f"replay of {row['replay_of']}"]
     parts += [row["reason"], *row["warnings"]]
     if row["settled_verdict"] is not None:
-        parts.append(f"{row['settled_at']}: {row['settled_verdict']}, {row['settled_reason']}")
+        settled_at = write_in_zone(row["settled_at"], zone)
+        parts.append(f"{settled_at}: {row['settled_verdict']}, {row['settled_reason']}")
     return "; ".join(parts)

@@ -8,11 +8,19 @@ from datetime import UTC, datetime, timedelta
 from postbackd.bulk.piece_size import PieceSize
 from postbackd.cli import output
 from postbackd.cli.context import load_keyless, writing
-from postbackd.cli.options import Subparsers, add_command, add_json, read_since
+from postbackd.cli.options import (
+    Subparsers,
+    add_command,
+    add_json,
+    add_zone,
+    check_time,
+    settle_times,
+)
 from postbackd.config.settings import Settings
 from postbackd.db.rows import utc_text
 from postbackd.db.sqlite import purge as purging
 from postbackd.db.sqlite.purge import Age, Purge
+from postbackd.zones import write_in_zone
 from storage import Storage
 
 # As for an import of clicks: the contract's limit for the write lock is 100 ms.
@@ -46,11 +54,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--older-than",
-        type=read_since,
+        type=check_time,
         required=True,
         metavar="AGE",
-        help="400d, 60w, or a time: 2026-01-31, 2026-01-31T12:00 (UTC unless it says +03:00)",
+        help="400d, 60w, or a time: 2026-01-31, 2026-01-31T12:00",
     )
+    add_zone(parser)
     parser.add_argument(
         "--conversions",
         action="store_true",
@@ -69,6 +78,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Delete, or count."""
     settings = load_keyless(args)
+    zone = settle_times(args, settings)
     age = _read_age(args, settings)
     chosen = list(_choose(args))
     counts: dict[str, int] = {}
@@ -82,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
         numbers = {"dry_run": args.dry_run, "before": age.before, **counts, "free_bytes": free}
         output.print_json([numbers])
     else:
-        output.print_line(_describe(counts, age, free, is_dry=args.dry_run))
+        before = write_in_zone(age.before, zone)
+        output.print_line(_describe(counts, before, free, is_dry=args.dry_run))
     return 0
 
 
@@ -119,12 +130,12 @@ def _purge(db: Storage, purge: Purge, age: Age) -> int:
     return deleted
 
 
-def _describe(counts: dict[str, int], age: Age, free: int, *, is_dry: bool) -> str:
+def _describe(counts: dict[str, int], before: str, free: int, *, is_dry: bool) -> str:
     numbers = _join([f"{count} {table}" for table, count in counts.items()])
     if is_dry:
-        return f"Before {age.before} there are {numbers}: nothing was deleted."
+        return f"Before {before} there are {numbers}: nothing was deleted."
     return (
-        f"Deleted from before {age.before}: {numbers}. {free / 1e6:.1f} MB in the file are free"
+        f"Deleted from before {before}: {numbers}. {free / 1e6:.1f} MB in the file are free"
         " for new rows."
     )
 

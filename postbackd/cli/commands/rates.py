@@ -9,7 +9,15 @@ from typing import Any
 from postbackd.cli import output
 from postbackd.cli.commands import rates_fetched
 from postbackd.cli.context import RefusedError, load_keyless, reading, writing
-from postbackd.cli.options import FORMATS, Subparsers, add_command, add_family, add_json
+from postbackd.cli.options import (
+    FORMATS,
+    Subparsers,
+    add_command,
+    add_family,
+    add_json,
+    add_zone,
+    settle_times,
+)
 from postbackd.cli.sanitize import Column, Kind
 from postbackd.config.settings import Settings
 from postbackd.db import rate_book
@@ -65,6 +73,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "postback rates show",
         more=FORMATS,
     )
+    add_zone(showing)
     add_json(showing)
     rates_fetched.add_parsers(family)
 
@@ -131,6 +140,7 @@ def run_unset(args: argparse.Namespace) -> int:
 def run_show(args: argparse.Namespace) -> int:
     """Show the rates."""
     settings = load_keyless(args)
+    zone = settle_times(args, settings)
     today = datetime.now(UTC).date().isoformat()
     with reading(settings) as questions:
         rates = questions.list_rates(today)
@@ -151,7 +161,7 @@ def run_show(args: argparse.Namespace) -> int:
         return 0
     output.print_table(COLUMNS, map(_build_cells, rows), NOTHING)
     if output.is_terminal():
-        for sentence in rates_fetched.describe_sources(settings, states):
+        for sentence in rates_fetched.describe_sources(settings, states, zone):
             output.print_line(sentence)
     return 0
 

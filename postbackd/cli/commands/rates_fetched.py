@@ -3,18 +3,28 @@
 import argparse
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal
 
 from postbackd.cli import output
 from postbackd.cli.context import RefusedError, load_keyless, writing
-from postbackd.cli.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
+from postbackd.cli.options import (
+    FORMATS,
+    Subparsers,
+    add_command,
+    add_json,
+    add_since,
+    add_until,
+    add_zone,
+    settle_times,
+)
 from postbackd.cli.sanitize import Column, Kind
 from postbackd.config.settings import Settings
 from postbackd.db import rate_book
 from postbackd.db.rate_book import Refusal, SourceState
 from postbackd.exchange import fetch, plausibility, repricing, schedule
 from postbackd.exchange.repricing import DateRange, Recomputed
+from postbackd.zones import write_in_zone
 from rates import decimal_text, read_currency
 from storage import Storage
 
@@ -65,6 +75,7 @@ def add_parsers(family: Subparsers) -> None:
     )
     add_since(recomputing_)
     add_until(recomputing_)
+    add_zone(recomputing_)
     recomputing_.add_argument(
         "--day", type=_read_day, metavar="DAY", help="use this day's rates for all: 2026-03-31"
     )
@@ -107,15 +118,20 @@ def describe_refusal(refusal: Refusal | None) -> str | None:
     return f"{refusal.source}, {refusal.day}: {refusal.reason}; refused {days}"
 
 
-def describe_sources(settings: Settings, states: Sequence[SourceState]) -> Iterator[str]:
+def describe_sources(
+    settings: Settings, states: Sequence[SourceState], zone: tzinfo
+) -> Iterator[str]:
     """Write the result of the last fetch from each source in the config."""
-    yield from describe_troubles(settings, states)
+    yield from describe_troubles(settings, states, zone)
     for state in states:
         if state.source in settings.rate_sources and state.trouble is None:
-            yield f"{state.source}: asked {state.asked_at}, its newest rates are of {state.day}"
+            asked_at = write_in_zone(state.asked_at, zone)
+            yield f"{state.source}: asked {asked_at}, its newest rates are of {state.day}"
 
 
-def describe_troubles(settings: Settings, states: Sequence[SourceState]) -> Iterator[str]:
+def describe_troubles(
+    settings: Settings, states: Sequence[SourceState], zone: tzinfo
+) -> Iterator[str]:
     """Write which sources in the config failed when they were last asked."""
     troubles = {state.source: state for state in states}
     for source in settings.rate_sources:
@@ -126,7 +142,7 @@ def describe_troubles(settings: Settings, states: Sequence[SourceState]) -> Iter
                 " `postback rates update` at once"
             )
         elif state.trouble is not None:
-            asked = f"asked {state.asked_at}"
+            asked = f"asked {write_in_zone(state.asked_at, zone)}"
             yield f"{source}: {state.trouble}, {asked}; the stored rates stay in force"
 
 
@@ -177,6 +193,7 @@ def run_recompute(args: argparse.Namespace) -> int:
     if args.since is None:
         args.parser.error("say since when: --since 2026-03-01")
     settings = load_keyless(args)
+    settle_times(args, settings)
     span = DateRange(args.since, args.until, args.day)
     tally = Tally()
     with writing(settings) as storage:

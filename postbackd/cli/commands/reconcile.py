@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import tzinfo
 from decimal import Decimal
 from typing import Any
 
@@ -26,7 +27,7 @@ from postbackd.bulk.csv_file import open_file
 from postbackd.bulk.odd_rows import describe_aside
 from postbackd.bulk.report_file import ReportFile
 from postbackd.bulk.table_file import Titles
-from postbackd.bulk.titles import COLUMN_NAMES, PAYOUT
+from postbackd.bulk.titles import COLUMN_NAMES, PAYOUT, TIME
 from postbackd.cli import output
 from postbackd.cli.context import load_keyless, reading
 from postbackd.cli.line_options import (
@@ -38,6 +39,7 @@ from postbackd.cli.line_options import (
     build_reader,
     read_columns,
     read_shape,
+    settle_file_times,
 )
 from postbackd.cli.options import Subparsers, add_command, add_json, add_since, add_until
 from postbackd.cli.sanitize import Column, Kind
@@ -128,6 +130,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare a report."""
     settings = load_keyless(args)
+    zone_notes = settle_file_times(args, settings)
     with open_file(args.file) as source, reading(settings) as questions:
         wanted = Titles.NONE if args.no_titles else Titles.NEEDED
         given = read_columns(args)
@@ -136,10 +139,13 @@ def run(args: argparse.Namespace) -> int:
         reader = build_reader(args, settings, table.columns)
         report = ReportFile(table, reader, build_moments(args))
         _print_columns(table)
+        if TIME in table.columns.places:
+            for note in zone_notes:
+                output.print_error(note)
         if doubt := table.find_doubt(questions.find_subids):
             output.print_error(doubt)
         has_more = not {"status", PAYOUT}.isdisjoint(table.columns.places)
-        comparison = Comparison(questions, args.tolerance, has_more_than_ids=has_more)
+        comparison = Comparison(questions, args.tolerance, has_more_than_ids=has_more, zone=args.tz)
         show, close = _choose_output(args)
         for rows in report.read():
             show(comparison.compare(rows))
@@ -148,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
             show(comparison.find_extra(span))
         close()
     _print_file_notes(table, report)
-    _print_bounds(comparison, span, takes_over=settings.repeats == "update")
+    _print_bounds(comparison, span, args.tz, takes_over=settings.repeats == "update")
     _print_totals(comparison, is_alone=args.csv or args.json)
     return int(any(comparison.counts[name] for name in DIFFERENCES))
 
@@ -258,10 +264,12 @@ def _describe_both(reported: Side | None, held: Side | None) -> str:
     )
 
 
-def _print_bounds(comparison: Comparison, span: DateRange | None, *, takes_over: bool) -> None:
+def _print_bounds(
+    comparison: Comparison, span: DateRange | None, zone: tzinfo, *, takes_over: bool
+) -> None:
     counts = comparison.counts
     no_span = "extra conversions were not searched: no row was found here (--network says whose)"
-    output.print_error(span.describe() if span else no_span)
+    output.print_error(span.describe(zone) if span else no_span)
     if counts[UNMAPPED]:
         output.print_error("say what the unmapped words mean: --status-map approved=sale")
     if (counts[AMOUNT] or counts[CURRENCY]) and not takes_over:

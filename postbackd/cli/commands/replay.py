@@ -5,12 +5,22 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from datetime import tzinfo
 from typing import Any
 
 from postbackd.cli import output
 from postbackd.cli.commands.log import describe_amount
 from postbackd.cli.context import INTERRUPTED, RefusedError, load_settings, reading, writing
-from postbackd.cli.options import FORMATS, Subparsers, add_command, add_json, add_since, add_until
+from postbackd.cli.options import (
+    FORMATS,
+    Subparsers,
+    add_command,
+    add_json,
+    add_since,
+    add_until,
+    add_zone,
+    settle_times,
+)
 from postbackd.cli.sanitize import Column, Kind
 from postbackd.config.settings import Settings
 from postbackd.intake import replay
@@ -28,6 +38,7 @@ from postbackd.masking import KeyMask
 from postbackd.reports.listing import RowFilter, of_click
 from postbackd.reports.queries import Questions
 from postbackd.reports.replay_sums import Sums, Touched
+from postbackd.zones import write_in_zone
 from statuses import Verdict
 
 COLUMNS = (
@@ -134,6 +145,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--network", help="postbacks with from=NETWORK")
     add_since(parser)
     add_until(parser)
+    add_zone(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
     if not (args.ids or args.verdict or args.subid or args.network or args.since or args.until):
         args.parser.error("say which: --id, --verdict, --subid, --network, --since or --until")
     settings = load_settings(args)
+    settle_times(args, settings)
     corrections = _read_mending(args, settings)
     tally: Counter[Effect] = Counter()
     missing = Missing(corrections)
@@ -299,7 +312,11 @@ def _choose_output(
             lambda: None
         )
     table = output.TablePrinter(COLUMNS, NOTHING)
-    return lambda batch: table.print([_build_cells(one, terms) for one in batch]), table.close
+
+    def show(batch: list[Replayed]) -> None:
+        table.print([_build_cells(one, terms, args.tz) for one in batch])
+
+    return show, table.close
 
 
 def _print_totals(
@@ -318,6 +335,8 @@ def _print_totals(
         would_be = "would be " if args.dry_run else ""
         counts = ", ".join(f"{tally[effect]} {would_be}{effect}" for effect in Effect)
         output.print_line(f"{tally.total()} postbacks: {counts}.")
+        if not args.totals:
+            output.print_footnote(f"Times in {args.tz}.")
     if is_stopped:
         output.print_error("stopped; the postbacks above are done, the same command does the rest")
 
@@ -352,13 +371,13 @@ def _describe(replayed: Replayed, terms: BookingOptions) -> dict[str, Any]:
     }
 
 
-def _build_cells(replayed: Replayed, terms: BookingOptions) -> list[str]:
+def _build_cells(replayed: Replayed, terms: BookingOptions, zone: tzinfo) -> list[str]:
     incoming = parse_stored(replayed.query, terms).incoming
     conversion_id = _find_real_id(replayed)
     is_new = conversion_id is None and replayed.conversion_id is not None
     return [
         str(replayed.original.id),
-        replayed.original.received_at,
+        write_in_zone(replayed.original.received_at, zone),
         incoming.subid or "",
         incoming.word or "",
         describe_amount(replayed.query, terms),

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +15,12 @@ from postbackd.cli.options import (
     Subparsers,
     add_command,
     add_json,
+    add_since,
+    add_until,
+    add_zone,
     read_limit,
     read_name,
-    read_since,
-    read_until,
-    read_zone,
+    settle_times,
 )
 from postbackd.cli.sanitize import Column, Kind
 from postbackd.reports.queries import Questions
@@ -101,24 +102,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--by-click-time", action="store_true", help="days, hours and times are those of the click"
     )
-    parser.add_argument(
-        "--tz",
-        type=read_zone,
-        default=UTC,
-        metavar="ZONE",
-        help="the time zone of days and hours, such as Europe/Berlin or +03:00; --since and --until"
-        " too (default UTC)",
-    )
-    parser.add_argument(
-        "--since",
-        metavar="TIME",
-        help="from this time on: 2026-01-31, 2026-01-31T12:00, or 90m, 2h, 3d ago",
-    )
-    parser.add_argument(
-        "--until",
-        metavar="TIME",
-        help="before this time, in the same forms; a date without a time includes that whole day",
-    )
+    add_zone(parser, ", and whose days and hours")
+    add_since(parser)
+    add_until(parser)
     parser.add_argument("--campaign", type=read_name, help="only this campaign")
     parser.add_argument("--offer", type=read_name, help="only this offer")
     parser.add_argument("--network", help="only postbacks with from=NETWORK")
@@ -143,10 +129,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Add up and show."""
-    query = read_query(args)
+    dimensions = _choose_dimensions(args)
     if args.plot is not None:
         chart.require()
     settings = load_keyless(args)
+    settle_times(args, settings)
+    query = read_query(args, dimensions)
     with reading(settings) as questions:
         _refuse_unknown_names(questions, query)
         sums = add_up_in_threads(questions.db, settings.db_path, query)
@@ -171,24 +159,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_query(args: argparse.Namespace) -> ReportQuery:
-    """Build the query that the options ask for; times without a zone are in that of `--tz`."""
+def _choose_dimensions(args: argparse.Namespace) -> tuple[str, ...]:
     dimensions = tuple(dict.fromkeys(args.by or ["day"]))
     if len(dimensions) > MOST_DIMENSIONS:
         args.parser.error(f"argument --by: at most {MOST_DIMENSIONS}, not {', '.join(dimensions)}")
-    moments = {}
-    for name, read in (("since", read_since), ("until", read_until)):
-        text = getattr(args, name)
-        try:
-            moments[name] = None if text is None else read(text, args.tz)
-        except argparse.ArgumentTypeError as error:
-            args.parser.error(f"argument --{name}: {error}")
+    return dimensions
+
+
+def read_query(args: argparse.Namespace, dimensions: tuple[str, ...]) -> ReportQuery:
+    """Give what the options ask for."""
     filters = {name: getattr(args, name) for name in ("campaign", "offer", "network")}
     return ReportQuery(
         dimensions,
         args.tz,
-        moments["since"],
-        moments["until"],
+        args.since,
+        args.until,
         {name: value for name, value in filters.items() if value is not None},
         args.by_click_time,
     )

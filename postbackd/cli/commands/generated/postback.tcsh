@@ -18,7 +18,7 @@ complete postback \
         'c/--only=/(missing extra status amount currency twice unmapped unreadable uncompared)/' \
         'c/--plot=/f/' \
         'c/--cost-model=/(cpc cpm cpa revshare none unknown)/' \
-        'c/--/(allow-rebills amount-column bind by by-click-time campaign caught clicks config conversions cost-model csv currency currency-column dates day decimal-comma deep deleted delimiter drop-old dry-run encoding follow force from grep help history id ignore json keep-old keep-old-until last-used lead-status limit log-format macros network no-allow-rebills no-titles offer older-than only park payout payout-column plot reason rebill-status rejected-status rename return sale-status set sheet since skip-lines source status status-column status-map strict subid subid-column tid tid-column time-column tolerance totals tz until verbose verdict workers)/' \
+        'c/--/(allow-rebills amount-column bind by by-click-time campaign caught clicks config conversions cost-model csv currency currency-column dates day decimal-comma deep deleted delimiter drop-old dry-run encoding follow force from grep help history id ignore json keep-old keep-old-until last-used lead-status limit log-format macros network no-allow-rebills no-titles offer older-than only park payout payout-column plot reason rebill-status rejected-status rename return sale-status set sheet since skip-lines source status status-column status-map strict sub-id subid subid-column tid tid-column time-column tolerance totals tz until verbose verdict workers)/' \
         'c/-/(- b h w)/' \
         'n/--config/f/' \
         'n/--log-format/(text json)/' \
