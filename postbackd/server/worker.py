@@ -187,6 +187,9 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _attend(self, connection: Connection) -> None:
         """See to a connection that epoll speaks of."""
+        if connection.calls:
+            # It has a part in this commit: what else it sent waits, and epoll speaks of it again.
+            return
         if connection.is_lingering:
             self._drain(connection)
         elif connection.outbox:
@@ -324,10 +327,24 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
     # Answering
 
     def _collect(self) -> list[Call]:
-        """Take whole requests for one commit, one of each connection in turn."""
+        """Take whole requests for one commit: those that are here, and those that come meanwhile.
+
+        Who was just answered has often sent the next one by now: what joins saves a commit.
+        """
         batch: list[Call] = []
         others: list[Connection] = []
+        self._fill(batch, others)
         size = 0
+        while size < len(batch) < BATCH_LIMIT:
+            size = len(batch)
+            self._take_events(0.0)
+            self._fill(batch, others)
+        self._queue.extend(others)
+        return batch
+
+    def _fill(self, batch: list[Call], others: list[Connection]) -> None:
+        """Add whole requests, one of each connection in turn; `others` are left for the next."""
+        size = sum(call.size for call in batch)
         while self._queue and len(batch) < BATCH_LIMIT:
             connection = self._queue.popleft()
             if size >= TURN_LIMIT_BYTES and connection.unserved_bytes > MUCH_BYTES:
@@ -345,8 +362,6 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             connection.is_queued = False
             if not connection.calls:
                 self._settle(connection)
-        self._queue.extend(others)
-        return batch
 
     def _take_call(self, connection: Connection) -> Call | None:
         try:
