@@ -12,6 +12,7 @@ LONGEST_CHARACTERS = 512
 # What JavaScript, Python and PHP write for nothing, and two words that stand for a value to come.
 _NOTHINGS = frozenset({"undefined", "null", "none", "nan"})
 _BARE_MACROS = _NOTHINGS | {"replace", "optional"}
+_LONGEST_BARE_MACRO = max(map(len, _BARE_MACROS))
 _STARTS = frozenset("{$[#%<!_(:@*")
 
 _NAME = r"[\w .:\-]{1,64}"
@@ -65,7 +66,7 @@ def is_macro(text: str) -> bool:
     """Tell whether a value is, as a whole, one or several placeholders that nothing replaced."""
     if text[:1] in _STARTS:
         return len(text) <= LONGEST_CHARACTERS and _MACROS.fullmatch(text) is not None
-    return text.lower() in _BARE_MACROS
+    return len(text) <= _LONGEST_BARE_MACRO and text.lower() in _BARE_MACROS
 
 
 def is_nothing(text: str) -> bool:

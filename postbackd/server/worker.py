@@ -18,6 +18,8 @@ import socket
 import time
 from collections import deque
 from datetime import timedelta
+from functools import cache
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from gunicorn import util
@@ -431,7 +433,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _write(self, call: Call, answer: Answer) -> None:
         status, headers, body = answer
-        call.write(f"{status.value} {status.phrase}", headers, body, self._date)
+        call.write(_write_status(status), headers, body, self._date)
 
     def _answer_one(self, call: Call) -> None:
         if time.monotonic() >= self._next_notice:
@@ -619,6 +621,11 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         self._poller.close()
         for listener in self.sockets:
             listener.close()
+
+
+@cache
+def _write_status(status: HTTPStatus) -> str:
+    return f"{status.value} {status.phrase}"
 
 
 def allow_files(count: int) -> None:
