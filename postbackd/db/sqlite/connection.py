@@ -433,6 +433,8 @@ class Database:
         self.db = db
         self.path = path
         self._beside = (name_beside(path, "-wal"), name_beside(path, "-shm"))
+        # As text: they are looked at twice with each commit.
+        self._names = tuple(map(os.fspath, (path, *self._beside)))
         # Never removed: a lock file that is unlinked while one waits for it locks nothing.
         self._lock = _open_lock(path)
         try:
@@ -553,7 +555,7 @@ class Database:
         self.db.execute("RELEASE one")
 
     def _identify(self) -> tuple[tuple[int, int], ...]:
-        return tuple(map(_identify, (self.path, *self._beside)))
+        return tuple(map(_identify, self._names))
 
     def _refuse_replaced_file(self) -> None:
         # SQLite itself commits happily into a file that was unlinked: rows nobody will ever see.
@@ -579,7 +581,7 @@ class Database:
                 path.unlink(missing_ok=True)
 
 
-def _identify(path: Path) -> tuple[int, int]:
+def _identify(path: str) -> tuple[int, int]:
     try:
         stat = os.stat(path)
     except FileNotFoundError:

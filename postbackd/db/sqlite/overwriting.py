@@ -195,6 +195,8 @@ class Watch:
         SQLite has them open: the database is in WAL mode and was read.
         """
         self._path = path
+        # As text, since it is looked at twice with each commit.
+        self._name = os.fspath(path)
         self._id = _find_id(path)
         self._lock = lock
         self._index = find_descriptor(index)
@@ -216,7 +218,7 @@ class Watch:
         if index is None:
             # A program that is not ours commits: the next look is ours again.
             return ""
-        state = os.stat(self._path)
+        state = os.stat(self._name)
         if _identify(state) != self._id:
             # Replaced, which is not ours to judge, nor to write down.
             return ""
