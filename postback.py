@@ -563,7 +563,8 @@ def _is_image_request(environ: Environ) -> bool:
     """Tell whether an `<img>` asks: browsers say so, the older ones by the type they want first."""
     if environ.get("HTTP_SEC_FETCH_DEST") == "image":
         return True
-    return bool(environ.get("HTTP_ACCEPT", "").lstrip().lower().startswith("image/"))
+    accepted: str = environ.get("HTTP_ACCEPT", "")
+    return bool(accepted) and accepted.lstrip().lower().startswith("image/")
 
 
 def _find_client(environ: Environ, active: ActiveConfig) -> str | None:
