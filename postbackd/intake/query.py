@@ -41,6 +41,7 @@ LIST_NAMES = (
     *REJECTED_LIST_NAMES,
     *IGNORE_LIST_NAMES,
 )
+_LIST_NAMES = frozenset(LIST_NAMES)
 _SUB_ID_NAMES = frozenset(SUB_ID_NAMES)
 
 # Every parameter that is read.
@@ -772,7 +773,7 @@ _NO_LISTS = WordLists()
 
 
 def _read_lists(fields: Mapping[str, str]) -> WordLists:
-    if fields.keys().isdisjoint(LIST_NAMES):
+    if _LIST_NAMES.isdisjoint(fields):
         return _NO_LISTS
     return WordLists(
         sale=_read_words(fields, ("sale_status",)),
