@@ -22,7 +22,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from pathlib import Path
 from time import monotonic
@@ -41,6 +41,7 @@ from postbackd.intake.answers import (
     Headers,
     text_answer,
     unavailable_answer,
+    write_text,
 )
 from postbackd.intake.body import BODY_LIMIT_BYTES, CutShortError, Environ, read_body
 from postbackd.intake.booking import Arrival, Outcome
@@ -330,13 +331,26 @@ def _read_postback(environ: Environ, batch: Batch, active: ActiveConfig) -> Data
     returned = arrival.postback.answer
 
     def answer(outcome: Outcome) -> Answer:
-        body = outcome.reason.summary if outcome.verdict in _UNUSABLE else _RETURNED_BODY
+        told = _tell_verdict(
+            outcome.verdict,
+            outcome.reason.summary,
+            arrival.postback.notices,
+            len(outcome.warnings),
+        )
         # A promise whatever came of it: some senders repeat until they read what they asked for.
-        body = body if returned is None else returned
-        headers = _verdict_headers(outcome, arrival.postback.notices)
-        return text_answer(HTTPStatus.OK, body, CORS, *headers)
+        return told if returned is None else told._replace(body=write_text(returned))
 
     return _pend(environ, active, arrival, answer)
+
+
+# The same few answers over and over: nothing in them was sent.
+@lru_cache(maxsize=256)
+def _tell_verdict(
+    verdict: Verdict, summary: str, notices: tuple[str, ...], warnings: int
+) -> Answer:
+    body = summary if verdict in _UNUSABLE else _RETURNED_BODY
+    headers = _verdict_headers(verdict, summary, notices, warnings)
+    return text_answer(HTTPStatus.OK, body, CORS, *headers)
 
 
 # Source: Keitaro docs, "Postback": what a network gets when nothing else was asked for.
@@ -363,7 +377,8 @@ def _as_pixel(environ: Environ, active: ActiveConfig, arrival: Arrival) -> Datab
 
 
 def _answer_pixel(notices: Sequence[str], outcome: Outcome) -> Answer:
-    headers = [("Content-Type", "image/gif"), CORS, NO_STORE, *_verdict_headers(outcome, notices)]
+    told = _verdict_headers(outcome.verdict, outcome.reason.summary, notices, len(outcome.warnings))
+    headers = [("Content-Type", "image/gif"), CORS, NO_STORE, *told]
     return Answer(HTTPStatus.OK, headers, PIXEL)
 
 
@@ -504,16 +519,17 @@ def read_arrival(environ: Environ, received_at: str, active: ActiveConfig) -> Ar
         postback = postback._replace(warnings=postback.warnings + nested)
     if cookies and not names_click(fields):
         query = store_query(query, cookie_subid=postback.incoming.subid)
-    return Arrival(
-        received_at=received_at,
-        source="http",
-        method=environ["REQUEST_METHOD"],
-        remote_addr=_find_client(environ, active),
-        query=query,
-        postback=postback,
-        body=sent.body,
-        body_type=sent.body_type,
+    arrival = Arrival(
+        received_at,
+        "http",
+        environ["REQUEST_METHOD"],
+        _find_client(environ, active),
+        query,
+        postback,
     )
+    if sent.body is None:
+        return arrival
+    return arrival._replace(body=sent.body, body_type=sent.body_type)
 
 
 class Sent(NamedTuple):
@@ -558,7 +574,8 @@ def _is_image_request(environ: Environ) -> bool:
     """Tell whether an `<img>` asks: browsers say so, the older ones by the type they want first."""
     if environ.get("HTTP_SEC_FETCH_DEST") == "image":
         return True
-    return bool(environ.get("HTTP_ACCEPT", "").lstrip().lower().startswith("image/"))
+    accepted: str = environ.get("HTTP_ACCEPT", "")
+    return bool(accepted) and accepted.lstrip().lower().startswith("image/")
 
 
 def _find_client(environ: Environ, active: ActiveConfig) -> str | None:
@@ -569,14 +586,16 @@ def _find_client(environ: Environ, active: ActiveConfig) -> str | None:
     return peer or None
 
 
-def _verdict_headers(outcome: Outcome, notices: Sequence[str]) -> Headers:
+def _verdict_headers(
+    verdict: Verdict, summary: str, notices: Sequence[str], warnings: int
+) -> Headers:
     reasons: list[str] = []
-    if outcome.verdict is not Verdict.RECORDED:
-        reasons.append(outcome.reason.summary)
+    if verdict is not Verdict.RECORDED:
+        reasons.append(summary)
     reasons += notices
-    if outcome.warnings:
-        reasons.append(f"warnings: {len(outcome.warnings)}, see the log")
-    return [EXPOSED, ("X-Postback-Result", outcome.verdict.value), *_reason_headers(reasons)]
+    if warnings:
+        reasons.append(f"warnings: {warnings}, see the log")
+    return [EXPOSED, ("X-Postback-Result", verdict.value), *_reason_headers(reasons)]
 
 
 def _reason_headers(reasons: Sequence[str]) -> Headers:

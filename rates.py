@@ -64,6 +64,10 @@ class Priced(NamedTuple):
     rate: Rate | None
 
 
+# A network pays in one currency, and whoever sends nonsense is to fill no memory.
+REMEMBERED_CODES = 256
+
+
 class UnreadableRateError(ValueError):
     """A rate that is no positive decimal number in range; the message quotes it."""
 
@@ -90,6 +94,7 @@ def read_amount(text: str, *, decimal_comma: bool = False) -> Decimal | None:
     return round_to_micro(amount)
 
 
+@lru_cache(REMEMBERED_CODES)
 def read_currency(text: str) -> str | None:
     """Read a currency code, upper case, RUR as RUB; None if it is no code.
 

@@ -666,15 +666,10 @@ def _find_rebill_obstacle(case: _Case) -> Reason | None:
 
 def _record(case: _Case, status: Status, why: str, rule: Rule) -> Decision:
     incoming = case.incoming
-    change = Change(
-        None,
-        status,
-        incoming.tid,
-        takes_amount=True,
-        takes_cost=case.takes_cost,
-        sub_ids=incoming.sub_ids,
-    )
-    return Decision(Verdict.RECORDED, _recorded_reason(why, status), rule, change=change)
+    takes_amount, takes_cost = True, case.takes_cost
+    # By position, as nearly every postback comes here, and names take twice as long.
+    change = Change(None, status, incoming.tid, takes_amount, takes_cost, incoming.sub_ids)
+    return Decision(Verdict.RECORDED, _recorded_reason(why, status), rule, None, change)
 
 
 def _move(case: _Case, this: Conversion, status: Status, rule: Rule) -> Decision:

@@ -131,7 +131,8 @@ class Shelf(ABC):
         known = self._clicks[subid]
         if known is not None and known.id in self._stale:
             known = self._read_again(subid, known)
-        if known is None or not self._of_click.get(known.id):
+        if known is None or known.id not in self._of_click:
+            # As nearly every click.
             return known
         rows = map(self._conversions.__getitem__, self._of_click[known.id])
         conversions = tuple(map(read_conversion, map(_SEEN, rows)))
@@ -212,7 +213,8 @@ class Shelf(ABC):
     def change_conversion(self, conversion_id: int, values: Mapping[str, Any]) -> None:
         """Change columns of a conversion, but for its sub ids."""
         assert self._is_open
-        self.take_conversions((conversion_id,))
+        if conversion_id not in self._conversions:
+            self.take_conversions((conversion_id,))
         was = self._conversions[conversion_id]
         if conversion_id not in self.to_write.new_conversions:
             self.to_write.changed_conversions.setdefault(conversion_id, was)
@@ -223,7 +225,8 @@ class Shelf(ABC):
     ) -> None:
         """Write down what the conversion is from now on."""
         assert self._is_open
-        self.take_conversions((conversion_id,))
+        if conversion_id not in self._conversions:
+            self.take_conversions((conversion_id,))
         seq = self._seqs[conversion_id] = self._seqs[conversion_id] + 1
         what = _OF_HISTORY(self._conversions[conversion_id])
         self.to_write.history.append((conversion_id, seq, at, change, postback_id, *what))
@@ -297,14 +300,17 @@ class Shelf(ABC):
                 self._clicks.pop(subid, None)
 
     def _next_id(self, table: str) -> int:
-        next_id = self._last_ids[table] = self._find_last_id(table) + 1
+        last_ids = self._last_ids or self._take_last_ids()
+        next_id = last_ids[table] = last_ids[table] + 1
         return next_id
 
     def _find_last_id(self, table: str) -> int:
+        return (self._last_ids or self._take_last_ids())[table]
+
+    def _take_last_ids(self) -> dict[str, int]:
         assert self._is_open
-        if not self._last_ids:
-            self._last_ids = self._read_last_ids()
-        return self._last_ids[table]
+        self._last_ids = self._read_last_ids()
+        return self._last_ids
 
     # What an engine does
 

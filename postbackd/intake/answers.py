@@ -31,7 +31,12 @@ def text_answer(status: HTTPStatus, body: str, *headers: tuple[str, str]) -> Ans
     plain = ("Content-Type", "text/plain; charset=utf-8")
     # nosniff: `return=<script>` stays text.
     no_sniff = ("X-Content-Type-Options", "nosniff")
-    return Answer(status, [plain, no_sniff, NO_STORE, *headers], show_text(body).encode())
+    return Answer(status, [plain, no_sniff, NO_STORE, *headers], write_text(body))
+
+
+def write_text(body: str) -> bytes:
+    """Write plain text as a body."""
+    return show_text(body).encode()
 
 
 def unavailable_answer() -> Answer:

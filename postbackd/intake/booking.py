@@ -306,7 +306,8 @@ def _apply(
     external_id = arrival.postback.external_id
     if external_id is not None:
         db.set_external_id(known.id, external_id, only_missing=change.fills)
-    return Effect(conversion_id, _list_warnings(amount, cost))
+    has_warnings = amount.warning is not None or cost.warning is not None
+    return Effect(conversion_id, _list_warnings(amount, cost) if has_warnings else ())
 
 
 def _new_conversion(

@@ -13,6 +13,7 @@ LONGEST_CHARACTERS = 512
 # The words of JavaScript, Python and PHP for a missing value, then two placeholders without signs.
 _NOTHINGS = frozenset({"undefined", "null", "none", "nan"})
 _BARE_MACROS = _NOTHINGS | {"replace", "optional"}
+_LONGEST_BARE_MACRO = max(map(len, _BARE_MACROS))
 _QUOTES = "\"'"
 _STARTS = frozenset("{$[#%<!_(:@*" + _QUOTES)
 
@@ -80,7 +81,7 @@ def is_macro(text: str) -> bool:
     """Return whether a value is, as a whole, one or several unreplaced macros."""
     if text[:1] in _STARTS:
         return len(text) <= LONGEST_CHARACTERS and _is_marked_macro(text)
-    return text.lower() in _BARE_MACROS
+    return len(text) <= _LONGEST_BARE_MACRO and text.lower() in _BARE_MACROS
 
 
 def _is_marked_macro(text: str) -> bool:

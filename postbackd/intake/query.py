@@ -41,6 +41,7 @@ LIST_NAMES = (
     *REJECTED_LIST_NAMES,
     *IGNORE_LIST_NAMES,
 )
+_LIST_NAMES = frozenset(LIST_NAMES)
 _SUB_ID_NAMES = frozenset(SUB_ID_NAMES)
 
 # Every parameter that is read.
@@ -108,7 +109,9 @@ def read_fields(raw: str, fallback_encoding: str = "") -> dict[str, str]:
     is_plain = _is_plain(raw)
     for pair in read_pairs(raw):
         name, _, value = pair.partition("=")
-        php_name = name if is_plain and name.isidentifier() else _read_name(name, fallback_encoding)
+        php_name = name
+        if not (is_plain and (name in _KNOWN_NAMES or name.isidentifier())):
+            php_name = _read_name(name, fallback_encoding)
         if php_name:
             text = value if is_plain else _decode_value(value, fallback_encoding)
             if php_name not in fields or text.strip(PHP_WHITE_SPACE):
@@ -213,15 +216,16 @@ def read_postback(
     currency = _read_currency(fields, warnings)
     if payout.mark or cost.mark:
         currency, cost = _settle_marks(payout, cost, currency, tracker_currency, warnings)
+    # By position, here and below, since names would take twice as long.
     incoming = Incoming(
-        subid=_read_subid(fields, cookies, warnings),
-        word=word,
-        word_is_macro=word_is_macro,
-        tid=_read_usable(fields, "tid", warnings) or "",
-        amount=payout.amount,
-        cost=cost.amount,
-        currency=tracker_currency if currency == "" else currency,
-        lists=_read_lists(fields),
+        _read_subid(fields, cookies, warnings),
+        word,
+        word_is_macro,
+        _read_usable(fields, "tid", warnings) or "",
+        payout.amount,
+        cost.amount,
+        tracker_currency if currency == "" else currency,
+        _read_lists(fields),
         sub_ids=read_sub_ids(fields, warnings),
     )
     for name, text in (("subid", incoming.subid), ("tid", incoming.tid)):
@@ -238,15 +242,13 @@ def read_postback(
     if word is None and not word_is_macro and (incoming.lists is not _NO_LISTS):
         notices += _notice_unasked_lists(fields, warnings)
     return Postback(
-        incoming=incoming,
-        sub_ids=incoming.sub_ids,
-        network=network,
-        external_id=_read_usable(fields, "external_id", warnings)
-        if "external_id" in fields
-        else None,
-        answer=_read_value(fields, "return"),
-        warnings=tuple(warnings),
-        notices=notices,
+        incoming,
+        incoming.sub_ids,
+        network,
+        _read_usable(fields, "external_id", warnings),
+        _read_value(fields, "return"),
+        tuple(warnings),
+        notices,
     )
 
 
@@ -596,6 +598,8 @@ def _read_value(fields: Mapping[str, str], name: str) -> str | None:
 
 
 def _read_usable(fields: Mapping[str, str], name: str, warnings: list[str]) -> str | None:
+    if name not in fields:
+        return None
     value = _read_value(fields, name)
     if value is not None and is_macro(value):
         warnings.append(_macro_warning(name, value))
@@ -644,7 +648,7 @@ def _read_amount(
     fields: Mapping[str, str], names: Sequence[str], warnings: list[str], *, decimal_comma: bool
 ) -> WireAmount:
     for name in names:
-        text = _read_usable(fields, name, warnings) if name in fields else None
+        text = _read_usable(fields, name, warnings)
         if text is None:
             continue
         amount = read_wire_amount(text, decimal_comma=decimal_comma)
@@ -769,7 +773,7 @@ _NO_LISTS = WordLists()
 
 
 def _read_lists(fields: Mapping[str, str]) -> WordLists:
-    if fields.keys().isdisjoint(LIST_NAMES):
+    if _LIST_NAMES.isdisjoint(fields):
         return _NO_LISTS
     return WordLists(
         sale=_read_words(fields, ("sale_status",)),

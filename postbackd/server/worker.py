@@ -18,6 +18,8 @@ import socket
 import time
 from collections import deque
 from datetime import timedelta
+from functools import cache
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from gunicorn import util
@@ -189,6 +191,9 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _attend(self, connection: Connection) -> None:
         """Handle an event on a connection."""
+        if connection.calls:
+            # It has a request in this commit: the rest of its input waits for the next event.
+            return
         if connection.is_lingering:
             self._drain(connection)
         elif connection.outbox:
@@ -327,10 +332,25 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
     # Answering.
 
     def _collect(self) -> list[Call]:
-        """Take complete requests for one commit, one of each connection in turn."""
+        """Take complete requests for one commit, with those that arrive meanwhile.
+
+        A client that was just answered has often sent its next request: taken too, it saves a
+        commit.
+        """
         batch: list[Call] = []
         others: list[Connection] = []
+        self._fill(batch, others)
         size = 0
+        while size < len(batch) < BATCH_LIMIT:
+            size = len(batch)
+            self._take_events(0.0)
+            self._fill(batch, others)
+        self._queue.extend(others)
+        return batch
+
+    def _fill(self, batch: list[Call], others: list[Connection]) -> None:
+        """Add complete requests, one of each connection in turn; `others` wait."""
+        size = sum(call.size for call in batch)
         while self._queue and len(batch) < BATCH_LIMIT:
             connection = self._queue.popleft()
             if size >= TURN_LIMIT_BYTES and connection.unserved_bytes > MUCH_BYTES:
@@ -348,8 +368,6 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
             connection.is_queued = False
             if not connection.calls:
                 self._settle(connection)
-        self._queue.extend(others)
-        return batch
 
     def _take_call(self, connection: Connection) -> Call | None:
         try:
@@ -419,7 +437,7 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _write(self, call: Call, answer: Answer) -> None:
         status, headers, body = answer
-        call.write(f"{status.value} {status.phrase}", headers, body, self._date)
+        call.write(_write_status(status), headers, body, self._date)
 
     def _answer_one(self, call: Call) -> None:
         if time.monotonic() >= self._next_notice:
@@ -607,6 +625,11 @@ class GroupCommitWorker(Worker):  # type: ignore[misc]  # gunicorn is untyped
         self._poller.close()
         for listener in self.sockets:
             listener.close()
+
+
+@cache
+def _write_status(status: HTTPStatus) -> str:
+    return f"{status.value} {status.phrase}"
 
 
 def allow_files(count: int) -> None:

@@ -338,7 +338,7 @@ def test_what_was_caught_is_booked_as_if_it_had_got_through(nginx: Nginx, tracke
         "c3": "9",
     }
     assert "? between the address and its parameters is missing" in ran.objects[5]["reason"]
-    assert "under no key" in ran.objects[6]["reason"]
+    assert "its key is none that the config has" in ran.objects[6]["reason"]
     listed = call_process(tracker, "conversions", "--json").objects
     assert {(c["subid"], c["status"]) for c in listed} == {
         *(("c1", "sale"), ("c2", "sale"), ("c3", "sale"), ("c4", "lead"))

@@ -30,7 +30,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "… of it the query": (postback, "read_postback"),
     "judge": (booking, "judge"),
     "read the clicks of the batch": (shelf.Shelf, "take"),
-    "judge and book, in memory": (booking, "keep"),
+    "judge and book, in memory": (booking, "record"),
     "write the rows": (storage.Storage, "_write"),
     "answer": (postback, "_finish"),
 }

@@ -436,6 +436,8 @@ class Database:
         self.db = db
         self.path = path
         self._beside = (name_beside(path, "-wal"), name_beside(path, "-shm"))
+        # As text: they are looked at twice with each commit.
+        self._names = tuple(map(os.fspath, (path, *self._beside)))
         # Never removed: waiting on a lock file that was unlinked locks nothing.
         self._lock = _open_lock(path)
         try:
@@ -559,7 +561,7 @@ class Database:
         self.db.execute("RELEASE one")
 
     def _identify(self) -> tuple[tuple[int, int], ...]:
-        return tuple(map(_identify, (self.path, *self._beside)))
+        return tuple(map(_identify, self._names))
 
     def _refuse_replaced_file(self) -> None:
         # SQLite commits without an error into a file that was unlinked: those rows would be lost.
@@ -585,7 +587,7 @@ class Database:
                 path.unlink(missing_ok=True)
 
 
-def _identify(path: Path) -> tuple[int, int]:
+def _identify(path: str) -> tuple[int, int]:
     try:
         stat = os.stat(path)
     except FileNotFoundError:

@@ -195,6 +195,8 @@ class Watch:
         SQLite has them open: the database is in WAL mode and was read.
         """
         self._path = path
+        # As text, since it is looked at twice with each commit.
+        self._name = os.fspath(path)
         self._id = _find_id(path)
         self._lock = lock
         self._index = find_descriptor(index)
@@ -216,7 +218,7 @@ class Watch:
         if index is None:
             # Another program is committing: the next check will see the result.
             return ""
-        state = os.stat(self._path)
+        state = os.stat(self._name)
         if _identify(state) != self._id:
             # The file was replaced: not to be judged here, nor written down.
             return ""
