@@ -24,7 +24,7 @@ from test_worker import (
     wait_until,
 )
 
-from postbackd.server.worker import QUIET_SECONDS, TICK_SECONDS
+from postbackd.server.worker import QUIET_SECONDS, TICK_SECONDS, allow_files
 
 KEY = "s3cret-key-of-the-tests"
 CONFIG = f"""\
@@ -496,6 +496,8 @@ def dribble(lines: list[Line], is_over: threading.Event) -> None:
 
 
 def test_a_thousand_idle_connections_cost_little(tmp_path: Path) -> None:
+    # An ordinary user begins with 1,024, this test's own connections among them.
+    allow_files(2000)
     with serving(tmp_path, "callables:echo") as server:
         server.get()
         (worker,) = server.worker_pids()
