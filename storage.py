@@ -556,10 +556,6 @@ _OR_CHANGE_CLICK = """
         source = coalesce(excluded.source, source),
         click_cost_micros = coalesce(excluded.click_cost_micros, click_cost_micros),
         click_cost_currency = coalesce(excluded.click_cost_currency, click_cost_currency),
-        external_id = coalesce(excluded.external_id, external_id),
-        source = coalesce(excluded.source, source),
-        click_cost_micros = coalesce(excluded.click_cost_micros, click_cost_micros),
-        click_cost_currency = coalesce(excluded.click_cost_currency, click_cost_currency),
         sub_ids = json_patch(sub_ids, excluded.sub_ids)
 """
 

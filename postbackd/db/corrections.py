@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from postbackd.db.rows import PostbackRow
+from postbackd.db.rows import HISTORY_COLUMNS, PostbackRow
 
 
 class HeldConversion(NamedTuple):
@@ -77,10 +77,7 @@ _LIST_HELD = f"""
     WHERE clicks.subid = ? ORDER BY conversions.id
 """
 
-_SEEN = (
-    "status, original_status, tid, amount_micros, currency, payout_micros, rate, rate_day,"
-    " rate_source, cost_micros, cost_rate, cost_rate_day, cost_rate_source"
-)
+_SEEN = ", ".join(HISTORY_COLUMNS)
 _ADD_HISTORY = f"""
     INSERT INTO conversion_history (conversion_id, seq, at, change, postback_id, reason, {_SEEN})
     SELECT id,
